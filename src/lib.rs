@@ -15,5 +15,6 @@ pub mod proto {
 
 pub mod cli;
 pub mod config;
+pub mod metrics;
 pub mod storage;
 pub mod wire;
