@@ -13,6 +13,7 @@ pub mod proto {
     }
 }
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod metrics;
