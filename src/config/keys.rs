@@ -1,7 +1,7 @@
 //! Every key of zoo.cfg, declared once: name, default, meaning and what becomes of it here.
 //!
 //! The parsers below judge one value at a time; what depends on several keys is decided in
-//! [`super::settle`]. Defaults and meanings are those of ZooKeeper (§12.2) where nothing else is
+//! `settle`. Defaults and meanings are those of ZooKeeper (§12.2) where nothing else is
 //! said. To support a key that is refused today, change its treatment here.
 
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub enum Treatment {
         set: Set,
         show: fn(&Config) -> String,
     },
-    /// Tells who the members are. [`super::settle`] puts such lines together.
+    /// Tells who the members are. `settle` puts such lines together.
     Members,
     /// Has a meaning only between servers. A single server accepts it without a word, because
     /// sample files and images set such keys always.

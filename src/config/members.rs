@@ -1,6 +1,6 @@
 //! Lines of the form `server.N=…` (§12.3).
 //!
-//! Syntax only: whether a server may have these members is decided by [`super::settle`].
+//! Syntax only: whether a server may have these members is decided by `settle`.
 
 use super::keys::{Expected, Range, whole};
 
