@@ -2,7 +2,7 @@
 //!
 //! Syntax only: whether a server may have these members is decided by `settle`.
 
-use super::keys::{Expected, Range, whole};
+use super::values::{Expected, Range, whole};
 
 /// One member, as far as a single server needs to know it.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -12,6 +12,7 @@ pub mod keys;
 mod members;
 pub mod properties;
 mod settle;
+mod values;
 
 use std::fmt;
 use std::io;
