@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod limits;
 mod logging;
+mod progress;
 mod supervise;
 
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, Invalid, Loaded};
+
+pub use progress::log_progress;
 
 use args::{Arguments, Command, Flags, Target};
 use supervise::{Announcement, Signals};

@@ -137,7 +137,9 @@ pub fn stop_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        let mut text = format!("zkraft stopped: this is a bug, please report it: {name}: {info}\n");
+        // What panicked and where, which the standard library puts on two lines.
+        let what = info.to_string().replace('\n', " ");
+        let mut text = format!("zkraft stopped: this is a bug, please report it: {name}: {what}\n");
         // Only for who set RUST_BACKTRACE.
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
