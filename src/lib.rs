@@ -13,4 +13,5 @@ pub mod proto {
     }
 }
 
+pub mod machine;
 pub mod wire;
