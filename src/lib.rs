@@ -14,4 +14,5 @@ pub mod proto {
 }
 
 pub mod machine;
+pub mod watch;
 pub mod wire;
