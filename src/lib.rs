@@ -15,4 +15,6 @@ pub mod proto {
 
 pub mod config;
 pub mod storage;
+pub mod machine;
+pub mod watch;
 pub mod wire;
