@@ -88,6 +88,8 @@ pub struct Replay {
     pub mark: Option<SnapshotMark>,
     /// The entries after the snapshot, without holes.
     pub entries: Vec<LogEntry>,
+    /// Number of the last group found; 0 in a new log.
+    pub last_group: u64,
     /// What an operator should read.
     pub warnings: Vec<String>,
 }
@@ -228,6 +230,7 @@ impl Wal {
             hard_state,
             mark: newest,
             entries,
+            last_group: next_group - 1,
             warnings,
         };
         Ok((wal, replay))
