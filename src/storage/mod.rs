@@ -21,6 +21,7 @@ mod directory;
 mod disk;
 mod fault;
 mod recovery;
+mod replay;
 mod segment;
 mod snapshot;
 mod thread;
