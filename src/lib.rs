@@ -13,7 +13,10 @@ pub mod proto {
     }
 }
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod metrics;
 pub mod storage;
 pub mod machine;
 pub mod watch;

@@ -18,7 +18,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-pub use settle::{Draft, Given, Invalid, Loaded, Origin, Problem, Setting, Verdict};
+pub use settle::{Draft, Given, Invalid, Loaded, Origin, Problem, Setting, Verdict, shown};
 
 /// How a server runs. All values are valid, alone and together.
 #[derive(Clone, Debug, Eq, PartialEq)]
