@@ -161,13 +161,8 @@ fn statistics(view: &dyn View) -> String {
         view.outstanding(),
         view.zxid(),
         view.mode().name(),
-        znode_count(view),
+        view.znode_count(),
     )
-}
-
-/// ZooKeeper counts the root twice, because it has two names for it.
-fn znode_count(view: &dyn View) -> u64 {
-    view.znode_count() + 1
 }
 
 fn clients(view: &dyn View) -> String {
@@ -372,7 +367,7 @@ pub fn metric_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
         ("num_alive_connections", gauge(view.connection_count())),
         ("outstanding_requests", gauge(view.outstanding())),
         ("uptime", gauge(view.uptime_ms())),
-        ("znode_count", gauge(znode_count(view))),
+        ("znode_count", gauge(view.znode_count())),
         ("watch_count", gauge(view.watches().watches)),
         ("ephemerals_count", gauge(view.ephemeral_count())),
         ("approximate_data_size", gauge(view.data_bytes())),

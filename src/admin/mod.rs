@@ -43,7 +43,8 @@ pub trait View {
     /// Bytes of the data directory, and of the log directory.
     fn directory_bytes(&self) -> (u64, u64);
 
-    /// Znodes, the root counted once.
+    /// Znodes as ZooKeeper counts them: the root twice, because it has two names for it, so five on
+    /// an empty server.
     fn znode_count(&self) -> u64;
     fn ephemeral_count(&self) -> u64;
     /// Bytes of all paths and data.

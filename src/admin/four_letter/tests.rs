@@ -81,7 +81,7 @@ impl View for Server {
     }
 
     fn znode_count(&self) -> u64 {
-        4
+        5
     }
 
     fn ephemeral_count(&self) -> u64 {
