@@ -251,6 +251,25 @@ impl Machine {
         parts.iter().fold(self.digest(), replace)
     }
 
+    /// Checks the invariants of the whole state, for tests: it looks at every znode.
+    ///
+    /// # Panics
+    /// If one is broken.
+    pub fn audit(&self) {
+        self.tree.audit();
+        assert_eq!(
+            self.digest(),
+            self.recompute_digest(),
+            "the digest is kept right"
+        );
+        for owner in self.tree.owners() {
+            assert!(
+                self.sessions.get(owner).is_some(),
+                "{owner} owns ephemerals but is gone"
+            );
+        }
+    }
+
     /// The Stat of a znode for `setWatches`, which checks no permission (§6.6).
     pub fn peek(&self, path: &str) -> Option<Stat> {
         Some(self.tree.get(self.tree.lookup(path)?).stat())
