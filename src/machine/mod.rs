@@ -222,7 +222,11 @@ impl Machine {
 
     /// A digest of everything replicated: equal on all servers at the same index.
     pub fn digest(&self) -> u64 {
+        let (znodes, acls) = self.tree.slabs();
         let clock = Term::new(Part::Clock)
+            .word(znodes.shape())
+            .word(acls.shape())
+            .word(self.sessions.slab().shape())
             .word(self.applied.term)
             .word(self.applied.index)
             .signed(self.zxid.0)

@@ -680,7 +680,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_image_is_refused_without_a_panic(
+    fn a_damaged_image_is_refused_unless_it_says_the_same(
         entries in prop::collection::vec(arbitrary_entry(), 1..8),
         chunk in any::<prop::sample::Index>(),
         at in any::<prop::sample::Index>(),
@@ -691,12 +691,16 @@ proptest! {
             let at = LogId { term: 1, index: index as u64 + 1 };
             machine.apply(at, entry, &mut Journal::default());
         }
-        let mut chunks: Vec<Bytes> = machine.image().chunks().collect();
+        let whole: Vec<Bytes> = machine.image().chunks().collect();
+        let mut chunks = whole.clone();
         let chunk = chunk.index(chunks.len());
         let mut damaged = chunks[chunk].to_vec();
         let at = at.index(damaged.len());
         damaged[at] ^= 1 << bit;
         chunks[chunk] = damaged.into();
-        prop_assert!(Machine::restore(chunks.into_iter().map(Ok::<_, ()>)).is_err());
+        // A boolean, for one, has many bytes that are true.
+        if let Ok(restored) = Machine::restore(chunks.into_iter().map(Ok::<_, ()>)) {
+            prop_assert_eq!(restored.image().chunks().collect::<Vec<_>>(), whole);
+        }
     }
 }
