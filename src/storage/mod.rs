@@ -1,0 +1,374 @@
+//! Durability: the log, the snapshots, and what is remembered about them.
+//!
+//! [`Storage::open`] recovers a server from its directories, [`Storage::start`] begins the log
+//! thread, and a [`LogHandle`] gives it work:
+//!
+//! ```text
+//! directory   locks, ballast, what a start must refuse; the catalog beside the log
+//! recovery    newest snapshot, then the log after it: all that a restart knows
+//! thread      group commit, snapshots in the background, old files removed
+//! wal         segments in a row      segment   one file of the log
+//! snapshot    snapshot files         catalog   a second witness, in sled
+//! disk        the file system as a trait: all of the above but catalog and locks run over it
+//! fault       why this server cannot go on, and what to do
+//! ```
+//!
+//! Below `dataDir` are `lock`, `catalog/` and `snapshot/`; below `dataLogDir` (the same directory
+//! unless configured) `log/` and `ballast`.
+
+mod catalog;
+mod directory;
+mod disk;
+mod fault;
+mod recovery;
+mod replay;
+mod segment;
+mod snapshot;
+mod thread;
+mod wal;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::engine::{Append, SnapshotMeta};
+
+use self::directory::Directory;
+pub use self::disk::{Disk, File, RealDisk};
+pub use self::fault::Fault;
+pub use self::recovery::{Known, Recovery, recover};
+pub use self::snapshot::{
+    SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots, write_snapshot,
+};
+pub use self::thread::{LogHandle, LogStats};
+pub use self::wal::{Replay, Wal, WalOptions, WalStart};
+use crate::proto::log::{HardState, LogEntry, Membership};
+
+/// Whose data it is. Made once, with the directory.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Identity {
+    /// Random number of the cluster.
+    pub cluster: u64,
+    /// The server's id, as configured.
+    pub server: u32,
+    /// Random number of this copy of the data: a wiped disk comes back as another one.
+    pub disk: u64,
+}
+
+impl Identity {
+    /// Checks that what `path` says about itself is of this identity.
+    fn check(&self, path: &Path, cluster: u64, own: Option<(u32, u64)>) -> Result<(), Fault> {
+        let path = path.to_owned();
+        if let Some((found, _)) = own
+            && found != self.server
+        {
+            let configured = self.server;
+            return Err(Fault::OtherServer {
+                path,
+                found,
+                configured,
+            });
+        }
+        let disk = own.map_or(self.disk, |(_, disk)| disk);
+        let (what, found, expected) = if cluster != self.cluster {
+            ("cluster", cluster, self.cluster)
+        } else if disk != self.disk {
+            ("disk", disk, self.disk)
+        } else {
+            return Ok(());
+        };
+        Err(Fault::Mixed {
+            path,
+            what,
+            found,
+            expected,
+        })
+    }
+}
+
+/// Is told how far a long load is: bytes done, bytes in all. Called from the loading thread.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(u64, u64) + Send + Sync>);
+
+impl Progress {
+    /// Reports to `report`.
+    pub fn new(report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
+    }
+
+    fn report(&self, done: u64, total: u64) {
+        (self.0)(done, total);
+    }
+}
+
+/// Where and how to store.
+#[derive(Clone)]
+pub struct StorageConfig {
+    /// Snapshots and catalog: `dataDir`.
+    pub data_dir: PathBuf,
+    /// The log: `dataLogDir`, or the same as `data_dir`.
+    pub log_dir: PathBuf,
+    /// The server's id: `myid`.
+    pub server: u32,
+    /// `forceSync`: without it, a power loss may take acknowledged writes.
+    pub sync: bool,
+    pub segment_bytes: u64,
+    /// `autopurge.snapRetainCount`; at least 3 are kept.
+    pub keep_snapshots: usize,
+    /// Whether old snapshots and segments are removed at all.
+    pub purge: bool,
+    /// A sync slower than this is logged.
+    pub fsync_warn_ms: u64,
+    pub progress: Option<Progress>,
+}
+
+impl StorageConfig {
+    /// The defaults, with everything in one directory.
+    pub fn new(data_dir: impl Into<PathBuf>, server: u32) -> Self {
+        let data_dir = data_dir.into();
+        Self {
+            log_dir: data_dir.clone(),
+            data_dir,
+            server,
+            sync: true,
+            segment_bytes: WalOptions::default().segment_bytes,
+            keep_snapshots: SNAPSHOTS_MIN,
+            purge: true,
+            fsync_warn_ms: 1000,
+            progress: None,
+        }
+    }
+
+    fn log_files(&self) -> PathBuf {
+        self.log_dir.join("log")
+    }
+
+    fn snapshot_files(&self) -> PathBuf {
+        self.data_dir.join("snapshot")
+    }
+
+    fn keep(&self) -> usize {
+        self.keep_snapshots.max(SNAPSHOTS_MIN)
+    }
+}
+
+/// What a start finds.
+#[derive(Debug)]
+pub struct Recovered<M> {
+    pub identity: Identity,
+    /// Number of this start, from 1; never used twice by one disk.
+    pub incarnation: u64,
+    /// Consistent with snapshot and entries; all zero at the first start.
+    pub hard_state: HardState,
+    /// As of the snapshot, or of the last mark without one; `None` if nothing was ever marked.
+    pub membership: Option<Membership>,
+    /// What `machine` was loaded from.
+    pub snapshot: Option<SnapshotMeta>,
+    /// What the loader made.
+    pub machine: M,
+    /// The entries after the snapshot, without holes.
+    pub entries: Vec<LogEntry>,
+    /// Whether the last run ended by [`LogHandle::stop`], as far as is known.
+    pub clean_shutdown: bool,
+    /// What an operator should read; already logged.
+    pub warnings: Vec<String>,
+}
+
+/// A recovered, locked directory whose log thread has not been started.
+pub struct Storage {
+    config: StorageConfig,
+    disk: Arc<dyn Disk>,
+    wal: Wal,
+    directory: Directory,
+}
+
+impl Storage {
+    /// Recovers a server. `load` makes the machine from a snapshot, or an empty one; it is called
+    /// again with an older snapshot when it fails on a newer.
+    ///
+    /// # Errors
+    /// See [`Fault`]: each says what to do.
+    pub fn open<M>(
+        config: StorageConfig,
+        load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
+    ) -> Result<(Recovered<M>, Self), Fault> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let mut warnings = Vec::new();
+        let mut directory = Directory::open(&config, &*disk, &mut warnings)?;
+        let known = directory.known();
+        let options = WalOptions {
+            segment_bytes: config.segment_bytes,
+            ..WalOptions::default()
+        };
+        let progress = config.progress.as_ref();
+        let dirs = (&*config.log_files(), &*config.snapshot_files());
+        let (mut recovery, wal) = recover(&disk, dirs, options, known, progress, load)?;
+        warnings.append(&mut recovery.warnings);
+        let clean_shutdown = directory.started(&recovery, &config, &*disk);
+
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        let snapshot = recovery.snapshot;
+        info!(
+            incarnation = recovery.incarnation,
+            snapshot = snapshot.as_ref().map_or(0, |meta| meta.index),
+            entries = recovery.entries.len(),
+            clean_shutdown,
+            "recovered"
+        );
+        let recovered = Recovered {
+            identity: directory.identity(),
+            incarnation: recovery.incarnation,
+            hard_state: recovery.hard_state,
+            membership: recovery.membership,
+            snapshot,
+            machine: recovery.machine,
+            entries: recovery.entries,
+            clean_shutdown,
+            warnings,
+        };
+        let storage = Self {
+            config,
+            disk,
+            wal,
+            directory,
+        };
+        Ok((recovered, storage))
+    }
+
+    /// Starts the log thread. `on_persisted` gets the highest number that is durable, `on_fault` the
+    /// reason for which the thread has ended; both are called in that thread.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub fn start(
+        self,
+        on_persisted: impl Fn(u64) + Send + 'static,
+        on_fault: impl FnOnce(Fault) + Send + 'static,
+    ) -> Result<LogHandle, Fault> {
+        thread::start(self, Box::new(on_persisted), Box::new(on_fault))
+    }
+}
+
+/// The fewest snapshots that are kept.
+const SNAPSHOTS_MIN: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{self, Receiver};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::proto::log::Record;
+
+    fn entry(index: u64, term: u64) -> LogEntry {
+        LogEntry {
+            term,
+            index,
+            kind: 0,
+            data: Bytes::from(format!("entry {index} of term {term}")),
+            context: Bytes::new(),
+        }
+    }
+
+    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Record {
+        Record {
+            hard_state: Some(HardState {
+                term,
+                vote: 1,
+                commit: range.start() - 1,
+            }),
+            entries: range.map(|index| entry(index, term)).collect(),
+            mark: None,
+        }
+    }
+
+    /// Loads the bytes of all chunks, or nothing.
+    fn load(reader: Option<SnapshotReader>) -> Result<Vec<u8>, Fault> {
+        let mut all = Vec::new();
+        for chunk in reader.into_iter().flatten() {
+            all.extend_from_slice(&chunk?);
+        }
+        Ok(all)
+    }
+
+    struct Running {
+        log: LogHandle,
+        persisted: Receiver<u64>,
+    }
+
+    impl Running {
+        fn start(storage: Storage) -> Self {
+            let (sender, persisted) = mpsc::channel();
+            let log = storage.start(
+                move |number| sender.send(number).expect("the test waits"),
+                |fault| panic!("{fault}"),
+            );
+            let log = log.unwrap();
+            Self { log, persisted }
+        }
+
+        fn write(&self, number: u64, record: Record) {
+            self.log.append(Append {
+                number,
+                record,
+                sync: true,
+            });
+            let deadline = Duration::from_secs(60);
+            while self
+                .persisted
+                .recv_timeout(deadline)
+                .expect("it is persisted")
+                < number
+            {}
+        }
+    }
+
+    #[test]
+    fn what_is_persisted_is_recovered() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StorageConfig::new(dir.path(), 1);
+
+        let (first, storage) = Storage::open(config.clone(), load).unwrap();
+        assert_eq!(first.incarnation, 1);
+        assert!(first.entries.is_empty() && first.snapshot.is_none() && !first.clean_shutdown);
+        let running = Running::start(storage);
+        running.write(7, entries(1..=5, 1));
+        running.log.stop();
+        drop(running);
+
+        let (second, storage) = Storage::open(config.clone(), load).unwrap();
+        assert_eq!(second.identity, first.identity);
+        assert_eq!(second.incarnation, 2);
+        assert_eq!(second.entries, entries(1..=5, 1).entries);
+        assert!(second.clean_shutdown);
+        let running = Running::start(storage);
+        running.write(8, entries(4..=6, 2));
+        let meta = SnapshotMeta {
+            index: 5,
+            term: 2,
+            ..SnapshotMeta::default()
+        };
+        let (sender, done) = mpsc::channel();
+        running.log.take_snapshot(
+            meta.clone(),
+            |push| push(Bytes::from_static(b"state")),
+            move |result| sender.send(result).expect("the test waits"),
+        );
+        assert!(done.recv().unwrap().unwrap() > 512);
+        running.log.stop();
+        drop(running);
+
+        let (third, _storage) = Storage::open(config, load).unwrap();
+        assert_eq!(third.snapshot, Some(meta));
+        assert_eq!(third.machine, b"state");
+        assert_eq!(third.entries, [entry(6, 2)]);
+        assert_eq!(third.hard_state.term, 2);
+        assert_eq!(third.hard_state.commit, 5);
+    }
+}
