@@ -1,0 +1,706 @@
+//! The machine as its callers see it: sessions, streams, zxids, images.
+
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::wire::request::Create;
+use crate::wire::{Request, SubAnswer, SubRequest};
+
+/// Writes down what it is told.
+#[derive(Default)]
+struct Journal {
+    lines: Vec<String>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Sink for Journal {
+    fn changed(&mut self, change: &Change<'_>) {
+        self.lines
+            .push(format!("{:?} {}", change.kind, change.path));
+    }
+
+    fn done(&mut self, _: &Machine, command: CommandId, outcome: Outcome) {
+        self.lines.push(format!("done {}", command.number));
+        self.outcomes.push(outcome);
+    }
+
+    fn session_attached(&mut self, attached: &Attached) {
+        self.lines.push(format!("attached {}", attached.session));
+    }
+
+    fn session_closed(&mut self, session: SessionId) {
+        self.lines.push(format!("closed {session}"));
+    }
+}
+
+/// A machine with one server writing to it.
+struct Rig {
+    machine: Machine,
+    at: LogId,
+    number: u64,
+    incarnation: u64,
+}
+
+const PASSWORD: [u8; 16] = [7; 16];
+
+impl Rig {
+    /// In term 1, with session 1 attached.
+    fn new() -> Self {
+        let at = LogId { term: 1, index: 0 };
+        let mut rig = Self {
+            machine: Machine::new(),
+            at,
+            number: 0,
+            incarnation: 1,
+        };
+        rig.entry(log::Entry::default());
+        rig.run(vec![create_session(1)]);
+        rig
+    }
+
+    fn entry(&mut self, entry: log::Entry) -> Journal {
+        self.at.index += 1;
+        let mut journal = Journal::default();
+        self.machine.apply(self.at, &entry, &mut journal);
+        assert_eq!(self.machine.digest(), self.machine.recompute_digest());
+        journal
+    }
+
+    fn batch(&mut self, first: u64, commands: Vec<log::Command>) -> Journal {
+        let origin = log::Origin {
+            server: 1,
+            disk: 9,
+            incarnation: self.incarnation,
+        };
+        let batch = log::Batch {
+            origin: Some(origin),
+            first,
+            commands,
+        };
+        let time_ms = 1000 * (self.at.index as i64 + 1);
+        self.entry(log::Entry {
+            time_ms,
+            batches: vec![batch],
+            internal: Vec::new(),
+        })
+    }
+
+    fn run(&mut self, commands: Vec<log::Command>) -> Journal {
+        let first = self.number + 1;
+        self.number += commands.len() as u64;
+        self.batch(first, commands)
+    }
+
+    fn internal(&mut self, command: log::Command) -> Journal {
+        self.entry(log::Entry {
+            time_ms: 1,
+            batches: Vec::new(),
+            internal: vec![command],
+        })
+    }
+
+    /// Runs one request of session 1 and returns its outcome.
+    fn ask(&mut self, request: &Request) -> Outcome {
+        self.run(vec![client(1, 1, request)]).outcomes.remove(0)
+    }
+}
+
+fn client(session: i64, generation: u64, request: &Request) -> log::Command {
+    let mut body = BytesMut::new();
+    request.encode(&mut body);
+    log::Command {
+        session,
+        generation,
+        op: request.opcode(),
+        body: body.freeze(),
+    }
+}
+
+fn ours(session: i64, generation: u64, op: i32, body: &impl Message) -> log::Command {
+    log::Command {
+        session,
+        generation,
+        op,
+        body: body.encode_to_vec().into(),
+    }
+}
+
+fn create_session(session: i64) -> log::Command {
+    let body = log::CreateSession {
+        timeout_ms: 4000,
+        password: PASSWORD.to_vec().into(),
+        identities: vec![log::Identity {
+            scheme: "ip".into(),
+            id: "127.0.0.1".into(),
+        }],
+    };
+    ours(session, 0, op::CREATE_SESSION, &body)
+}
+
+fn attach(session: i64, password: [u8; 16]) -> log::Command {
+    let password = password.to_vec().into();
+    let body = log::Attach {
+        timeout_ms: 9000,
+        password,
+        identities: Vec::new(),
+    };
+    ours(session, 0, op::ATTACH, &body)
+}
+
+fn create(path: &str, flags: i32) -> Request {
+    Request::Create(Create {
+        opcode: crate::wire::op::CREATE,
+        path: path.into(),
+        data: Some("data".into()),
+        acl: Some(vec![Acl::open()]),
+        flags,
+        ttl: None,
+    })
+}
+
+fn created(path: &str) -> Outcome {
+    Outcome::Reply(Ok(Answer::Path(path.into())))
+}
+
+fn failed(code: ErrorCode) -> Outcome {
+    Outcome::Reply(Err(code))
+}
+
+#[test]
+fn s95_each_term_begins_an_epoch() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.machine.zxid(), Zxid::new(1, 1));
+    rig.at.term = 2;
+    rig.entry(log::Entry::default());
+    assert_eq!(rig.machine.zxid(), Zxid::new(2, 0));
+    rig.ask(&create("/a", 0));
+    assert_eq!(rig.machine.zxid(), Zxid::new(2, 1));
+    rig.at.term = 9;
+    rig.entry(log::Entry::default());
+    assert_eq!(rig.machine.zxid(), Zxid::new(9, 0));
+}
+
+#[test]
+fn a_full_counter_moves_the_epoch() {
+    let mut rig = Rig::new();
+    rig.machine.zxid = Zxid::new(1, 0xffff_fffd);
+    rig.ask(&create("/a", 0));
+    assert_eq!(rig.machine.zxid(), Zxid::new(1, 0xffff_fffe));
+    rig.ask(&create("/b", 0));
+    assert_eq!(rig.machine.zxid(), Zxid::new(2, 1));
+    rig.at.term = 2;
+    rig.entry(log::Entry::default());
+    assert_eq!(rig.machine.zxid(), Zxid::new(3, 0));
+}
+
+#[test]
+fn a_failing_write_has_a_zxid_and_a_refused_command_has_none() {
+    let mut rig = Rig::new();
+    let zxid = |rig: &Rig| rig.machine.zxid().counter();
+    assert_eq!(rig.ask(&create("/no/where", 0)), failed(ErrorCode::NoNode));
+    assert_eq!(zxid(&rig), 2);
+    let garbage = log::Command {
+        session: 1,
+        generation: 1,
+        op: 1,
+        body: "x".into(),
+    };
+    let unknown = client(5, 1, &create("/a", 0));
+    let stale = client(1, 0, &create("/a", 0));
+    let journal = rig.run(vec![
+        garbage,
+        unknown,
+        stale,
+        create_session(1),
+        attach(5, PASSWORD),
+    ]);
+    let expected = [
+        failed(ErrorCode::MarshallingError),
+        failed(ErrorCode::SessionExpired),
+        Outcome::Moved,
+        Outcome::Refused,
+        Outcome::Refused,
+    ];
+    assert_eq!(journal.outcomes, expected);
+    assert_eq!(zxid(&rig), 2);
+}
+
+#[test]
+fn a_command_is_applied_once() {
+    let mut rig = Rig::new();
+    let command = || client(1, 1, &create("/s", 2));
+    assert_eq!(
+        rig.batch(2, vec![command()]).outcomes,
+        [created("/s0000000000")]
+    );
+    assert_eq!(rig.batch(2, vec![command()]).outcomes, []);
+    assert_eq!(
+        rig.batch(1, vec![command(), command(), command()]).lines,
+        ["Created /s0000000001", "done 3"]
+    );
+    assert_eq!(rig.batch(5, vec![command()]).outcomes, [], "a gap");
+    rig.incarnation = 2;
+    assert_eq!(
+        rig.batch(1, vec![command()]).outcomes,
+        [created("/s0000000002")]
+    );
+    rig.incarnation = 1;
+    assert_eq!(
+        rig.batch(4, vec![command()]).outcomes,
+        [],
+        "an older incarnation"
+    );
+}
+
+#[test]
+fn an_attachment_fences_the_one_before() {
+    let mut rig = Rig::new();
+    let wrong = rig.run(vec![attach(1, [8; 16])]);
+    assert_eq!(wrong.outcomes, [Outcome::Refused]);
+    assert_eq!(rig.machine.session(SessionId(1)).unwrap().generation, 1);
+    let zxid = rig.machine.zxid();
+    let right = rig.run(vec![attach(1, PASSWORD)]);
+    let attached = Attached {
+        session: SessionId(1),
+        generation: 2,
+        timeout_ms: 9000,
+        password: PASSWORD,
+        created: false,
+    };
+    assert_eq!(right.outcomes, [Outcome::Attached(attached)]);
+    assert_eq!(right.lines, ["attached 0x1", "done 3"]);
+    assert_eq!(rig.machine.zxid(), zxid);
+    assert_eq!(rig.ask(&create("/a", 0)), Outcome::Moved);
+    let command = client(1, 2, &create("/a", 0));
+    assert_eq!(rig.run(vec![command]).outcomes, [created("/a")]);
+}
+
+#[test]
+fn s83_a_closed_session_takes_its_ephemerals_along() {
+    let mut rig = Rig::new();
+    rig.ask(&create("/p", 0));
+    for path in ["/p/b", "/p/a", "/e"] {
+        rig.ask(&create(path, 1));
+    }
+    assert_eq!(rig.machine.ephemerals(SessionId(1)), ["/e", "/p/a", "/p/b"]);
+    let zxid = rig.machine.zxid();
+    let stale = log::Command {
+        session: 1,
+        generation: 0,
+        op: op::CLOSE_SESSION,
+        ..<_>::default()
+    };
+    assert_eq!(rig.internal(stale.clone()).lines, Vec::<String>::new());
+    let present = log::Command {
+        generation: 1,
+        ..stale
+    };
+    let journal = rig.internal(present.clone());
+    assert_eq!(
+        journal.lines,
+        ["Deleted /e", "Deleted /p/a", "Deleted /p/b", "closed 0x1"]
+    );
+    assert_eq!(rig.machine.zxid().0, zxid.0 + 1);
+    assert_eq!(rig.machine.peek("/p").unwrap().pzxid, rig.machine.zxid());
+    assert_eq!(rig.machine.ephemeral_count(), 0);
+    assert_eq!(rig.internal(present).lines, Vec::<String>::new());
+    assert_eq!(rig.machine.session_count(), 0);
+}
+
+#[test]
+fn s62_an_empty_multi_has_a_zxid() {
+    let mut rig = Rig::new();
+    let zxid = rig.machine.zxid();
+    assert_eq!(
+        rig.ask(&Request::Multi(Vec::new())),
+        Outcome::Reply(Ok(Answer::Multi(Vec::new())))
+    );
+    assert_eq!(rig.machine.zxid().0, zxid.0 + 1);
+}
+
+#[test]
+fn s35_s39_s40_the_state_before_the_first_entry() {
+    let machine = Machine::new();
+    let root = machine.peek("/").unwrap();
+    assert_eq!(
+        (root.cversion, root.num_children, root.pzxid),
+        (-1, 1, Zxid(0))
+    );
+    let zookeeper = machine.peek("/zookeeper").unwrap();
+    assert_eq!((zookeeper.cversion, zookeeper.num_children), (-2, 2));
+    assert_eq!(machine.peek("/zookeeper/config").unwrap().aversion, -1);
+    assert_eq!(machine.acl("/zookeeper/config").unwrap()[0].perms, 1);
+    assert_eq!((machine.znode_count(), machine.data_bytes()), (5, 44));
+    assert_eq!(machine.digest(), machine.recompute_digest());
+}
+
+#[test]
+fn an_image_is_the_machine() {
+    let mut rig = Rig::new();
+    rig.ask(&create("/a", 0));
+    rig.ask(&create("/a/e", 1));
+    rig.ask(&Request::Delete {
+        path: "/a/e".into(),
+        version: -1,
+    });
+    let image = rig.machine.image();
+    let chunks: Vec<_> = image.chunks().collect();
+    rig.ask(&create("/later", 0));
+    assert_eq!(
+        chunks,
+        image.chunks().collect::<Vec<_>>(),
+        "later writes do not show"
+    );
+    let restored = Machine::restore(chunks.iter().cloned().map(Ok::<_, ()>)).unwrap();
+    assert_eq!(restored.digest(), image.digest());
+    assert_eq!(chunks, restored.image().chunks().collect::<Vec<_>>());
+
+    for missing in 0..chunks.len() {
+        let kept = chunks.iter().enumerate().filter(|(at, _)| *at != missing);
+        let kept = kept.map(|(_, chunk)| Ok::<_, ()>(chunk.clone()));
+        assert!(Machine::restore(kept).is_err(), "without chunk {missing}");
+    }
+}
+
+/// Everything a client could see of the znodes, as lines.
+fn dump(machine: &Machine) -> Vec<String> {
+    let znodes = machine.tree.subtree(NodeId::ROOT);
+    znodes
+        .map(|(id, znode)| {
+            let (path, acl) = (machine.tree.path(id), machine.tree.acl(id));
+            format!(
+                "{path} {:?} {:?} {acl:?} {:?}",
+                znode.stat(),
+                znode.data(),
+                znode.kind()
+            )
+        })
+        .collect()
+}
+
+fn arbitrary_path() -> impl Strategy<Value = Text> {
+    let paths = [
+        "/a",
+        "/b",
+        "/a/a",
+        "/a/b",
+        "/a/b/a",
+        "/b/c",
+        "/a/",
+        "/zookeeper/quota/a",
+        "/zookeeper/quota/a/zookeeper_limits",
+        "/zookeeper/quota/a/zookeeper_stats",
+        "/zookeeper/quota/a/b",
+        "/zookeeper/quota/a/b/zookeeper_limits",
+        "/zookeeper/quota/a/b/zookeeper_stats",
+        "/",
+    ];
+    prop::sample::select(paths.to_vec()).prop_map(Text::from)
+}
+
+fn arbitrary_data() -> impl Strategy<Value = Option<Bytes>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(
+            "count=1,bytes=5=;byteHardLimit=20;countHardLimit=3".into()
+        )),
+        prop::collection::vec(any::<u8>(), 0..30).prop_map(|data| Some(data.into())),
+    ]
+}
+
+fn arbitrary_acl() -> impl Strategy<Value = Vec<Acl>> {
+    let entry = |perms, scheme, id| Acl {
+        perms,
+        id: Id::new(scheme, id),
+    };
+    prop_oneof![
+        6 => Just(vec![Acl::open()]),
+        1 => Just(vec![entry(31, "auth", "")]),
+        1 => (0..32).prop_map(move |perms| vec![entry(perms, "ip", "127.0.0.1")]),
+        1 => (0..32).prop_map(move |perms| vec![entry(perms, "digest", "a:b"), Acl::open()]),
+    ]
+}
+
+fn arbitrary_create() -> impl Strategy<Value = Create> {
+    use crate::wire::op::{CREATE, CREATE_CONTAINER, CREATE_TTL, CREATE2};
+    // Valid also inside a multi, where TTL flags go with their opcode only.
+    let kinds = [
+        (CREATE, 0),
+        (CREATE, 1),
+        (CREATE, 2),
+        (CREATE2, 0),
+        (CREATE2, 3),
+    ];
+    let more = [
+        (CREATE_CONTAINER, 4),
+        (CREATE_TTL, 5),
+        (CREATE_TTL, 6),
+        (CREATE, 4),
+    ];
+    let kind = prop::sample::select([&kinds[..], &more[..]].concat());
+    (kind, arbitrary_path(), arbitrary_data(), arbitrary_acl()).prop_map(
+        |((opcode, flags), path, data, acl)| Create {
+            opcode,
+            path,
+            data,
+            acl: Some(acl),
+            flags,
+            ttl: (opcode == CREATE_TTL).then_some(5),
+        },
+    )
+}
+
+fn arbitrary_operation() -> impl Strategy<Value = SubRequest> {
+    prop_oneof![
+        4 => arbitrary_create().prop_map(SubRequest::Create),
+        2 => (arbitrary_path(), -1..1)
+            .prop_map(|(path, version)| SubRequest::Delete { path, version }),
+        2 => (arbitrary_path(), arbitrary_data(), -1..2)
+            .prop_map(|(path, data, version)| SubRequest::SetData { path, data, version }),
+        1 => (arbitrary_path(), -1..2)
+            .prop_map(|(path, version)| SubRequest::Check { path, version }),
+    ]
+}
+
+fn arbitrary_request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        4 => arbitrary_operation().prop_map(|operation| match operation {
+            SubRequest::Create(create) => Request::Create(create),
+            SubRequest::Delete { path, version } => Request::Delete { path, version },
+            SubRequest::SetData { path, data, version } => Request::SetData { path, data, version },
+            other => Request::Multi(vec![other]),
+        }),
+        2 => prop::collection::vec(arbitrary_operation(), 0..8).prop_map(Request::Multi),
+        1 => (arbitrary_path(), arbitrary_acl())
+            .prop_map(|(path, acl)| Request::SetAcl { path, acl: Some(acl), version: -1 }),
+    ]
+}
+
+fn arbitrary_command() -> impl Strategy<Value = log::Command> {
+    let identity = || log::Identity {
+        scheme: "digest".into(),
+        id: "a:b".into(),
+    };
+    let identify = log::Identify {
+        identities: vec![identity()],
+    };
+    let close = log::Command {
+        op: op::CLOSE_SESSION,
+        generation: 1,
+        ..Default::default()
+    };
+    prop_oneof![
+        60 => (1..4i64, prop::sample::select(vec![1, 1, 1, 1, 1, 2]), arbitrary_request())
+            .prop_map(|(session, generation, request)| client(session, generation, &request)),
+        2 => (1..4i64).prop_map(create_session),
+        1 => (1..4i64).prop_map(|session| attach(session, PASSWORD)),
+        1 => (1..4i64).prop_map(move |session| ours(session, 1, op::IDENTIFY, &identify)),
+        1 => (1..4i64).prop_map(move |session| log::Command { session, ..close.clone() }),
+    ]
+}
+
+fn arbitrary_internal() -> impl Strategy<Value = log::Command> {
+    let set = |name: &str, value| {
+        ours(
+            0,
+            0,
+            op::SET,
+            &log::Set {
+                name: name.into(),
+                value,
+            },
+        )
+    };
+    let close = |session, generation| log::Command {
+        session,
+        generation,
+        op: op::CLOSE_SESSION,
+        body: Bytes::new(),
+    };
+    prop_oneof![
+        3 => (0..2i64).prop_map(move |value| set("enforce_quota", value)),
+        1 => (0..3i64).prop_map(move |value| set("extended_types", value)),
+        1 => (1..4i64, 1..3u64).prop_map(move |(session, generation)| close(session, generation)),
+    ]
+}
+
+fn arbitrary_entry() -> impl Strategy<Value = log::Entry> {
+    let commands = prop::collection::vec(arbitrary_command(), 0..6);
+    let batch = (1..3u32, 1..30u64, commands).prop_map(|(server, first, commands)| {
+        let origin = log::Origin {
+            server,
+            disk: 1,
+            incarnation: 1,
+        };
+        // Most of the time the test numbers batches itself; 1 is a duplicate.
+        log::Batch {
+            origin: Some(origin),
+            first: u64::from(first != 1),
+            commands,
+        }
+    });
+    let internal = prop::option::weighted(0.2, arbitrary_internal());
+    (0..100i64, prop::collection::vec(batch, 0..3), internal).prop_map(
+        |(time_ms, batches, internal)| log::Entry {
+            time_ms,
+            batches,
+            internal: internal.into_iter().collect(),
+        },
+    )
+}
+
+/// Sessions, and something for the others to be about.
+fn first_entry() -> log::Entry {
+    let paths = [
+        "/a",
+        "/b",
+        "/a/b",
+        "/zookeeper/quota/a",
+        "/zookeeper/quota/a/b",
+    ];
+    let creations = paths.map(|path| client(1, 1, &create(path, 0)));
+    let batch = log::Batch {
+        origin: Some(log::Origin {
+            server: 3,
+            disk: 1,
+            incarnation: 1,
+        }),
+        first: 1,
+        commands: (1..4).map(create_session).chain(creations).collect(),
+    };
+    let set = log::Set {
+        name: "extended_types".into(),
+        value: 1,
+    };
+    let internal = vec![ours(0, 0, op::SET, &set)];
+    log::Entry {
+        time_ms: 0,
+        batches: vec![batch],
+        internal,
+    }
+}
+
+/// Checks each outcome against the state before and after it.
+#[derive(Default)]
+struct Auditor {
+    outcomes: Vec<(CommandId, Outcome)>,
+    changes: usize,
+    zxid: Zxid,
+    before: Vec<String>,
+}
+
+impl Sink for Auditor {
+    fn changed(&mut self, change: &Change<'_>) {
+        self.changes += 1;
+        assert!(change.zxid > self.zxid, "a change has a zxid of its own");
+    }
+
+    fn done(&mut self, machine: &Machine, command: CommandId, outcome: Outcome) {
+        machine.audit();
+        let is_failed_multi = matches!(&outcome, Outcome::Reply(Ok(Answer::Multi(answers)))
+            if answers.iter().any(|answer| matches!(answer, SubAnswer::Error(_))));
+        let is_error = matches!(&outcome, Outcome::Reply(Err(_)));
+        let is_refused = matches!(&outcome, Outcome::Refused | Outcome::Moved);
+        let after = dump(machine);
+        if is_failed_multi || is_error || is_refused {
+            assert_eq!(self.changes, 0, "{outcome:?}");
+            assert_eq!(self.before, after, "{outcome:?}");
+        }
+        if is_refused {
+            assert_eq!(self.zxid, machine.zxid());
+        }
+        assert!(machine.zxid() >= self.zxid);
+        (self.changes, self.zxid, self.before) = (0, machine.zxid(), after);
+        self.outcomes.push((command, outcome));
+    }
+
+    fn session_attached(&mut self, _: &Attached) {}
+
+    fn session_closed(&mut self, session: SessionId) {
+        self.changes = 0;
+        assert!(session.0 > 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_image_and_the_rest_of_the_log_are_the_whole_log(
+        entries in prop::collection::vec(arbitrary_entry(), 1..25),
+        cut in any::<prop::sample::Index>(),
+        term_at in any::<prop::sample::Index>(),
+    ) {
+        let mut machine = Machine::new();
+        let mut shadow = Machine::new();
+        let mut next = std::collections::HashMap::from([(1, 1), (2, 1)]);
+        let first = first_entry();
+        let at = LogId { term: 1, index: 1 };
+        machine.apply(at, &first, &mut Journal::default());
+        shadow.apply(at, &first, &mut Journal::default());
+        let (cut, term_at) = (cut.index(entries.len()), term_at.index(entries.len()));
+        for (index, mut entry) in entries.into_iter().enumerate() {
+            for batch in &mut entry.batches {
+                let server = batch.origin.as_ref().unwrap().server;
+                let number = next.get_mut(&server).unwrap();
+                if batch.first != 0 {
+                    batch.first = *number;
+                    *number += batch.commands.len() as u64;
+                }
+                for command in batch.commands.iter_mut().filter(|command| command.generation == 1) {
+                    let present = machine.session(SessionId(command.session));
+                    command.generation = present.map_or(1, |session| session.generation);
+                }
+            }
+            let term = 1 + u64::from(index >= term_at);
+            let [leader, at] = [2, 3].map(|step| LogId { term, index: 2 * index as u64 + step });
+            machine.advance(leader);
+            shadow.advance(leader);
+            let auditor = |machine: &Machine| Auditor {
+                zxid: machine.zxid(),
+                before: dump(machine),
+                ..Auditor::default()
+            };
+            let (mut told, mut echo) = (auditor(&machine), auditor(&shadow));
+            machine.apply(at, &entry, &mut told);
+            shadow.apply(at, &entry, &mut echo);
+            prop_assert_eq!(told.outcomes, echo.outcomes);
+            machine.audit();
+            if index == cut {
+                let chunks: Vec<_> = machine.image().chunks().map(Ok::<_, ()>).collect();
+                shadow = Machine::restore(chunks.into_iter()).unwrap();
+                shadow.audit();
+            }
+        }
+        prop_assert_eq!(machine.digest(), shadow.digest());
+        let images = [&machine, &shadow].map(|machine| machine.image().chunks().collect::<Vec<_>>());
+        prop_assert_eq!(&images[0], &images[1]);
+    }
+
+    #[test]
+    fn a_damaged_image_is_refused_unless_it_says_the_same(
+        entries in prop::collection::vec(arbitrary_entry(), 1..8),
+        chunk in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8u8,
+    ) {
+        let mut machine = Machine::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let at = LogId { term: 1, index: index as u64 + 1 };
+            machine.apply(at, entry, &mut Journal::default());
+        }
+        let whole: Vec<Bytes> = machine.image().chunks().collect();
+        let mut chunks = whole.clone();
+        let chunk = chunk.index(chunks.len());
+        let mut damaged = chunks[chunk].to_vec();
+        let at = at.index(damaged.len());
+        damaged[at] ^= 1 << bit;
+        chunks[chunk] = damaged.into();
+        // A boolean, for one, has many bytes that are true.
+        if let Ok(restored) = Machine::restore(chunks.into_iter().map(Ok::<_, ()>)) {
+            prop_assert_eq!(restored.image().chunks().collect::<Vec<_>>(), whole);
+        }
+    }
+}
