@@ -15,10 +15,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use zkraft::engine::SnapshotMeta;
 use zkraft::proto::log::{HardState, LogEntry, Membership, Record, SnapshotMark};
 use zkraft::storage::{
-    Disk, Fault, Identity, Known, Recovery, SnapshotMeta, SnapshotReader, Wal, WalOptions,
-    list_snapshots, purge_snapshots, recover, write_snapshot,
+    Disk, Fault, Identity, Known, Recovery, SnapshotReader, Wal, WalOptions, list_snapshots,
+    purge_snapshots, recover, write_snapshot,
 };
 
 use disk::{Faults, FaultyDisk};
