@@ -71,7 +71,9 @@ pub enum Fault {
     ZooKeeperData { path: PathBuf },
 
     /// A file under one of our names that is not ours.
-    #[error("{path} is not a zkraft file (it starts with {found}); move it out of the directory")]
+    #[error(
+        "{path} is not a zkraft file (it starts with \"{found}\"); move it out of the directory"
+    )]
     Foreign { path: PathBuf, found: String },
 
     /// A file written by a later zkraft.

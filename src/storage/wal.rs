@@ -232,7 +232,8 @@ impl Wal {
     }
 
     /// Removes the segments that hold no entry of the log at or above `index`. The caller has a durable
-    /// snapshot at `index - 1` or later.
+    /// snapshot at `index` or later. The snapshot's own entry is kept with the rest: its term tells
+    /// whether what follows in the log belongs to the snapshot, or was replaced with it.
     ///
     /// # Errors
     /// A file cannot be removed. The log can go on.
