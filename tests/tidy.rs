@@ -71,7 +71,7 @@ const LAYERS: &[Layer] = &[
             "getrandom",
             "libc",
         ],
-        modules: &["wire", "proto", "machine", "engine", "storage"],
+        modules: &["wire", "proto", "machine", "metrics", "engine", "storage"],
         banned: &["tokio"],
     },
 ];
