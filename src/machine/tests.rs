@@ -675,7 +675,8 @@ proptest! {
             }
         }
         prop_assert_eq!(machine.digest(), shadow.digest());
-        let images = [&machine, &shadow].map(|machine| machine.image().chunks().collect::<Vec<_>>());
+        let chunks = |machine: &Machine| machine.image().chunks().collect::<Vec<_>>();
+        let images = [&machine, &shadow].map(chunks);
         prop_assert_eq!(&images[0], &images[1]);
     }
 

@@ -350,8 +350,8 @@ impl Tree {
         }
     }
 
-    /// The tree of an image. `None` if a znode names an access control list that is not there, or if
-    /// the znodes are not those of this digest; nothing else is checked.
+    /// The tree of an image. `None` if a znode names an access control list that is not there, or
+    /// if the znodes are not those of this digest; nothing else is checked.
     pub fn restore(znodes: Slab<Znode>, acls: Slab<acl::Entry>) -> Option<Self> {
         let mut tree = Self::empty(znodes, Acls::restore(acls));
         if tree
@@ -365,7 +365,8 @@ impl Tree {
         Some(tree)
     }
 
-    /// Rebuilds what is derived, after [`Self::restore`] and a look at the digest: it follows links.
+    /// Rebuilds what is derived, after [`Self::restore`] and a look at the digest: it follows
+    /// links.
     pub fn derive_all(&mut self) {
         self.index
             .reserve(self.znodes.used(), |place| spread(place.hash));

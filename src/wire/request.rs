@@ -618,7 +618,10 @@ mod tests {
         }
 
         #[test]
-        fn a_truncated_request_is_an_error(request in request(), cut in any::<prop::sample::Index>()) {
+        fn a_truncated_request_is_an_error(
+            request in request(),
+            cut in any::<prop::sample::Index>(),
+        ) {
             let mut body = BytesMut::new();
             request.encode(&mut body);
             prop_assume!(!body.is_empty());
