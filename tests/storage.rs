@@ -1,9 +1,9 @@
 //! Crashes and rot under the log and the snapshots, thousands of times, each from a seed.
 //!
 //! A small model of what Raft does to a log (append, replace a tail, vote, commit, take and install
-//! snapshots) writes through the real [`Wal`] and snapshot code over a disk that keeps no more than it
-//! must. After each crash the recovery must find exactly one of the states between the last one that
-//! was synced and the last one that was written. `STORAGE_SEED=n` runs one seed alone,
+//! snapshots) writes through the real [`Wal`] and snapshot code over a disk that keeps no more than
+//! it must. After each crash the recovery must find exactly one of the states between the last one
+//! that was synced and the last one that was written. `STORAGE_SEED=n` runs one seed alone,
 //! `STORAGE_SEEDS=n` another number of seeds.
 
 #[path = "sim/disk.rs"]
@@ -555,8 +555,8 @@ fn what_was_synced_survives_any_power_loss() {
     println!("{crashes} crashes");
 }
 
-/// The process stops at the first failure and starts again, in the same kernel: what it reads then may
-/// never have been written. Only later the power goes.
+/// The process stops at the first failure and starts again, in the same kernel: what it reads then
+/// may never have been written. Only later the power goes.
 #[test]
 fn what_was_acknowledged_after_a_failed_disk_survives() {
     let (mut failures, mut crashes) = (0, 0);
@@ -590,8 +590,8 @@ fn what_was_acknowledged_after_a_failed_disk_survives() {
     assert!(failures > 0);
 }
 
-/// A byte rots while the server is down, after a last sync that a later group tells of. The server may go
-/// on only with everything, or refuse.
+/// A byte rots while the server is down, after a last sync that a later group tells of. The server
+/// may go on only with everything, or refuse.
 #[test]
 fn rot_in_a_group_that_is_known_to_be_synced_is_refused_or_harmless() {
     let (mut refused, mut harmless) = (0, 0);
@@ -650,8 +650,9 @@ fn rot_in_the_newest_snapshots_costs_nothing() {
     assert!(loaded_older > 0);
 }
 
-/// What no single disk can tell: the last group was synced, nothing was written after it, and it rots.
-/// That looks like a torn tail. It is cut, with a warning, and what was before it is all there.
+/// What no single disk can tell: the last group was synced, nothing was written after it, and it
+/// rots. That looks like a torn tail. It is cut, with a warning, and what was before it is all
+/// there.
 #[test]
 fn rot_in_the_last_group_without_a_seal_is_cut_with_a_warning() {
     let mut cut = 0;

@@ -111,8 +111,8 @@ impl Directory {
         self.identity
     }
 
-    /// The index of the oldest snapshot that is kept: the log below it is not needed. With one snapshot, all
-    /// of the log is: should that file rot, the log is what is left.
+    /// The index of the oldest snapshot that is kept: the log below it is not needed. With one
+    /// snapshot, all of the log is: should that file rot, the log is what is left.
     pub(super) fn floor(&self) -> u64 {
         let snapshots = &self.facts.snapshots;
         match snapshots.len() {

@@ -44,8 +44,8 @@ pub struct Recovery<M> {
     pub warnings: Vec<String>,
 }
 
-/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new segment.
-/// `dirs`: log, snapshots.
+/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new
+/// segment. `dirs`: log, snapshots.
 ///
 /// # Errors
 /// See [`Fault`].

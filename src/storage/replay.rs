@@ -1,8 +1,8 @@
 //! Reading the log back: which segments count, which groups, which entries.
 //!
-//! [`find_segments`] picks the segments that follow each other up to the newest, [`scan_into`] reads
-//! the ones that matter into a [`Tail`], which holds the log as Raft sees it. What is damaged is
-//! judged here, by the rules at the head of `wal.rs`.
+//! [`find_segments`] picks the segments that follow each other up to the newest, [`scan_into`]
+//! reads the ones that matter into a [`Tail`], which holds the log as Raft sees it. What is damaged
+//! is judged here, by the rules at the head of `wal.rs`.
 
 use std::path::{Path, PathBuf};
 
@@ -287,15 +287,15 @@ fn scan_into(
     Ok(newest.expect("at least one segment is needed"))
 }
 
-/// Makes durable what was found in the newest segment, because it is built upon from now on, and cuts
-/// what is behind.
+/// Makes durable what was found in the newest segment, because it is built upon from now on, and
+/// cuts what is behind.
 ///
 /// If the last run ended with a failed sync, the kernel may show what it never wrote and believes
 /// to be clean, and a sync alone would not write it. So everything that nothing says was synced is
 /// written again first; on any disk that did hold it, these are the same bytes.
 ///
-/// If the segment got no group at all before the stop, it gets its first one now: no older segment may
-/// go before a newer one restates what it says. Returns the number of the next group.
+/// If the segment got no group at all before the stop, it gets its first one now: no older segment
+/// may go before a newer one restates what it says. Returns the number of the next group.
 fn settle(
     disk: &dyn Disk,
     newest: &mut Segment,
@@ -414,8 +414,8 @@ struct Tail {
     after: u64,
     /// Index before the first entry held, once there was one.
     base: Option<u64>,
-    /// Index of the last snapshot that replaced the log: the base cannot be lower. Otherwise it can,
-    /// when the part that is read starts with entries that are replaced from further down.
+    /// Index of the last snapshot that replaced the log: the base cannot be lower. Otherwise it
+    /// can, when the part that is read starts with entries that are replaced from further down.
     floor: u64,
     /// While it is not: the highest index that the first entry may have.
     limit: u64,

@@ -158,7 +158,8 @@ fn foreign(path: &Path, content: &[u8]) -> Fault {
     }
 }
 
-/// Encodes a group into `out`, which it clears first. `salt` is the checksum of the segment's header.
+/// Encodes a group into `out`, which it clears first. `salt` is the checksum of the segment's
+/// header.
 ///
 /// The result is a whole number of sectors.
 pub(super) fn encode_group(
@@ -226,8 +227,8 @@ pub(super) fn has_group(
 /// Visits the valid groups of a segment in order and reports how it ends.
 ///
 /// # Errors
-/// Those of reading and of `visit`, and a group whose records cannot be decoded though its checksum is
-/// right.
+/// Those of reading and of `visit`, and a group whose records cannot be decoded though its checksum
+/// is right.
 pub(super) fn scan(
     file: &dyn File,
     path: &Path,

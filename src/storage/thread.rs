@@ -129,9 +129,9 @@ impl LogHandle {
     }
 
     /// Writes a snapshot in the snapshot thread, at low priority. `chunks` hands the image's chunks
-    /// to the function it is given; `done` gets the length of the file in bytes, in that thread. The
-    /// log and the snapshots that are not needed any more are removed then. A failure costs only the
-    /// snapshot. After a stop, `done` is dropped.
+    /// to the function it is given; `done` gets the length of the file in bytes, in that thread.
+    /// The log and the snapshots that are not needed any more are removed then. A failure costs
+    /// only the snapshot. After a stop, `done` is dropped.
     pub fn take_snapshot(
         &self,
         meta: SnapshotMeta,
@@ -153,8 +153,8 @@ impl LogHandle {
         }
     }
 
-    /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as clean.
-    /// Returns when the threads have ended.
+    /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as
+    /// clean. Returns when the threads have ended.
     pub fn stop(&self) {
         let Target::Files(files) = &self.target else {
             return;
