@@ -170,7 +170,8 @@ impl RunningServer for Running {
                 .ok()
                 .and_then(|fault| fault.clone());
             match fault {
-                Some(fault) => anyhow::Error::new(fault),
+                // Its text has the cause already.
+                Some(fault) => anyhow::anyhow!("{fault}"),
                 // In memory there is no log thread, so nothing can fail.
                 None => std::future::pending().await,
             }
