@@ -1,9 +1,9 @@
 //! The watches that clients of this server have set: who is told of which change (§6).
 //!
 //! Watches belong to a connection and vanish with it. They are kept by path, since a path may be
-//! watched before its znode exists. This is bookkeeping only: it knows no znodes and no permissions,
-//! and it sends nothing. Whoever holds it says what changed and is told, in a fixed order, which
-//! connections get which event.
+//! watched before its znode exists. This is bookkeeping only: it knows no znodes and no
+//! permissions, and it sends nothing. Whoever holds it says what changed and is told, in a fixed
+//! order, which connections get which event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
@@ -161,7 +161,7 @@ pub struct Watches {
     free: Vec<u32>,
     /// From the hash of a path to its number. Never iterated.
     index: HashTable<u32>,
-    hasher: foldhash::fast::RandomState,
+    hasher: foldhash::fast::FixedState,
     /// The paths each connection watches, by number.
     connections: BTreeMap<ConnectionId, BTreeSet<u32>>,
     /// Pairs of path and connection in the data table and in the child table.

@@ -1,10 +1,10 @@
 //! Runs the scripts in `tests/scripts` against the machine.
 //!
 //! A script is a list of commands, each followed by what it is expected to give in lines that start
-//! with `->`. Lines that start with `#` are remarks. Scripts claim the rules of the protocol in a form
-//! anyone can read; the numbers in them are those of the protocol facts, §16. `REWRITE_SCRIPTS=1`
-//! writes what the machine gives into the scripts instead of comparing: read the difference before
-//! believing it.
+//! with `->`. Lines that start with `#` are remarks. Scripts claim the rules of the protocol in a
+//! form anyone can read; the numbers in them are those of the protocol facts, §16.
+//! `REWRITE_SCRIPTS=1` writes what the machine gives into the scripts instead of comparing: read
+//! the difference before believing it.
 //!
 //! Commands (words may be quoted, with `\u{…}` for characters; `N:` in front speaks for session N
 //! instead of session 1):
@@ -29,9 +29,9 @@
 //! ```
 //!
 //! An ACL entry is `perms:scheme:id`. A result is the outcome, `@EPOCH.COUNTER` if there was a
-//! transaction, and the changes in order. Of a Stat, fields that are 0 are left out. Every script runs
-//! on two machines: the second is restored from an image of itself after every command, and must not
-//! differ.
+//! transaction, and the changes in order. Of a Stat, fields that are 0 are left out. Every script
+//! runs on two machines: the second is restored from an image of itself after every command, and
+//! must not differ.
 
 use std::path::Path;
 

@@ -675,8 +675,8 @@ proptest! {
             }
         }
         prop_assert_eq!(machine.digest(), shadow.digest());
-        let images = [&machine, &shadow].map(|machine| machine.image().chunks().collect::<Vec<_>>());
-        prop_assert_eq!(&images[0], &images[1]);
+        let bytes = |machine: &Machine| machine.image().chunks().collect::<Vec<_>>();
+        prop_assert_eq!(bytes(&machine), bytes(&shadow));
     }
 
     #[test]
