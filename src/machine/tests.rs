@@ -675,9 +675,8 @@ proptest! {
             }
         }
         prop_assert_eq!(machine.digest(), shadow.digest());
-        let chunks = |machine: &Machine| machine.image().chunks().collect::<Vec<_>>();
-        let images = [&machine, &shadow].map(chunks);
-        prop_assert_eq!(&images[0], &images[1]);
+        let bytes = |machine: &Machine| machine.image().chunks().collect::<Vec<_>>();
+        prop_assert_eq!(bytes(&machine), bytes(&shadow));
     }
 
     #[test]
