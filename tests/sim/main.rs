@@ -1,0 +1,4 @@
+mod mix;
+mod model;
+mod reply;
+mod rng;
