@@ -13,4 +13,6 @@ pub mod proto {
     }
 }
 
+pub mod config;
+pub mod storage;
 pub mod wire;

@@ -1,0 +1,964 @@
+//! Every key of zoo.cfg, declared once: name, default, meaning and what becomes of it here.
+//!
+//! The parsers below judge one value at a time; what depends on several keys is decided in
+//! [`super::settle`]. Defaults and meanings are those of ZooKeeper (§12.2) where nothing else is
+//! said. To support a key that is refused today, change its treatment here.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::{Config, Draft, Whitelist};
+
+/// One key, or a family of keys.
+pub struct Key {
+    /// Without the `zookeeper.` of system properties. A trailing `*` stands for any text.
+    pub name: &'static str,
+    /// What holds if the key is not set; empty if nothing does.
+    pub default: &'static str,
+    pub doc: &'static str,
+    pub treatment: Treatment,
+}
+
+/// What becomes of a key that is set.
+pub enum Treatment {
+    /// Parsed, and followed.
+    Honoured {
+        set: Set,
+        show: fn(&Config) -> String,
+    },
+    /// Tells who the members are. [`super::settle`] puts such lines together.
+    Members,
+    /// Has a meaning only between servers. A single server accepts it without a word, because
+    /// sample files and images set such keys always.
+    BetweenServers,
+    /// Cannot matter to this implementation: accepted, and listed in one warning.
+    Meaningless,
+    /// Switches on something that is not built. `off` are the values that switch it off, and are
+    /// accepted; any other value is an error, because a server that silently lacks what its
+    /// operator configured is worse than one that does not start.
+    Refused {
+        off: &'static [&'static str],
+        instead: &'static str,
+    },
+}
+
+/// Puts a value into the draft.
+pub type Set = fn(&mut Draft, &str) -> Result<(), Expected>;
+
+/// What would have been accepted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Expected(pub String);
+
+impl Expected {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// The key that `name` belongs to: by its whole name, else by the longest family.
+pub fn find(name: &str) -> Option<&'static Key> {
+    let family = |key: &Key| {
+        key.name
+            .strip_suffix('*')
+            .filter(|prefix| name.starts_with(prefix))
+    };
+    TABLE.iter().find(|key| key.name == name).or_else(|| {
+        TABLE
+            .iter()
+            .filter_map(|key| Some((family(key)?.len(), key)))
+            .max_by_key(|(length, _)| *length)
+            .map(|(_, key)| key)
+    })
+}
+
+/// The known name that `name` is probably a slip of.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let lower = name.to_ascii_lowercase();
+    TABLE
+        .iter()
+        .filter(|key| !key.name.ends_with('*'))
+        .map(|key| (distance(&lower, &key.name.to_ascii_lowercase()), key.name))
+        .filter(|(distance, known)| *distance <= 2 && distance * 4 <= known.len())
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein's distance, in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Bounds of a number, both included, and its unit as text after the word "number".
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    pub min: i64,
+    pub max: i64,
+    pub unit: &'static str,
+}
+
+const I32_MAX: i64 = i32::MAX as i64;
+const PORT: Range = Range {
+    min: 0,
+    max: 65_535,
+    unit: "",
+};
+const MILLISECONDS: Range = Range {
+    min: 1,
+    max: I32_MAX,
+    unit: " of milliseconds",
+};
+const TIMEOUT: Range = Range {
+    min: -1,
+    max: I32_MAX,
+    unit: " of milliseconds",
+};
+const COUNT: Range = Range {
+    min: -1,
+    max: I32_MAX,
+    unit: "",
+};
+
+/// A whole number as Java parses it: decimal, with a sign or without.
+pub fn whole(value: &str, range: Range) -> Result<i64, Expected> {
+    let number = i64::from_str(value)
+        .ok()
+        .filter(|n| (range.min..=range.max).contains(n));
+    let Range { min, max, unit } = range;
+    number.ok_or_else(|| Expected(format!("a whole number{unit} from {min} to {max}")))
+}
+
+/// A count whose negative and zero values all mean "no limit".
+fn limit(value: &str) -> Result<u32, Expected> {
+    let no_limit = |e: Expected| Expected(format!("{}; 0 means no limit", e.0));
+    whole(value, COUNT)
+        .map(|n| n.max(0) as u32)
+        .map_err(no_limit)
+}
+
+/// -1 leaves the choice to the server.
+fn unless_negative(value: &str, range: Range) -> Result<Option<u32>, Expected> {
+    whole(value, range).map(|n| u32::try_from(n).ok())
+}
+
+fn boolean(value: &str) -> Result<bool, Expected> {
+    choice(value, "true", "false")
+}
+
+fn yes_or_no(value: &str) -> Result<bool, Expected> {
+    choice(value, "yes", "no")
+}
+
+fn choice(value: &str, yes: &str, no: &str) -> Result<bool, Expected> {
+    match value.to_ascii_lowercase().as_str() {
+        word if word == yes => Ok(true),
+        word if word == no => Ok(false),
+        _ => Err(Expected(format!("{yes} or {no}"))),
+    }
+}
+
+fn directory(value: &str) -> Result<PathBuf, Expected> {
+    match value {
+        "" => Err(Expected::new("a directory")),
+        _ => Ok(value.into()),
+    }
+}
+
+/// Java's `Integer.getInteger`, which reads this one key, takes hexadecimal numbers too.
+fn frame_bytes(value: &str) -> Result<usize, Expected> {
+    let range = Range {
+        min: 1024,
+        max: 1 << 30,
+        unit: " of bytes",
+    };
+    let hexadecimal = value
+        .strip_prefix("0x")
+        .or_else(|| value.strip_prefix("0X"));
+    let decimal = hexadecimal.and_then(|digits| i64::from_str_radix(digits, 16).ok());
+    whole(&decimal.map_or(value.to_owned(), |n| n.to_string()), range).map(|n| n as usize)
+}
+
+/// `super:` and the base64 of 20 bytes; anything else could never match.
+fn super_digest(value: &str) -> Result<Option<String>, Expected> {
+    let digest = value
+        .split_once(':')
+        .and_then(|(_, digest)| BASE64.decode(digest).ok());
+    match digest {
+        _ if value.is_empty() => Ok(None),
+        Some(bytes) if bytes.len() == 20 => Ok(Some(value.to_owned())),
+        _ => Err(Expected::new(
+            "super:DIGEST, where DIGEST is the base64 of the SHA-1 of super:password; make one with \
+             `printf super:password | openssl dgst -sha1 -binary | base64`",
+        )),
+    }
+}
+
+const fn honoured(
+    name: &'static str,
+    default: &'static str,
+    doc: &'static str,
+    set: Set,
+    show: fn(&Config) -> String,
+) -> Key {
+    Key {
+        name,
+        default,
+        doc,
+        treatment: Treatment::Honoured { set, show },
+    }
+}
+
+const fn between_servers(name: &'static str, default: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        doc,
+        treatment: Treatment::BetweenServers,
+    }
+}
+
+const fn meaningless(name: &'static str, default: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        doc,
+        treatment: Treatment::Meaningless,
+    }
+}
+
+const fn refused(
+    name: &'static str,
+    off: &'static [&'static str],
+    doc: &'static str,
+    instead: &'static str,
+) -> Key {
+    let default = if off.is_empty() { "" } else { off[0] };
+    Key {
+        name,
+        default,
+        doc,
+        treatment: Treatment::Refused { off, instead },
+    }
+}
+
+const NO_TLS: &str = "TLS is not built yet: remove the line, serve plain clients on clientPort \
+                      inside a trusted network, or put a TLS proxy in front";
+const NO_SASL: &str = "SASL is not built yet: remove the line and use digest authentication";
+const NO_ENSEMBLE: &str = "ensembles are not built yet: this version runs as a single server";
+
+/// All keys, in groups.
+pub static TABLE: &[Key] = &[
+    // Where the data lies.
+    honoured(
+        "dataDir",
+        "",
+        "Directory of all that the server keeps; also holds the `myid` file",
+        |draft, value| directory(value).map(|path| draft.data_dir = Some(path)),
+        |config| config.data_dir.display().to_string(),
+    ),
+    honoured(
+        "dataLogDir",
+        "",
+        "Directory of the transaction log, if it is not dataDir: a disk of its own",
+        |draft, value| directory(value).map(|path| draft.log_dir = Some(path)),
+        |config| config.log_dir.display().to_string(),
+    ),
+    honoured(
+        "snapCount",
+        "100000",
+        "A snapshot is taken after at most this many transactions",
+        |draft, value| {
+            whole(
+                value,
+                Range {
+                    min: 2,
+                    max: I32_MAX,
+                    unit: "",
+                },
+            )
+            .map(|n| draft.config.snap_count = n as u64)
+        },
+        |config| config.snap_count.to_string(),
+    ),
+    honoured(
+        "preAllocSize",
+        "65536",
+        "KiB of log that are allocated at a time: the size of a log segment, at least 1024",
+        |draft, value| {
+            whole(
+                value,
+                Range {
+                    min: 1,
+                    max: 4 << 20,
+                    unit: " of KiB",
+                },
+            )
+            .map(|n| draft.config.segment_bytes = n.max(1024) as u64 * 1024)
+        },
+        |config| (config.segment_bytes / 1024).to_string(),
+    ),
+    honoured(
+        "autopurge.snapRetainCount",
+        "3",
+        "Snapshots that are kept, with the log since the oldest of them; at least 3",
+        |draft, value| {
+            whole(value, COUNT).map(|n| draft.config.snap_retain_count = n.max(3) as usize)
+        },
+        |config| config.snap_retain_count.to_string(),
+    ),
+    honoured(
+        "autopurge.purgeInterval",
+        "1",
+        "0 keeps every snapshot and all of the log for ever. Any other number: what is no longer \
+         needed is removed after each snapshot, which is the default here and 0 in ZooKeeper",
+        |draft, value| whole(value, COUNT).map(|n| draft.config.purge = n > 0),
+        |config| u8::from(config.purge).to_string(),
+    ),
+    honoured(
+        "forceSync",
+        "yes",
+        "`no` acknowledges writes before they are safe on the disk: a power cut loses some",
+        |draft, value| yes_or_no(value).map(|on| draft.config.force_sync = on),
+        |config| if config.force_sync { "yes" } else { "no" }.to_owned(),
+    ),
+    honoured(
+        "fsync.warningthresholdms",
+        "1000",
+        "A disk sync that takes longer, in milliseconds, is logged",
+        |draft, value| whole(value, MILLISECONDS).map(|n| draft.config.fsync_warn_ms = n as u32),
+        |config| config.fsync_warn_ms.to_string(),
+    ),
+    meaningless(
+        "snapSizeLimitInKb",
+        "4194304",
+        "Log bytes that bring a snapshot about",
+    ),
+    meaningless(
+        "txnLogSizeLimitInKb",
+        "-1",
+        "Log bytes that bring a new log file about",
+    ),
+    meaningless(
+        "snapshot.compression.method",
+        "",
+        "Snapshots are always compressed with zstd",
+    ),
+    meaningless(
+        "snapshot.trust.empty",
+        "false",
+        "Start without a snapshot after an old upgrade",
+    ),
+    meaningless(
+        "digest.enabled",
+        "true",
+        "A digest of the tree is always kept",
+    ),
+    meaningless(
+        "closeSessionTxn.enabled",
+        "true",
+        "A switch of ZooKeeper's log format",
+    ),
+    meaningless(
+        "serializeLastProcessedZxid.enabled",
+        "true",
+        "A switch of its snapshot format",
+    ),
+    // Clients.
+    honoured(
+        "clientPort",
+        "",
+        "Port for clients, by convention 2181; 0 lets the operating system choose one",
+        |draft, value| whole(value, PORT).map(|n| draft.client_port = Some(n as u16)),
+        |config| config.client.port.to_string(),
+    ),
+    honoured(
+        "clientPortAddress",
+        "",
+        "Address or name that clients connect to, if not every address of this machine",
+        |draft, value| {
+            draft.client_host = Some(value.to_owned()).filter(|host| !host.is_empty());
+            Ok(())
+        },
+        |config| config.client.host.clone().unwrap_or_default(),
+    ),
+    honoured(
+        "clientPortListenBacklog",
+        "-1",
+        "Connections that may wait to be accepted; -1 lets the server choose",
+        |draft, value| unless_negative(value, COUNT).map(|n| draft.config.listen_backlog = n),
+        |config| {
+            config
+                .listen_backlog
+                .map_or("-1".to_owned(), |n| n.to_string())
+        },
+    ),
+    honoured(
+        "maxClientCnxns",
+        "60",
+        "Connections of one client address; 0 means no limit",
+        |draft, value| limit(value).map(|n| draft.config.max_client_cnxns = n),
+        |config| config.max_client_cnxns.to_string(),
+    ),
+    honoured(
+        "maxCnxns",
+        "0",
+        "Connections in all; 0 means no limit",
+        |draft, value| limit(value).map(|n| draft.config.max_cnxns = n),
+        |config| config.max_cnxns.to_string(),
+    ),
+    honoured(
+        "tickTime",
+        "3000",
+        "Unit of time in milliseconds: sessions expire on multiples of it",
+        |draft, value| whole(value, MILLISECONDS).map(|n| draft.config.tick_ms = n as u32),
+        |config| config.tick_ms.to_string(),
+    ),
+    honoured(
+        "minSessionTimeout",
+        "-1",
+        "The shortest session timeout that a client gets, in milliseconds; -1: twice tickTime",
+        |draft, value| unless_negative(value, TIMEOUT).map(|n| draft.min_session_timeout_ms = n),
+        |config| config.min_session_timeout_ms.to_string(),
+    ),
+    honoured(
+        "maxSessionTimeout",
+        "-1",
+        "The longest session timeout that a client gets, in milliseconds; -1: 20 times tickTime",
+        |draft, value| unless_negative(value, TIMEOUT).map(|n| draft.max_session_timeout_ms = n),
+        |config| config.max_session_timeout_ms.to_string(),
+    ),
+    honoured(
+        "nio.sessionlessCnxnTimeout",
+        "10000",
+        "Milliseconds that a connection may stay open without asking for a session",
+        |draft, value| {
+            whole(value, MILLISECONDS).map(|n| draft.config.sessionless_timeout_ms = n as u32)
+        },
+        |config| config.sessionless_timeout_ms.to_string(),
+    ),
+    honoured(
+        "jute.maxbuffer",
+        "1048575",
+        "The largest request in bytes, and so nearly the largest data of a znode; clients have a \
+         limit of the same name for replies",
+        |draft, value| frame_bytes(value).map(|n| draft.config.jute_max_buffer = n),
+        |config| config.jute_max_buffer.to_string(),
+    ),
+    honoured(
+        "globalOutstandingLimit",
+        "100000",
+        "Writes that may wait to be committed before the server stops reading from clients; 1000 \
+         in ZooKeeper",
+        |draft, value| {
+            whole(
+                value,
+                Range {
+                    min: 1,
+                    max: I32_MAX,
+                    unit: "",
+                },
+            )
+            .map(|n| draft.config.global_outstanding_limit = n as u32)
+        },
+        |config| config.global_outstanding_limit.to_string(),
+    ),
+    honoured(
+        "4lw.commands.whitelist",
+        "srvr",
+        "Four-letter words that are answered on the client port, separated by commas; `*` means \
+         all; `srvr` is always answered",
+        |draft, value| {
+            draft.config.four_letter_words = Whitelist::parse(value);
+            Ok(())
+        },
+        |config| config.four_letter_words.to_string(),
+    ),
+    refused(
+        "secureClientPort",
+        &[],
+        "Port for clients that speak TLS",
+        NO_TLS,
+    ),
+    refused(
+        "secureClientPortAddress",
+        &[],
+        "Address of that port",
+        NO_TLS,
+    ),
+    refused(
+        "client.portUnification",
+        &["false"],
+        "TLS and plain clients on one port",
+        NO_TLS,
+    ),
+    refused(
+        "client.certReload",
+        &["false"],
+        "Read certificates again when they change",
+        NO_TLS,
+    ),
+    refused(
+        "ssl.*",
+        &["", "false", "none"],
+        "Certificates and protocols of TLS",
+        NO_TLS,
+    ),
+    meaningless(
+        "fips-mode",
+        "true",
+        "Restricts the algorithms of TLS and SASL in Java",
+    ),
+    meaningless(
+        "jute.maxbuffer.extrasize",
+        "",
+        "Room for headers in ZooKeeper's own files",
+    ),
+    meaningless(
+        "serverCnxnFactory",
+        "",
+        "Which network library of Java to use",
+    ),
+    meaningless("tcpKeepAlive", "false", "Keep-alive between servers"),
+    meaningless(
+        "clientTcpKeepAlive",
+        "false",
+        "Keep-alive of client connections",
+    ),
+    meaningless(
+        "largeRequestThreshold",
+        "-1",
+        "Bytes from which a request counts as large",
+    ),
+    meaningless(
+        "largeRequestMaxBytes",
+        "104857600",
+        "Bytes of large requests at a time",
+    ),
+    meaningless(
+        "request_throttle_*",
+        "",
+        "Tuning of a stage that does not exist here",
+    ),
+    meaningless(
+        "connection_throttle_*",
+        "",
+        "Tuning of a stage that does not exist here",
+    ),
+    meaningless(
+        "throttled_op_wait_time",
+        "0",
+        "Tuning of a stage that does not exist here",
+    ),
+    meaningless("flushDelay", "0", "Writes are grouped without waiting"),
+    meaningless(
+        "maxBatchSize",
+        "1000",
+        "Writes are grouped by what has gathered",
+    ),
+    meaningless(
+        "maxWriteQueuePollTime",
+        "",
+        "Tuning of a stage that does not exist here",
+    ),
+    meaningless("maxResponseCacheSize", "400", "Replies are not cached"),
+    meaningless(
+        "maxGetChildrenResponseCacheSize",
+        "400",
+        "Replies are not cached",
+    ),
+    meaningless("bitHashCacheSize", "10", "Tuning of Java's watch table"),
+    meaningless("watchManagerName", "", "Which watch table of Java to use"),
+    meaningless("watcherClean*", "", "Tuning of Java's watch table"),
+    meaningless(
+        "maxInProcessingDeadWatchers",
+        "",
+        "Tuning of Java's watch table",
+    ),
+    meaningless(
+        "commitProcessor.*",
+        "",
+        "Tuning of a stage that does not exist here",
+    ),
+    meaningless(
+        "intBufferStartingSizeBytes",
+        "1024",
+        "Tuning of Java's buffers",
+    ),
+    meaningless("nio.*", "", "Tuning of Java's network library"),
+    meaningless("netty.*", "", "Tuning of Java's network library"),
+    meaningless("jvm.pause.*", "", "There is no Java virtual machine"),
+    meaningless("jmx.*", "", "There is no Java virtual machine"),
+    // What clients may do.
+    honoured(
+        "extendedTypesEnabled",
+        "false",
+        "Allows znodes with a time to live",
+        |draft, value| boolean(value).map(|on| draft.config.extended_types = on),
+        |config| config.extended_types.to_string(),
+    ),
+    honoured(
+        "enforceQuota",
+        "false",
+        "Refuses writes beyond a hard quota; otherwise quotas are only logged",
+        |draft, value| boolean(value).map(|on| draft.config.enforce_quota = on),
+        |config| config.enforce_quota.to_string(),
+    ),
+    honoured(
+        "reconfigEnabled",
+        "false",
+        "Lets the reconfig operation through to its answer, which a single server always refuses",
+        |draft, value| boolean(value).map(|on| draft.config.reconfig_enabled = on),
+        |config| config.reconfig_enabled.to_string(),
+    ),
+    honoured(
+        "skipACL",
+        "no",
+        "`yes` lets everyone do everything",
+        |draft, value| yes_or_no(value).map(|on| draft.config.skip_acl = on),
+        |config| if config.skip_acl { "yes" } else { "no" }.to_owned(),
+    ),
+    honoured(
+        "DigestAuthenticationProvider.enabled",
+        "true",
+        "Allows authentication by user and password (scheme `digest`)",
+        |draft, value| boolean(value).map(|on| draft.config.digest_enabled = on),
+        |config| config.digest_enabled.to_string(),
+    ),
+    honoured(
+        "DigestAuthenticationProvider.superDigest",
+        "",
+        "Who may do everything: super:DIGEST",
+        |draft, value| super_digest(value).map(|digest| draft.config.super_digest = digest),
+        |config| {
+            config
+                .super_digest
+                .as_ref()
+                .map_or("", |_| "super:***")
+                .to_owned()
+        },
+    ),
+    honoured(
+        "znode.container.checkIntervalMs",
+        "60000",
+        "Milliseconds between searches for empty containers and outlived TTL nodes",
+        |draft, value| {
+            whole(value, MILLISECONDS).map(|n| draft.config.container_check_interval_ms = n as u32)
+        },
+        |config| config.container_check_interval_ms.to_string(),
+    ),
+    honoured(
+        "znode.container.maxPerMinute",
+        "10000",
+        "How many of them are removed in a minute at most",
+        |draft, value| {
+            whole(
+                value,
+                Range {
+                    min: 1,
+                    max: I32_MAX,
+                    unit: "",
+                },
+            )
+            .map(|n| draft.config.container_max_per_minute = n as u32)
+        },
+        |config| config.container_max_per_minute.to_string(),
+    ),
+    honoured(
+        "znode.container.maxNeverUsedIntervalMs",
+        "0",
+        "Milliseconds after which a container that never had a child is removed; 0: never",
+        |draft, value| {
+            whole(
+                value,
+                Range {
+                    min: 0,
+                    max: i64::MAX,
+                    unit: " of milliseconds",
+                },
+            )
+            .map(|n| draft.config.container_max_never_used_ms = n as u64)
+        },
+        |config| config.container_max_never_used_ms.to_string(),
+    ),
+    refused(
+        "DigestAuthenticationProvider.digestAlg",
+        &["SHA1", "SHA-1"],
+        "Hash function of the scheme `digest`",
+        "only SHA1 is built; digests of another function in existing ACLs would never match",
+    ),
+    refused(
+        "localSessionsEnabled",
+        &["false"],
+        "Sessions that one server keeps to itself",
+        "every session is replicated: remove the line",
+    ),
+    meaningless(
+        "localSessionsUpgradingEnabled",
+        "false",
+        "Has no effect without local sessions",
+    ),
+    refused(
+        "readonlymode.enabled",
+        &["false"],
+        "Reads while there is no quorum",
+        "a single server always has its quorum: remove the line",
+    ),
+    refused(
+        "authProvider.*",
+        &[
+            "org.apache.zookeeper.server.auth.DigestAuthenticationProvider",
+            "org.apache.zookeeper.server.auth.IPAuthenticationProvider",
+        ],
+        "Authentication providers beside digest and ip",
+        "no other scheme than world, auth, digest and ip is built: remove the line",
+    ),
+    refused(
+        "X509AuthenticationProvider.*",
+        &[""],
+        "Authentication by TLS certificates",
+        NO_TLS,
+    ),
+    refused(
+        "enforce.auth.enabled",
+        &["false"],
+        "Refuses clients that are not authenticated",
+        "it is not built yet: remove the line, and protect znodes by ACLs",
+    ),
+    meaningless(
+        "enforce.auth.schemes",
+        "",
+        "Has no effect while enforce.auth.enabled is false",
+    ),
+    refused(
+        "sessionRequireClientSASLAuth",
+        &["false"],
+        "Refuses clients without SASL",
+        NO_SASL,
+    ),
+    refused(
+        "allowSaslFailedClients",
+        &["false"],
+        "Keeps clients whose SASL failed",
+        NO_SASL,
+    ),
+    refused(
+        "requireKerberosConfig",
+        &["false"],
+        "Needs Kerberos to be configured",
+        NO_SASL,
+    ),
+    refused(
+        "kerberos.*",
+        &["false", ""],
+        "Names of Kerberos principals",
+        NO_SASL,
+    ),
+    refused("sasl.*", &["", "false"], "Settings of SASL", NO_SASL),
+    refused(
+        "SASLAuthenticationProvider.*",
+        &[""],
+        "The super user's SASL password",
+        NO_SASL,
+    ),
+    refused(
+        "letAnySaslUserDoX",
+        &[""],
+        "An ACL id that stands for every SASL user",
+        NO_SASL,
+    ),
+    refused(
+        "superUser",
+        &[""],
+        "The SASL user who may do everything",
+        NO_SASL,
+    ),
+    refused("superUser.*", &[""], "More of them", NO_SASL),
+    meaningless(
+        "enableEagerACLCheck",
+        "false",
+        "Followers check ACLs; there are none",
+    ),
+    // Operators.
+    refused(
+        "admin.enableServer",
+        &["false"],
+        "The HTTP server with /commands",
+        "it is not built yet: set admin.enableServer=false (in the container image \
+         ZOO_ADMINSERVER_ENABLED=false) and use the four-letter words srvr, ruok and mntr",
+    ),
+    meaningless("admin.*", "", "Has no effect without the HTTP server"),
+    refused(
+        "metricsProvider.className",
+        &[
+            "org.apache.zookeeper.metrics.impl.DefaultMetricsProvider",
+            "org.apache.zookeeper.metrics.impl.NullMetricsProvider",
+            "",
+        ],
+        "Where metrics go",
+        "the Prometheus endpoint is not built yet: remove the line and scrape the four-letter word \
+         mntr",
+    ),
+    meaningless(
+        "metricsProvider.*",
+        "",
+        "Has no effect without the Prometheus endpoint",
+    ),
+    refused(
+        "audit.enable",
+        &["false"],
+        "A log of who did what",
+        "it is not built yet: remove the line",
+    ),
+    meaningless(
+        "audit.impl.class",
+        "",
+        "Has no effect while audit.enable is false",
+    ),
+    // Members.
+    Key {
+        name: "server.*",
+        default: "",
+        doc: "A member: host:quorumPort:electionPort[:role][;[clientHost:]clientPort]. One line is \
+              accepted, and its client part is where clients connect",
+        treatment: Treatment::Members,
+    },
+    Key {
+        name: "dynamicConfigFile",
+        default: "",
+        doc: "The file with the server lines, if they are not in this one",
+        treatment: Treatment::Members,
+    },
+    refused(
+        "standaloneEnabled",
+        &["true"],
+        "false: an ensemble even with one member",
+        NO_ENSEMBLE,
+    ),
+    refused(
+        "peerType",
+        &["participant"],
+        "observer: follow without a vote",
+        NO_ENSEMBLE,
+    ),
+    refused(
+        "group.*",
+        &[],
+        "Hierarchical quorums",
+        "every server has one vote: remove the line",
+    ),
+    refused(
+        "weight.*",
+        &[],
+        "Weighted votes",
+        "every server has one vote: remove the line",
+    ),
+    refused(
+        "oraclePath",
+        &[""],
+        "An oracle that decides between two servers",
+        NO_ENSEMBLE,
+    ),
+    refused(
+        "electionAlg",
+        &["3"],
+        "Election algorithm",
+        "only 3 was ever supported",
+    ),
+    refused("sslQuorum", &["false"], "TLS between servers", NO_TLS),
+    refused(
+        "portUnification",
+        &["false"],
+        "TLS and plain peers on one port",
+        NO_TLS,
+    ),
+    refused(
+        "quorum.auth.enableSasl",
+        &["false"],
+        "SASL between servers",
+        NO_ENSEMBLE,
+    ),
+    refused(
+        "quorum.auth.learnerRequireSasl",
+        &["false"],
+        "SASL between servers",
+        NO_ENSEMBLE,
+    ),
+    refused(
+        "quorum.auth.serverRequireSasl",
+        &["false"],
+        "SASL between servers",
+        NO_ENSEMBLE,
+    ),
+    between_servers("quorum.auth.*", "", "SASL between servers"),
+    between_servers(
+        "quorum.cnxn.threads.size",
+        "20",
+        "Threads for connections of peers",
+    ),
+    between_servers("initLimit", "10", "Ticks that a follower has to join"),
+    between_servers("syncLimit", "5", "Ticks that a follower may lag behind"),
+    between_servers(
+        "connectToLearnerMasterLimit",
+        "0",
+        "Ticks that a follower has to connect",
+    ),
+    between_servers("leaderServes", "yes", "Whether the leader serves clients"),
+    between_servers(
+        "quorumListenOnAllIPs",
+        "false",
+        "Listen for peers on every address",
+    ),
+    between_servers("syncEnabled", "true", "Observers keep a log"),
+    between_servers("observerMasterPort", "0", "Observers may follow a follower"),
+    between_servers(
+        "commitLogCount",
+        "500",
+        "Transactions kept for followers that come back",
+    ),
+    between_servers("multiAddress.*", "", "Several addresses of a member"),
+    between_servers(
+        "cnxTimeout",
+        "5",
+        "Seconds that an election connection may take",
+    ),
+    between_servers(
+        "electionPortBindRetry",
+        "3",
+        "Attempts to listen on the election port",
+    ),
+    between_servers(
+        "maxTimeToWaitForEpoch",
+        "-1",
+        "How long an election may take",
+    ),
+    between_servers("snapshotSizeFactor", "0.33", "How a follower catches up"),
+    between_servers("fastleader.*", "", "Waiting times of elections"),
+    between_servers("leader.*", "", "Limits of what a leader sends at a time"),
+    between_servers("learner.*", "", "How a follower sends and closes"),
+    between_servers(
+        "observer.*",
+        "",
+        "When an observer looks for a leader again",
+    ),
+    between_servers(
+        "leaderConnectDelayDuringRetryMs",
+        "100",
+        "Pause between attempts",
+    ),
+    between_servers(
+        "ensembleAuthName",
+        "",
+        "Names of the ensemble that clients may ask for",
+    ),
+];

@@ -1,0 +1,172 @@
+//! What a server remembers about its own directory, beside the log: an ordered map in sled.
+//!
+//! The catalog is a second witness, not an authority: everything in it can be rebuilt from the headers
+//! of segments and snapshots, and it only lets a start notice that files have gone missing. Three
+//! guards make sled fit for that:
+//!
+//! 1. A `snap.*.generating` that a kill left half-written would be taken for the newest state:
+//!    such files are removed before opening.
+//! 2. sled's `flush` does not reach the drive: a change is followed by an fsync of its `db` file.
+//! 3. A catalog that cannot be opened or read is moved aside and begun anew, with a warning. One that
+//!    cannot be written is given up, with a warning: the server runs without.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::Identity;
+
+/// What is remembered. Each field is one key, its value JSON.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Facts {
+    pub identity: Option<Identity>,
+    /// Number of the last start, durable in the log before it is written here.
+    pub incarnation: Option<u64>,
+    /// Set by a clean stop, cleared by the next start.
+    pub clean_stop: Option<CleanStop>,
+    /// Newest first.
+    pub snapshots: Vec<KnownSnapshot>,
+}
+
+/// How the log ended at a clean stop.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct CleanStop {
+    /// Number of the last group, synced.
+    pub last_group: u64,
+}
+
+/// A snapshot that was durable.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct KnownSnapshot {
+    pub index: u64,
+    pub term: u64,
+}
+
+const IDENTITY: &str = "identity";
+const INCARNATION: &str = "incarnation";
+const CLEAN_STOP: &str = "clean_stop";
+const SNAPSHOTS: &str = "snapshots";
+
+/// The open catalog, or nothing if it could not be opened.
+pub(super) struct Catalog {
+    map: Option<Map>,
+}
+
+struct Map {
+    db: sled::Db,
+    file: File,
+}
+
+impl Catalog {
+    /// Opens the catalog in `dir` and reads it. Never fails: see the head of the file.
+    pub(super) fn open(dir: &Path, warnings: &mut Vec<String>) -> (Self, Facts) {
+        match Map::open(dir).and_then(|map| map.read().map(|facts| (map, facts))) {
+            Ok((map, facts)) => return (Self { map: Some(map) }, facts),
+            Err(error) => warnings.push(format!(
+                "the catalog {} cannot be read and is rebuilt: {error}",
+                dir.display()
+            )),
+        }
+        let opened = move_aside(dir).and_then(|()| Map::open(dir));
+        match opened {
+            Ok(map) => (Self { map: Some(map) }, Facts::default()),
+            Err(error) => {
+                warnings.push(format!(
+                    "the catalog {} cannot be rebuilt, going on without: {error}",
+                    dir.display()
+                ));
+                (Self { map: None }, Facts::default())
+            }
+        }
+    }
+
+    /// Replaces what is remembered, durably and at once.
+    pub(super) fn save(&mut self, facts: &Facts) {
+        let Some(map) = &self.map else {
+            return;
+        };
+        if let Err(error) = map.write(facts) {
+            warn!(%error, "the catalog cannot be written, going on without");
+            self.map = None;
+        }
+    }
+}
+
+impl Map {
+    fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().ends_with(".generating") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(1 << 20)
+            .mode(sled::Mode::LowSpace)
+            // Every change is flushed by hand.
+            .flush_every_ms(None);
+        // sled asserts where it should return errors when its files are damaged.
+        let db = panic::catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|_| io::Error::other("sled panicked"))?
+            .map_err(io::Error::other)?;
+        let file = File::open(dir.join("db"))?;
+        Ok(Self { db, file })
+    }
+
+    fn read(&self) -> io::Result<Facts> {
+        Ok(Facts {
+            identity: self.value(IDENTITY)?,
+            incarnation: self.value(INCARNATION)?,
+            clean_stop: self.value(CLEAN_STOP)?,
+            snapshots: self.value(SNAPSHOTS)?.unwrap_or_default(),
+        })
+    }
+
+    fn value<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
+        let Some(value) = self.db.get(key).map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        Ok(serde_json::from_slice(&value)?)
+    }
+
+    fn write(&self, facts: &Facts) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        put(&mut batch, IDENTITY, &facts.identity)?;
+        put(&mut batch, INCARNATION, &facts.incarnation)?;
+        put(&mut batch, CLEAN_STOP, &facts.clean_stop)?;
+        put(&mut batch, SNAPSHOTS, &facts.snapshots)?;
+        self.db.apply_batch(batch).map_err(io::Error::other)?;
+        self.db.flush().map_err(io::Error::other)?;
+        // Any descriptor of a file syncs all of it.
+        self.file.sync_all()
+    }
+}
+
+fn put<T: Serialize>(batch: &mut sled::Batch, key: &str, value: &T) -> io::Result<()> {
+    batch.insert(key, serde_json::to_vec(value)?);
+    Ok(())
+}
+
+/// Renames a directory to the first free `<name>.broken-<n>`.
+fn move_aside(dir: &Path) -> io::Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let name = |n: u32| -> PathBuf {
+        let mut name = dir.as_os_str().to_owned();
+        name.push(format!(".broken-{n}"));
+        name.into()
+    };
+    let free = (1..).map(name).find(|path| !path.exists());
+    match free {
+        Some(path) => fs::rename(dir, path),
+        None => Err(io::Error::other("no free name to move it to")),
+    }
+}

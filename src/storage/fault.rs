@@ -1,0 +1,205 @@
+//! Why this server cannot go on with its directory.
+//!
+//! Every message says what was found, where, and what an operator can do about it. A fault is never
+//! retried: the process stops with it (the exception is a failed snapshot, which costs nothing but
+//! the snapshot).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// How a member of a cluster, or a server alone, gets out of lost or damaged data.
+const REPAIR: &str = "if this server is one of several, empty its data and log directories and let \
+                      it join again; if it is alone, restore a backup of both directories";
+
+/// A storage failure that stops the process.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A call to the file system failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb: "read", "create".
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    /// No space is left, or the quota is used up.
+    #[error(
+        "cannot {action} {path}: the disk is full ({source}); nothing that was acknowledged is \
+         lost: free some space and start again"
+    )]
+    DiskFull {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    /// The disk did not confirm a sync, so nobody knows what it holds.
+    #[error(
+        "sync of {path} failed: {source}; what was not acknowledged may be lost; check the disk \
+         and start again"
+    )]
+    Sync { path: PathBuf, source: io::Error },
+
+    /// Use after a failed write or sync, which are not retried.
+    #[error("the log has stopped after an earlier write or sync failure")]
+    Stopped,
+
+    /// A bug: the log thread ended by a panic.
+    #[error("the log thread panicked: {0}")]
+    Panicked(String),
+
+    /// Another process holds the directory.
+    #[error("data directory {path} is in use by another zkraft; stop that one or use another")]
+    Locked { path: PathBuf },
+
+    /// The directory belongs to a ZooKeeper.
+    #[error(
+        "{path} holds the data of a ZooKeeper server, which zkraft does not read in place; set \
+         dataDir and dataLogDir to empty directories"
+    )]
+    ZooKeeperData { path: PathBuf },
+
+    /// A file under one of our names that is not ours.
+    #[error("{path} is not a zkraft file (it starts with {found}); move it out of the directory")]
+    Foreign { path: PathBuf, found: String },
+
+    /// A file written by a later zkraft.
+    #[error(
+        "{path} has format {found}, and this zkraft knows formats up to {known}; start the newer \
+         zkraft that wrote it"
+    )]
+    NewerFormat {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
+
+    /// The directory of another server id.
+    #[error(
+        "{path} belongs to server {found}, but this is server {configured}; set dataDir and myid \
+         to what belongs together"
+    )]
+    OtherServer {
+        path: PathBuf,
+        found: u32,
+        configured: u32,
+    },
+
+    /// Files of two servers or clusters in one place.
+    #[error(
+        "{path} is of {what} {found:016x}, but the rest of the data is of {expected:016x}; data \
+         and log directories of different servers are mixed: set dataDir and dataLogDir to what \
+         belongs together"
+    )]
+    Mixed {
+        path: PathBuf,
+        /// "cluster" or "disk".
+        what: &'static str,
+        found: u64,
+        expected: u64,
+    },
+
+    /// Log bytes that were synced once are damaged.
+    #[error(
+        "{path} is corrupt at byte {offset}: group {group} was synced ({proof}) but is now \
+         damaged, and all acknowledged writes from there on are lost with it; {REPAIR}"
+    )]
+    CorruptLog {
+        path: PathBuf,
+        offset: u64,
+        group: u64,
+        /// How it is known that this is no torn tail.
+        proof: String,
+    },
+
+    /// A segment whose header cannot be read but which has content.
+    #[error("{path} is corrupt: its header is damaged, so its groups cannot be read; {REPAIR}")]
+    CorruptHeader { path: PathBuf },
+
+    /// A group that passes its checksum but makes no sense: a bug of the writer.
+    #[error("{path} has an impossible record at byte {offset}: {reason}; {REPAIR}")]
+    ImpossibleRecord {
+        path: PathBuf,
+        offset: u64,
+        reason: String,
+    },
+
+    /// Segments do not follow each other.
+    #[error(
+        "a part of the log in {dir} is missing: segment {segment} does not continue the one \
+         before it; {REPAIR}"
+    )]
+    BrokenChain { dir: PathBuf, segment: u64 },
+
+    /// The log starts after the snapshot ends.
+    #[error(
+        "the log in {dir} starts at index {first}, but the newest readable snapshot ends at \
+         {snapshot} (0: there is none), so the writes between them are lost; {REPAIR}"
+    )]
+    LogGap {
+        dir: PathBuf,
+        snapshot: u64,
+        first: u64,
+    },
+
+    /// The catalog has seen more log than there is.
+    #[error(
+        "the log in {dir} is missing or older than when the server last ran ({detail}); if it is \
+         on a disk of its own, mount that; otherwise, {REPAIR}"
+    )]
+    LogLost { dir: PathBuf, detail: String },
+
+    /// A snapshot file is damaged.
+    #[error("snapshot {path} is corrupt at byte {offset}: {reason}")]
+    CorruptSnapshot {
+        path: PathBuf,
+        offset: u64,
+        reason: String,
+    },
+
+    /// A snapshot file is whole, but its content was not accepted.
+    #[error("snapshot {path} cannot be loaded: {reason}")]
+    RejectedSnapshot { path: PathBuf, reason: String },
+
+    /// No source of randomness for new ids.
+    #[error("cannot draw a random id: {0}")]
+    Random(String),
+}
+
+impl Fault {
+    /// Wraps a failed call, telling a full disk apart.
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                action,
+                path,
+                source,
+            },
+            _ => Self::Io {
+                action,
+                path,
+                source,
+            },
+        }
+    }
+
+    /// Wraps a failed sync. A full disk may show only here.
+    pub fn sync(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::io("sync", path, source)
+            }
+            _ => Self::Sync {
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
+
+    /// Whether the disk is full: the one fault that an operator mends by making room.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::DiskFull { .. })
+    }
+}

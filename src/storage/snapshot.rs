@@ -1,0 +1,472 @@
+//! Snapshot files.
+//!
+//! ```text
+//! snapshot.<index>.<term>   (both as 16 hexadecimal digits)
+//!   magic 8 | format u32 | header len u32 | header crc32c u32 | zkraft.snapshot.Header
+//!   padded with zeros to 512 bytes
+//!   frames: kind u32 | len u32 | raw len u32 | crc32c u32 | len bytes
+//!     kind 1: a chunk of the machine's image, zstd; raw len is its length before compression
+//!     kind 2: zkraft.snapshot.Trailer, the last frame
+//! ```
+//!
+//! All numbers are little-endian. The checksum of a frame starts from the frame's number, so frames
+//! cannot change places. A file is written under a `.tmp` name, synced and renamed: one with its real
+//! name was whole once. This file knows nothing of what the chunks mean.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+
+use super::SnapshotMeta;
+use super::disk::{Disk, File};
+use super::fault::Fault;
+use crate::proto::snapshot::{Header, Trailer};
+
+const MAGIC: [u8; 8] = *b"zkraftSN";
+const FORMAT: u32 = 1;
+const PREFIX: usize = 20;
+const FRAME: usize = 16;
+const CHUNK: u32 = 1;
+const TRAILER: u32 = 2;
+/// Written at once.
+const BUFFER: usize = 1 << 20;
+/// No chunk is larger, so a larger length is damage.
+const CHUNK_BYTES_MAX: u32 = 1 << 30;
+
+/// A snapshot file in a directory, known by its name.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct SnapshotFile {
+    pub index: u64,
+    pub term: u64,
+    pub path: PathBuf,
+}
+
+/// The snapshots in `dir`, newest first. Leftovers of writing that was interrupted are removed.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn list_snapshots(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotFile>, Fault> {
+    let names = disk
+        .list(dir)
+        .map_err(|error| Fault::io("list", dir, error))?;
+    let mut files = Vec::new();
+    for name in names {
+        let Some(rest) = name.strip_prefix("snapshot.") else {
+            continue;
+        };
+        let path = dir.join(&name);
+        if rest.ends_with(".tmp") {
+            disk.remove(&path)
+                .map_err(|error| Fault::io("remove", &path, error))?;
+            continue;
+        }
+        let Some((index, term)) = rest.split_once('.') else {
+            continue;
+        };
+        let number = |digits: &str| match digits.len() {
+            16 => u64::from_str_radix(digits, 16).ok(),
+            _ => None,
+        };
+        if let (Some(index), Some(term)) = (number(index), number(term)) {
+            files.push(SnapshotFile { index, term, path });
+        }
+    }
+    files.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(files)
+}
+
+/// Removes all but the newest `keep` snapshots of `dir`.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn purge_snapshots(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<(), Fault> {
+    let old = list_snapshots(disk, dir)?;
+    let old = old.get(keep..).unwrap_or_default();
+    for file in old {
+        disk.remove(&file.path)
+            .map_err(|error| Fault::io("remove", &file.path, error))?;
+    }
+    if !old.is_empty() {
+        disk.sync_dir(dir)
+            .map_err(|error| Fault::sync(dir, error))?;
+    }
+    Ok(())
+}
+
+/// Writes a whole snapshot and returns its file.
+///
+/// # Errors
+/// The disk fails; nothing is left behind then.
+pub fn write_snapshot(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    cluster: u64,
+    meta: &SnapshotMeta,
+    chunks: impl IntoIterator<Item = Bytes>,
+) -> Result<SnapshotFile, Fault> {
+    let mut writer = SnapshotWriter::create(disk.clone(), dir, cluster, meta)?;
+    for chunk in chunks {
+        writer.push(&chunk)?;
+    }
+    writer.finish()
+}
+
+/// A snapshot being written. Dropped before [`SnapshotWriter::finish`], it leaves no file.
+pub struct SnapshotWriter {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    target: SnapshotFile,
+    temporary: PathBuf,
+    file: Box<dyn File>,
+    header: Header,
+    header_room: u64,
+    compressor: zstd::bulk::Compressor<'static>,
+    buffer: Vec<u8>,
+    position: u64,
+    raw_bytes: u64,
+    finished: bool,
+}
+
+impl SnapshotWriter {
+    /// Starts a snapshot under a temporary name.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        cluster: u64,
+        meta: &SnapshotMeta,
+    ) -> Result<Self, Fault> {
+        let name = format!("snapshot.{:016x}.{:016x}", meta.index, meta.term);
+        let temporary = dir.join(format!("{name}.tmp"));
+        let header = Header {
+            index: meta.index,
+            term: meta.term,
+            membership: Some(meta.membership.clone()),
+            cluster,
+            zxid: meta.zxid,
+            digest: meta.digest,
+            // Not known before the end; the longest number keeps enough room for it.
+            chunks: u64::MAX,
+        };
+        let header_room = (PREFIX + header.encoded_len()).next_multiple_of(512) as u64;
+        let compressor = zstd::bulk::Compressor::new(1)
+            .map_err(|error| Fault::io("set up compression for", &temporary, error))?;
+        // A failed attempt at the same index may have left one.
+        match disk.remove(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Fault::io("remove", &temporary, error));
+            }
+            _ => {}
+        }
+        let file = disk
+            .create(&temporary)
+            .map_err(|error| Fault::io("create", &temporary, error))?;
+        Ok(Self {
+            disk,
+            dir: dir.to_owned(),
+            target: SnapshotFile {
+                index: meta.index,
+                term: meta.term,
+                path: dir.join(name),
+            },
+            temporary,
+            file,
+            header: Header {
+                chunks: 0,
+                ..header
+            },
+            header_room,
+            compressor,
+            buffer: Vec::new(),
+            position: header_room,
+            raw_bytes: 0,
+            finished: false,
+        })
+    }
+
+    /// Adds a chunk.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+        assert!(
+            chunk.len() <= CHUNK_BYTES_MAX as usize,
+            "chunks are below 1 GiB"
+        );
+        let body = self
+            .compressor
+            .compress(chunk)
+            .map_err(|error| Fault::io("compress a chunk for", &self.temporary, error))?;
+        self.frame(CHUNK, chunk.len() as u32, &body)?;
+        self.header.chunks += 1;
+        self.raw_bytes += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Seals the file, makes it durable and gives it its name.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn finish(mut self) -> Result<SnapshotFile, Fault> {
+        let trailer = Trailer {
+            chunks: self.header.chunks,
+            bytes: self.raw_bytes,
+        };
+        let trailer = trailer.encode_to_vec();
+        self.frame(TRAILER, trailer.len() as u32, &trailer)?;
+        self.flush()?;
+
+        let body = self.header.encode_to_vec();
+        let mut start = Vec::with_capacity(self.header_room as usize);
+        start.extend_from_slice(&MAGIC);
+        start.extend_from_slice(&FORMAT.to_le_bytes());
+        start.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        start.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        start.extend_from_slice(&body);
+        start.resize(self.header_room as usize, 0);
+        self.file
+            .write_at(&start, 0)
+            .map_err(|error| Fault::io("write to", &self.temporary, error))?;
+
+        self.file
+            .sync_data()
+            .map_err(|error| Fault::sync(&self.temporary, error))?;
+        self.disk
+            .rename(&self.temporary, &self.target.path)
+            .map_err(|error| Fault::io("rename", &self.temporary, error))?;
+        self.finished = true;
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|error| Fault::sync(&self.dir, error))?;
+        Ok(self.target.clone())
+    }
+
+    fn frame(&mut self, kind: u32, raw: u32, body: &[u8]) -> Result<(), Fault> {
+        let mut head = [0; FRAME];
+        head[..4].copy_from_slice(&kind.to_le_bytes());
+        head[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        head[8..12].copy_from_slice(&raw.to_le_bytes());
+        let checksum = frame_checksum(self.header.chunks, &head[..12], body);
+        head[12..].copy_from_slice(&checksum.to_le_bytes());
+        self.buffer.extend_from_slice(&head);
+        self.buffer.extend_from_slice(body);
+        if self.buffer.len() >= BUFFER {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        self.file
+            .write_at(&self.buffer, self.position)
+            .map_err(|error| Fault::io("write to", &self.temporary, error))?;
+        self.position += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Best effort: the next start removes it too.
+            let _ = self.disk.remove(&self.temporary);
+        }
+    }
+}
+
+/// The chunks of a snapshot file, each checked as it is read, the trailer after the last.
+pub struct SnapshotReader {
+    path: PathBuf,
+    file: Box<dyn File>,
+    len: u64,
+    header: Header,
+    position: u64,
+    chunks: u64,
+    raw_bytes: u64,
+    ended: bool,
+    progress: Option<super::Progress>,
+}
+
+impl SnapshotReader {
+    /// Opens a snapshot and checks its header.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not ours, or its start is damaged.
+    pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
+        let file = disk
+            .open(path)
+            .map_err(|error| Fault::io("open", path, error))?;
+        let len = file
+            .len()
+            .map_err(|error| Fault::io("read the length of", path, error))?;
+        let mut reader = Self {
+            path: path.to_owned(),
+            file,
+            len,
+            header: Header::default(),
+            position: 0,
+            chunks: 0,
+            raw_bytes: 0,
+            ended: false,
+            progress: None,
+        };
+        reader.read_header()?;
+        Ok(reader)
+    }
+
+    /// What the snapshot is of.
+    pub fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            index: self.header.index,
+            term: self.header.term,
+            membership: self.header.membership.clone().unwrap_or_default(),
+            zxid: self.header.zxid,
+            digest: self.header.digest,
+        }
+    }
+
+    /// The cluster whose state it is.
+    pub fn cluster(&self) -> u64 {
+        self.header.cluster
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reports bytes read and the file's length as chunks are read.
+    pub fn with_progress(mut self, progress: super::Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Reads all chunks, checks them and drops them.
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn verify(self) -> Result<SnapshotMeta, Fault> {
+        let meta = self.meta();
+        for chunk in self {
+            chunk?;
+        }
+        Ok(meta)
+    }
+
+    fn read_header(&mut self) -> Result<(), Fault> {
+        let start = self.read(0, PREFIX)?;
+        let mut fields = &start[..];
+        let mut magic = [0; 8];
+        fields.copy_to_slice(&mut magic);
+        let format = fields.get_u32_le();
+        let len = fields.get_u32_le() as usize;
+        let checksum = fields.get_u32_le();
+        if magic != MAGIC {
+            return Err(Fault::Foreign {
+                path: self.path.clone(),
+                found: format!("{magic:02x?}"),
+            });
+        }
+        if format != FORMAT {
+            return Err(Fault::NewerFormat {
+                path: self.path.clone(),
+                found: format,
+                known: FORMAT,
+            });
+        }
+        let body = self.read(PREFIX as u64, len)?;
+        if crc32c::crc32c(&body) != checksum {
+            return Err(self.corrupt(0, "the header's checksum is wrong"));
+        }
+        self.header = Header::decode(body)
+            .map_err(|error| self.corrupt(0, &format!("the header is unreadable: {error}")))?;
+        self.position = (PREFIX + len).next_multiple_of(512) as u64;
+        Ok(())
+    }
+
+    /// The next chunk, or nothing after the trailer.
+    fn advance(&mut self) -> Result<Option<Bytes>, Fault> {
+        let at = self.position;
+        let head = self.read(at, FRAME)?;
+        let mut fields = &head[..];
+        let kind = fields.get_u32_le();
+        let len = fields.get_u32_le();
+        let raw = fields.get_u32_le();
+        let checksum = fields.get_u32_le();
+        let body = self.read(at + FRAME as u64, len as usize)?;
+        if frame_checksum(self.chunks, &head[..12], &body) != checksum {
+            return Err(self.corrupt(at, "a frame's checksum is wrong"));
+        }
+        self.position = at + FRAME as u64 + u64::from(len);
+        if let Some(progress) = &self.progress {
+            progress.report(self.position, self.len);
+        }
+        match kind {
+            CHUNK if raw <= CHUNK_BYTES_MAX => {
+                let chunk = zstd::bulk::decompress(&body, raw as usize)
+                    .map_err(|error| self.corrupt(at, &format!("decompression: {error}")))?;
+                self.chunks += 1;
+                self.raw_bytes += u64::from(raw);
+                Ok(Some(chunk.into()))
+            }
+            TRAILER => {
+                let trailer = Trailer::decode(body)
+                    .map_err(|error| self.corrupt(at, &format!("the trailer: {error}")))?;
+                let whole = trailer.chunks == self.chunks
+                    && self.header.chunks == self.chunks
+                    && trailer.bytes == self.raw_bytes;
+                if !whole || self.position != self.len {
+                    return Err(self.corrupt(at, "the trailer does not agree with the chunks"));
+                }
+                Ok(None)
+            }
+            _ => Err(self.corrupt(at, &format!("a frame of unknown kind {kind}"))),
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize) -> Result<Bytes, Fault> {
+        if offset.saturating_add(len as u64) > self.len {
+            return Err(self.corrupt(offset, "the file ends too early"));
+        }
+        let mut bytes = vec![0; len];
+        let got = self
+            .file
+            .read_at(&mut bytes, offset)
+            .map_err(|error| Fault::io("read", &self.path, error))?;
+        if got < len {
+            return Err(self.corrupt(offset, "the file ends too early"));
+        }
+        Ok(bytes.into())
+    }
+
+    fn corrupt(&self, offset: u64, reason: &str) -> Fault {
+        Fault::CorruptSnapshot {
+            path: self.path.clone(),
+            offset,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+impl Iterator for SnapshotReader {
+    type Item = Result<Bytes, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let result = self.advance().transpose();
+        self.ended = !matches!(result, Some(Ok(_)));
+        result
+    }
+}
+
+fn frame_checksum(number: u64, head: &[u8], body: &[u8]) -> u32 {
+    let salt = crc32c::crc32c(&number.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(salt, head), body)
+}
