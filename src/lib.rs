@@ -14,5 +14,6 @@ pub mod proto {
 }
 
 pub mod config;
+pub mod machine;
 pub mod storage;
 pub mod wire;

@@ -1,0 +1,450 @@
+//! Writes: one function per operation (§3.3, §3.4).
+//!
+//! Each function makes its checks in the order of §3.3, since the first that fails decides the
+//! error, and only then changes anything. The zxid is taken before the checks: a write that fails
+//! has one too.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use prost::Message;
+
+use super::session::{self, Session};
+use super::znode::{Kind, NewZnode, NodeId};
+use super::{Caller, ChangeKind, Machine, Outcome, PendingChange, acl, op, path};
+use crate::proto::log;
+use crate::wire::request::Create;
+use crate::wire::{
+    Acl, Answer, CreateMode, ErrorCode, Id, Request, SessionId, Stat, Text, Zxid, perms,
+};
+
+/// The longest life of a TTL znode, in ms (§5.3).
+const TTL_MS_MAX: i64 = (1 << 40) - 1;
+/// The container marker, which no session may have as its id (§2.3).
+const CONTAINER_MARKER: i64 = i64::MIN;
+
+/// What every change of one transaction shares.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Write {
+    pub zxid: Zxid,
+    pub time_ms: i64,
+}
+
+impl Machine {
+    /// Runs a command. What it changed is left in `self.changes`, the session it closed in
+    /// `self.closed`.
+    pub(super) fn execute(&mut self, command: &log::Command) -> Outcome {
+        match command.op {
+            op::CREATE_SESSION => self.create_session(command),
+            op::ATTACH => self.attach(command),
+            op::REMOVE => self.remove_if_unchanged(command),
+            op::SET => self.set(command),
+            _ => self.execute_for_session(command),
+        }
+    }
+
+    fn execute_for_session(&mut self, command: &log::Command) -> Outcome {
+        let id = SessionId(command.session);
+        let Some(session) = self.sessions.get(id) else {
+            return Outcome::Reply(Err(ErrorCode::SessionExpired));
+        };
+        if session.generation != command.generation {
+            return Outcome::Moved;
+        }
+        match command.op {
+            op::IDENTIFY => self.identify(command),
+            op::CLOSE_SESSION => {
+                self.close_session(id);
+                Outcome::Reply(Ok(Answer::Empty))
+            }
+            _ => {
+                let identities = session.identities.clone();
+                Outcome::Reply(self.write(command, id, &identities))
+            }
+        }
+    }
+
+    /// A write that a client asked for in its own words.
+    fn write(
+        &mut self,
+        command: &log::Command,
+        session: SessionId,
+        identities: &[Id],
+    ) -> Result<Answer, ErrorCode> {
+        let request = Request::decode(command.op, command.body.clone())
+            .map_err(|_| ErrorCode::MarshallingError)?;
+        let caller = &Caller {
+            session,
+            identities,
+        };
+        Ok(match request {
+            Request::Create(create) => {
+                let write = self.begin_write();
+                let (path, stat) = self.create_alone(&create, caller, write)?;
+                if create.answers_stat() {
+                    Answer::PathStat(path, stat)
+                } else {
+                    Answer::Path(path)
+                }
+            }
+            Request::Delete { path, version } => {
+                let write = self.begin_write();
+                self.delete(&path, version, caller, write)?;
+                Answer::Empty
+            }
+            Request::SetData {
+                path,
+                data,
+                version,
+            } => {
+                let write = self.begin_write();
+                Answer::Stat(self.set_data(&path, data.as_deref(), version, caller, write)?)
+            }
+            Request::SetAcl { path, acl, version } => {
+                self.begin_write();
+                Answer::Stat(self.set_acl(&path, acl.as_deref(), version, caller)?)
+            }
+            Request::Multi(operations) => {
+                let write = self.begin_write();
+                self.multi(&operations, caller, write)
+            }
+            Request::Reconfig(_) => {
+                self.begin_write();
+                return Err(match self.settings.get("reconfig_enabled") {
+                    0 => ErrorCode::ReconfigDisabled,
+                    _ => ErrorCode::Unimplemented,
+                });
+            }
+            _ => return Err(ErrorCode::Unimplemented),
+        })
+    }
+
+    /// A create outside of a multi, where the opcode decides what is created (§3.6).
+    fn create_alone(
+        &mut self,
+        create: &Create,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<(Text, Stat), ErrorCode> {
+        use crate::wire::op::{CREATE_CONTAINER, CREATE_TTL};
+        let mode = CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)?;
+        if mode.is_ttl() {
+            self.check_extended_types()?;
+        }
+        let kind = match create.opcode {
+            CREATE_TTL => ttl_kind(create, mode)?,
+            _ if mode.is_ttl() => return Err(ErrorCode::BadArguments),
+            CREATE_CONTAINER => Kind::Container,
+            _ if mode.is_ephemeral() => Kind::Ephemeral(caller.session),
+            _ => Kind::Persistent,
+        };
+        self.create(create, mode, kind, caller, write)
+    }
+
+    /// A create inside a multi, where the mode decides (§4.1).
+    pub(super) fn create_in_multi(
+        &mut self,
+        create: &Create,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<(Text, Stat), ErrorCode> {
+        let mode = CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)?;
+        let kind = match mode {
+            CreateMode::Container => Kind::Container,
+            _ if mode.is_ttl() => {
+                self.check_extended_types()?;
+                ttl_kind(create, mode)?
+            }
+            _ if mode.is_ephemeral() => Kind::Ephemeral(caller.session),
+            _ => Kind::Persistent,
+        };
+        self.create(create, mode, kind, caller, write)
+    }
+
+    fn create(
+        &mut self,
+        create: &Create,
+        mode: CreateMode,
+        kind: Kind,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<(Text, Stat), ErrorCode> {
+        let asked = &create.path;
+        if !path::has_shape(asked) {
+            return Err(ErrorCode::BadArguments);
+        }
+        let acl = self.acceptable(create.acl.as_deref(), caller)?;
+        let (parent_path, _) = path::split(asked).ok_or(ErrorCode::BadArguments)?;
+        let parent = self.tree.lookup(parent_path).ok_or(ErrorCode::NoNode)?;
+        self.check(parent, perms::CREATE, caller)?;
+        let path = if mode.is_sequential() {
+            format!("{asked}{:010}", self.tree.get(parent).created()).into()
+        } else {
+            asked.clone()
+        };
+        if !path::is_valid(&path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        if self.tree.lookup(&path).is_some() {
+            return Err(ErrorCode::NodeExists);
+        }
+        if matches!(self.tree.get(parent).kind(), Kind::Ephemeral(_)) {
+            return Err(ErrorCode::NoChildrenForEphemerals);
+        }
+
+        let (_, name) = path::split(&path).ok_or(ErrorCode::BadArguments)?;
+        let id = self.tree.insert(&NewZnode {
+            parent,
+            name,
+            data: create.data.as_deref(),
+            acl: &acl,
+            kind,
+            zxid: write.zxid,
+            time_ms: write.time_ms,
+        });
+        self.changed(ChangeKind::Created, &path, id, parent);
+        Ok((path, self.tree.get(id).stat()))
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        path: &Text,
+        version: i32,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<(), ErrorCode> {
+        if !path::has_shape(path) || path::is_undeletable(path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        let (parent_path, name) = path::split(path).ok_or(ErrorCode::BadArguments)?;
+        let parent = self.tree.lookup(parent_path).ok_or(ErrorCode::NoNode)?;
+        self.check(parent, perms::DELETE, caller)?;
+        let id = self.tree.child(parent, name).ok_or(ErrorCode::NoNode)?;
+        expect_version(version, self.tree.get(id).version)?;
+        if self.tree.get(id).count() > 0 {
+            return Err(ErrorCode::NotEmpty);
+        }
+        self.remove(path, id, parent, write.zxid);
+        Ok(())
+    }
+
+    pub(super) fn set_data(
+        &mut self,
+        path: &Text,
+        data: Option<&[u8]>,
+        version: i32,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<Stat, ErrorCode> {
+        let id = self.writable(path)?;
+        self.check(id, perms::WRITE, caller)?;
+        expect_version(version, self.tree.get(id).version)?;
+
+        self.tree.set_data(id, data, write.zxid, write.time_ms);
+        let parent = self.tree.lookup(path::parent(path)).unwrap_or(NodeId::ROOT);
+        self.changed(ChangeKind::Data, path, id, parent);
+        Ok(self.tree.get(id).stat())
+    }
+
+    fn set_acl(
+        &mut self,
+        path: &Text,
+        list: Option<&[Acl]>,
+        version: i32,
+        caller: &Caller<'_>,
+    ) -> Result<Stat, ErrorCode> {
+        if !path::is_valid(path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        let list = self.acceptable(list, caller)?;
+        let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
+        self.check(id, perms::ADMIN, caller)?;
+        expect_version(version, self.tree.get(id).aversion)?;
+
+        self.tree.set_acl(id, &list);
+        Ok(self.tree.get(id).stat())
+    }
+
+    pub(super) fn check_version(
+        &self,
+        path: &Text,
+        version: i32,
+        caller: &Caller<'_>,
+    ) -> Result<(), ErrorCode> {
+        let id = self.writable(path)?;
+        self.check(id, perms::READ, caller)?;
+        expect_version(version, self.tree.get(id).version)
+    }
+
+    fn create_session(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::CreateSession::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        let Ok(password) = body.password.as_ref().try_into() else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        let session = Session {
+            id: SessionId(command.session),
+            timeout_ms: body.timeout_ms,
+            password,
+            generation: 1,
+            identities: session::identities(&body.identities, &[]),
+        };
+        let attached = session.attached(true);
+        let is_possible = !matches!(session.id.0, 0 | CONTAINER_MARKER);
+        if !is_possible || !self.sessions.insert(session) {
+            return Outcome::Refused;
+        }
+        self.begin_write();
+        Outcome::Attached(attached)
+    }
+
+    /// A session goes over to a new connection. Whoever does not know the password changes nothing,
+    /// as the ids of sessions are public.
+    fn attach(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::Attach::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        let id = SessionId(command.session);
+        if self
+            .sessions
+            .get(id)
+            .is_none_or(|session| session.password != body.password.as_ref())
+        {
+            return Outcome::Refused;
+        }
+        let attached = self.sessions.edit(id, |session| {
+            session.generation += 1;
+            session.timeout_ms = body.timeout_ms;
+            session.identities = session::identities(&body.identities, &[]);
+            session.attached(false)
+        });
+        attached.map_or(Outcome::Refused, Outcome::Attached)
+    }
+
+    fn identify(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::Identify::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        self.sessions.edit(SessionId(command.session), |session| {
+            session.identities = session::identities(&body.identities, &session.identities);
+        });
+        Outcome::Reply(Ok(Answer::Empty))
+    }
+
+    /// Ends a session: its ephemerals go in the order of their paths, in one transaction (§8.6).
+    fn close_session(&mut self, id: SessionId) {
+        let write = self.begin_write();
+        let mut owned: Vec<(Text, NodeId)> = self
+            .tree
+            .ephemerals(id)
+            .map(|owned| (self.tree.path(owned).into(), owned))
+            .collect();
+        owned.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (path, ephemeral) in owned {
+            let parent = self
+                .tree
+                .lookup(path::parent(&path))
+                .expect("a znode has a parent");
+            self.remove(&path, ephemeral, parent, write.zxid);
+        }
+        self.sessions.remove(id);
+        self.closed = Some(id);
+    }
+
+    /// The removal of an outlived znode, if it still is as the leader saw it (§5.3).
+    fn remove_if_unchanged(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::Remove::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        let seen = (Zxid(body.czxid), Zxid(body.mzxid), body.created);
+        if let Some(id) = self.tree.lookup(&body.path) {
+            let znode = self.tree.get(id);
+            let is_cleanable = matches!(znode.kind(), Kind::Container | Kind::Ttl(_));
+            let is_same = (znode.czxid, znode.mzxid, znode.created()) == seen;
+            if is_cleanable && is_same && znode.count() == 0 {
+                let path = Text::from(body.path);
+                let parent = self
+                    .tree
+                    .lookup(path::parent(&path))
+                    .expect("a znode has a parent");
+                let write = self.begin_write();
+                self.remove(&path, id, parent, write.zxid);
+            }
+        }
+        Outcome::Reply(Ok(Answer::Empty))
+    }
+
+    fn set(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::Set::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        self.settings.set(&body.name, body.value);
+        Outcome::Reply(Ok(Answer::Empty))
+    }
+
+    fn begin_write(&mut self) -> Write {
+        Write {
+            zxid: self.next_zxid(),
+            time_ms: self.time_ms,
+        }
+    }
+
+    fn remove(&mut self, path: &Text, id: NodeId, parent: NodeId, zxid: Zxid) {
+        self.changed(ChangeKind::Deleted, path, id, parent);
+        self.tree.remove(id, zxid);
+    }
+
+    fn changed(&mut self, kind: ChangeKind, path: &Text, id: NodeId, parent: NodeId) {
+        self.changes.push(PendingChange {
+            kind,
+            path: path.clone(),
+            acl: Arc::clone(self.tree.acl(id)),
+            parent_acl: Arc::clone(self.tree.acl(parent)),
+        });
+    }
+
+    /// The znode at a path that is written to: such paths are validated in full (§3.3).
+    fn writable(&self, path: &Text) -> Result<NodeId, ErrorCode> {
+        if !path::is_valid(path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        self.tree.lookup(path).ok_or(ErrorCode::NoNode)
+    }
+
+    fn acceptable<'a>(
+        &self,
+        list: Option<&'a [Acl]>,
+        caller: &Caller<'_>,
+    ) -> Result<Cow<'a, [Acl]>, ErrorCode> {
+        acl::accept(
+            list,
+            caller.identities,
+            self.settings.get("digest_enabled") != 0,
+        )
+    }
+
+    fn check_extended_types(&self) -> Result<(), ErrorCode> {
+        match self.settings.get("extended_types") {
+            0 => Err(ErrorCode::Unimplemented),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The kind that a TTL mode asks for.
+fn ttl_kind(create: &Create, mode: CreateMode) -> Result<Kind, ErrorCode> {
+    match create.ttl {
+        Some(ttl @ 1..=TTL_MS_MAX) if mode.is_ttl() => Ok(Kind::Ttl(ttl)),
+        _ => Err(ErrorCode::BadArguments),
+    }
+}
+
+/// -1 expects nothing (§3.3).
+fn expect_version(expected: i32, actual: i32) -> Result<(), ErrorCode> {
+    if expected == -1 || expected == actual {
+        Ok(())
+    } else {
+        Err(ErrorCode::BadVersion)
+    }
+}

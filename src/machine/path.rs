@@ -1,0 +1,114 @@
+//! Paths of znodes: which are legal, and how they split (§5.4).
+//!
+//! A path stays the text the client sent: legal or not is asked where the protocol asks it, since
+//! which check comes first decides the error a client sees (§3.3).
+
+/// The znodes that nobody may delete (§5.5).
+const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"];
+
+/// The full path validation of §5.4.
+pub fn is_valid(path: &str) -> bool {
+    if path == "/" {
+        return true;
+    }
+    path.strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(is_name))
+}
+
+/// Whether this may be the name of a znode: one component of a legal path.
+fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.chars().all(is_legal)
+}
+
+/// Judged per UTF-16 unit, so everything beyond U+FFFF is out: its surrogates are.
+fn is_legal(character: char) -> bool {
+    !matches!(
+        u32::from(character),
+        0..=0x1f | 0x7f..=0x9f | 0xd800..=0xf8ff | 0xfff0..
+    )
+}
+
+/// The test that create and delete make first: a parent can be told from a name (§3.3).
+pub fn has_shape(path: &str) -> bool {
+    path.contains('/') && !path.contains('\0')
+}
+
+/// Splits at the last slash: the parent, `""` for the root, and the name. `None` without a slash.
+pub fn split(path: &str) -> Option<(&str, &str)> {
+    path.rsplit_once('/')
+}
+
+/// The parent of a legal path; the root's is the root.
+pub fn parent(path: &str) -> &str {
+    match split(path) {
+        None | Some(("", _)) => "/",
+        Some((parent, _)) => parent,
+    }
+}
+
+pub fn is_undeletable(path: &str) -> bool {
+    UNDELETABLE.contains(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn legal_paths() {
+        let paths = [
+            "/",
+            "/a",
+            "/a/b",
+            "/...",
+            "/.x",
+            "/x..",
+            "/\u{e9}",
+            "/a b",
+            "/\u{fef0}",
+        ];
+        for path in paths {
+            assert!(is_valid(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn s24_s25_s26_illegal_paths() {
+        let paths = [
+            "",
+            "a",
+            "a/b",
+            "/a/",
+            "//",
+            "//a",
+            "/a//b",
+            "/.",
+            "/..",
+            "/a/./b",
+            "/a/..",
+            "/\0",
+            "/\u{1}",
+            "/\u{1f}",
+            "/\u{7f}",
+            "/\u{9f}",
+            "/\u{e000}",
+            "/\u{f8ff}",
+            "/\u{fff0}",
+            "/\u{fffd}",
+            "/\u{1f600}",
+        ];
+        for path in paths {
+            assert!(!is_valid(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn parents() {
+        assert_eq!(parent("/a/b"), "/a");
+        assert_eq!(parent("/a"), "/");
+        assert_eq!(parent("/"), "/");
+        assert_eq!(split("/a"), Some(("", "a")));
+        assert_eq!(split("/a/"), Some(("/a", "")));
+        assert_eq!(split("a"), None);
+    }
+}

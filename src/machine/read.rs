@@ -1,0 +1,116 @@
+//! Reads: answers from the present state (§3.3, §3.6).
+//!
+//! A read checks permissions but not the syntax of paths: a malformed path has no znode.
+
+use super::znode::NodeId;
+use super::{Caller, Machine, acl};
+use crate::wire::{Answer, ErrorCode, Request, Stat, SubAnswer, SubRequest, Text, perms};
+
+impl Machine {
+    /// Answers a read from the present state. Watches are the caller's business.
+    ///
+    /// # Errors
+    /// What the client is to be told; `Unimplemented` for a request that is not a read of the state.
+    pub fn read(&self, request: &Request, caller: &Caller<'_>) -> Result<Answer, ErrorCode> {
+        Ok(match request {
+            Request::Exists { path, .. } => Answer::Stat(self.exists(path, caller)?),
+            Request::GetData { path, .. } => {
+                let znode = self.tree.get(self.readable(path, caller)?);
+                Answer::Data(znode.shared_data(), znode.stat())
+            }
+            Request::GetAcl { path } => self.get_acl(path, caller)?,
+            Request::GetChildren {
+                path, with_stat, ..
+            } => {
+                let id = self.readable(path, caller)?;
+                let names = self.names(id);
+                if *with_stat {
+                    Answer::ChildrenStat(names, self.tree.get(id).stat())
+                } else {
+                    Answer::Children(names)
+                }
+            }
+            Request::MultiRead(operations) => {
+                let answer = |operation| self.read_one(operation, caller);
+                Answer::Multi(operations.iter().map(answer).collect())
+            }
+            Request::GetEphemerals { prefix } => {
+                let mut paths = self.ephemerals(caller.session);
+                let prefix = prefix.as_deref().unwrap_or_default();
+                if !prefix.trim().is_empty() && prefix != "/" {
+                    paths.retain(|path| path.starts_with(prefix));
+                }
+                Answer::Children(paths)
+            }
+            Request::GetAllChildrenNumber { path } => {
+                let id = self.readable(path, caller)?;
+                let count = if id == NodeId::ROOT {
+                    self.tree.len()
+                } else {
+                    self.tree.subtree(id).count()
+                };
+                Answer::Number((count - 1) as i32)
+            }
+            _ => return Err(ErrorCode::Unimplemented),
+        })
+    }
+
+    /// Whether the caller holds any of the `needed` permissions on a znode.
+    pub(super) fn check(
+        &self,
+        id: NodeId,
+        needed: i32,
+        caller: &Caller<'_>,
+    ) -> Result<(), ErrorCode> {
+        if acl::allows(self.tree.acl(id), needed, caller.identities) {
+            Ok(())
+        } else {
+            Err(ErrorCode::NoAuth)
+        }
+    }
+
+    fn exists(&self, path: &Text, caller: &Caller<'_>) -> Result<Stat, ErrorCode> {
+        if path.contains('\0') {
+            return Err(ErrorCode::BadArguments);
+        }
+        Ok(self.tree.get(self.readable(path, caller)?).stat())
+    }
+
+    fn get_acl(&self, path: &Text, caller: &Caller<'_>) -> Result<Answer, ErrorCode> {
+        let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
+        self.check(id, perms::READ | perms::ADMIN, caller)?;
+        let list = self.tree.acl(id);
+        let shown = match self.check(id, perms::ADMIN, caller) {
+            Ok(()) => list.to_vec(),
+            Err(_) => acl::mask(list),
+        };
+        Ok(Answer::Acl(shown, self.tree.get(id).stat()))
+    }
+
+    /// One operation of a multiRead; a failing one does not touch the others (§4.4).
+    fn read_one(&self, operation: &SubRequest, caller: &Caller<'_>) -> SubAnswer {
+        let answer = match operation {
+            SubRequest::GetData { path } => self.readable(path, caller).map(|id| {
+                let znode = self.tree.get(id);
+                SubAnswer::GetData(znode.shared_data(), znode.stat())
+            }),
+            SubRequest::GetChildren { path } => self
+                .readable(path, caller)
+                .map(|id| SubAnswer::GetChildren(self.names(id))),
+            _ => Err(ErrorCode::Unimplemented),
+        };
+        answer.unwrap_or_else(|code| SubAnswer::Error(Some(code)))
+    }
+
+    fn readable(&self, path: &Text, caller: &Caller<'_>) -> Result<NodeId, ErrorCode> {
+        let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
+        self.check(id, perms::READ, caller)?;
+        Ok(id)
+    }
+
+    fn names(&self, id: NodeId) -> Vec<Text> {
+        let mut names = Vec::with_capacity(self.tree.get(id).count() as usize);
+        names.extend(self.tree.children(id).map(|(_, child)| child.name_text()));
+        names
+    }
+}

@@ -1,0 +1,557 @@
+//! The znodes: an inode table, an index from (parent, name), and lists of siblings.
+//!
+//! A znode is a slot of a [`Slab`]; its children are a doubly linked list through the children's
+//! own slots, in order of creation, so a directory with a million children costs nothing to freeze.
+//! Everything else here is derived from the slots and is rebuilt when an image is loaded.
+//!
+//! Every change keeps the digest, the index and the counts right, and can be taken back while a
+//! journal is kept. The tree knows nothing of permissions, versions to expect, or quotas.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use super::acl::{self, Acls};
+use super::slab::Slab;
+use super::znode::{Children, Kind, NewZnode, NodeId, Znode};
+use crate::wire::{Acl, SessionId, Zxid};
+
+/// How to take one change back.
+#[derive(Debug)]
+enum Undo {
+    Insert {
+        id: NodeId,
+        created: i64,
+        pzxid: Zxid,
+    },
+    Remove {
+        id: NodeId,
+        znode: Box<Znode>,
+        pzxid: Zxid,
+    },
+    Data {
+        id: NodeId,
+        before: Box<Znode>,
+    },
+}
+
+/// Where a znode is, with enough of its hash to tell most strangers without looking at them, and to
+/// grow the index without looking at any.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    hash: u32,
+    id: NodeId,
+}
+
+/// All znodes.
+#[derive(Debug)]
+pub struct Tree {
+    znodes: Slab<Znode>,
+    acls: Acls,
+    /// From the hash of (parent, name). Never iterated; the seed of the hash shows nowhere.
+    index: HashTable<Place>,
+    hasher: foldhash::fast::RandomState,
+    ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
+    ephemeral_count: usize,
+    /// Containers and TTL znodes.
+    cleanable: BTreeSet<NodeId>,
+    /// Bytes of all paths and all data.
+    bytes: u64,
+    digest: u64,
+    /// What changed since [`Self::begin`].
+    journal: Option<Vec<Undo>>,
+}
+
+impl Tree {
+    /// A tree of only the root, which belongs to no transaction (§5.5).
+    pub fn new() -> Self {
+        let mut tree = Self::empty(Slab::default(), Acls::default());
+        let root = NewZnode {
+            parent: NodeId::NONE,
+            name: "",
+            data: Some(b""),
+            acl: &[Acl::open()],
+            kind: Kind::Persistent,
+            zxid: Zxid(0),
+            time_ms: 0,
+        };
+        let acl = tree.acls.intern(root.acl);
+        let id = NodeId(tree.znodes.insert(Znode::new(&root, acl)));
+        assert_eq!(id, NodeId::ROOT, "the root is the first znode");
+        tree.enter(id);
+        tree
+    }
+
+    pub fn get(&self, id: NodeId) -> &Znode {
+        self.znodes
+            .get(id.0)
+            .expect("ids in hand are of znodes that exist")
+    }
+
+    pub fn acl(&self, id: NodeId) -> &Arc<[Acl]> {
+        self.acls.get(self.get(id).acl)
+    }
+
+    /// The znode at a path. `""` is the root too; a malformed path has none (§3.3).
+    pub fn lookup(&self, path: &str) -> Option<NodeId> {
+        if path.is_empty() || path == "/" {
+            return Some(NodeId::ROOT);
+        }
+        let names = path.strip_prefix('/')?.split('/');
+        names
+            .into_iter()
+            .try_fold(NodeId::ROOT, |id, name| self.child(id, name))
+    }
+
+    pub fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
+        let hash = self.hash(parent, name.as_bytes());
+        let is_it = |place: &Place| {
+            place.hash == hash && {
+                let znode = self.get(place.id);
+                znode.parent == parent && znode.name_bytes() == name.as_bytes()
+            }
+        };
+        self.index.find(spread(hash), is_it).map(|place| place.id)
+    }
+
+    /// The children in order of creation.
+    pub fn children(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Znode)> {
+        let mut next = self.get(id).first();
+        std::iter::from_fn(move || {
+            let id = next.exists().then_some(next)?;
+            let znode = self.get(id);
+            next = znode.next;
+            Some((id, znode))
+        })
+    }
+
+    /// The znode and everything below it, parents first.
+    pub fn subtree(&self, root: NodeId) -> impl Iterator<Item = (NodeId, &Znode)> {
+        let mut next = Some(root);
+        std::iter::from_fn(move || {
+            let id = next?;
+            let znode = self.get(id);
+            next = self.following(id, root);
+            Some((id, znode))
+        })
+    }
+
+    pub fn path(&self, id: NodeId) -> String {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let znode = self.get(at);
+            names.push(znode.name());
+            at = znode.parent;
+        }
+        if names.is_empty() {
+            return "/".into();
+        }
+        names.iter().rev().flat_map(|name| ["/", name]).collect()
+    }
+
+    /// The znodes there are, with the root.
+    pub fn len(&self) -> usize {
+        self.znodes.used()
+    }
+
+    /// What an image holds of the tree.
+    pub fn slabs(&self) -> (&Slab<Znode>, &Slab<acl::Entry>) {
+        (&self.znodes, self.acls.slab())
+    }
+
+    pub fn ephemeral_count(&self) -> usize {
+        self.ephemeral_count
+    }
+
+    /// Bytes of all paths and all data.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The ephemerals of a session, in no meaningful order.
+    pub fn ephemerals(&self, session: SessionId) -> impl Iterator<Item = NodeId> {
+        self.ephemerals.get(&session).into_iter().flatten().copied()
+    }
+
+    /// Sessions that own ephemerals, by id.
+    pub fn owners(&self) -> impl Iterator<Item = SessionId> {
+        self.ephemerals.keys().copied()
+    }
+
+    /// Containers and TTL znodes.
+    pub fn cleanable(&self) -> impl Iterator<Item = (NodeId, &Znode)> {
+        self.cleanable.iter().map(|id| (*id, self.get(*id)))
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// The digest from scratch, for checks.
+    pub fn recompute(&self) -> u64 {
+        self.znodes.iter().fold(0, |sum: u64, (id, znode)| {
+            sum.wrapping_add(znode.fields_term(NodeId(id), &self.acls))
+                .wrapping_add(znode.content_term(NodeId(id)))
+        })
+    }
+
+    /// Adds a child at the end of its parent's list, which must not have one of that name.
+    pub fn insert(&mut self, new: &NewZnode<'_>) -> NodeId {
+        let parent = self.get(new.parent);
+        let (created, pzxid) = (parent.created(), parent.pzxid());
+        let id = self.append(new, |children| {
+            children.created += 1;
+            children.pzxid = new.zxid;
+        });
+        self.record(|| Undo::Insert { id, created, pzxid });
+        id
+    }
+
+    /// Adds a znode that no transaction created: those of the very first start.
+    pub fn insert_system(&mut self, new: &NewZnode<'_>, aversion: i32) {
+        let id = self.append(new, |_| {});
+        self.edit(id, |znode| znode.aversion = aversion);
+    }
+
+    /// Removes a znode without children.
+    pub fn remove(&mut self, id: NodeId, zxid: Zxid) {
+        let znode = self.get(id);
+        let pzxid = self.get(znode.parent).pzxid();
+        let acl = znode.acl;
+        if self.journal.is_some() {
+            // The list must still be there if the znode comes back.
+            self.acls.hold(acl);
+        }
+        let znode = self.unlink(id, |children| children.pzxid = children.pzxid.max(zxid));
+        self.record(|| Undo::Remove {
+            id,
+            znode: Box::new(znode),
+            pzxid,
+        });
+    }
+
+    /// Replaces the data as a client does: version, mzxid and mtime follow.
+    pub fn set_data(&mut self, id: NodeId, data: Option<&[u8]>, zxid: Zxid, time_ms: i64) {
+        self.replace_content(id, data, |znode| {
+            znode.version = znode.version.wrapping_add(1);
+            znode.mzxid = zxid;
+            znode.mtime = time_ms;
+        });
+    }
+
+    /// Replaces the access control list. Never part of a multi, so it cannot be taken back.
+    pub fn set_acl(&mut self, id: NodeId, acl: &[Acl]) {
+        assert!(self.journal.is_none(), "no multi sets an ACL");
+        let acl = self.acls.intern(acl);
+        let before = self.get(id).acl;
+        self.acls.hold(acl);
+        self.edit(id, |znode| {
+            znode.acl = acl;
+            znode.aversion = znode.aversion.wrapping_add(1);
+        });
+        self.acls.release(before);
+    }
+
+    /// From here on changes can be taken back.
+    pub fn begin(&mut self) {
+        assert!(self.journal.is_none(), "multis do not nest");
+        self.journal = Some(Vec::new());
+    }
+
+    /// Keeps the changes since [`Self::begin`].
+    pub fn commit(&mut self) {
+        for undo in self.journal.take().into_iter().flatten() {
+            if let Undo::Remove { znode, .. } = undo {
+                self.acls.release(znode.acl);
+            }
+        }
+    }
+
+    /// Takes the changes since [`Self::begin`] back, the last first.
+    pub fn roll_back(&mut self) {
+        for undo in self.journal.take().into_iter().flatten().rev() {
+            match undo {
+                Undo::Insert { id, created, pzxid } => {
+                    self.unlink(id, |children| {
+                        (children.created, children.pzxid) = (created, pzxid);
+                    });
+                }
+                Undo::Remove { id, znode, pzxid } => {
+                    let acl = znode.acl;
+                    let slot = self.znodes.insert(*znode);
+                    assert_eq!(slot, id.0, "what was freed last is taken first");
+                    self.link(id, |children| children.pzxid = pzxid);
+                    self.acls.release(acl);
+                }
+                Undo::Data { id, before } => self.restore_content(id, &before),
+            }
+        }
+    }
+
+    /// The tree of an image. `None` if a znode names an access control list that is not there, or if
+    /// the znodes are not those of this digest; nothing else is checked.
+    pub fn restore(znodes: Slab<Znode>, acls: Slab<acl::Entry>) -> Option<Self> {
+        let mut tree = Self::empty(znodes, Acls::restore(acls));
+        if tree
+            .znodes
+            .iter()
+            .any(|(_, znode)| !tree.acls.contains(znode.acl))
+        {
+            return None;
+        }
+        tree.digest = tree.recompute();
+        Some(tree)
+    }
+
+    /// Rebuilds what is derived, after [`Self::restore`] and a look at the digest: it follows links.
+    pub fn derive_all(&mut self) {
+        self.index
+            .reserve(self.znodes.used(), |place| spread(place.hash));
+        for number in 0..self.znodes.slots() {
+            if self.znodes.get(number).is_some() {
+                self.derive(NodeId(number));
+            }
+        }
+    }
+
+    fn empty(znodes: Slab<Znode>, acls: Acls) -> Self {
+        Self {
+            znodes,
+            acls,
+            index: HashTable::new(),
+            hasher: foldhash::fast::RandomState::default(),
+            ephemerals: BTreeMap::new(),
+            ephemeral_count: 0,
+            cleanable: BTreeSet::new(),
+            bytes: 0,
+            digest: 0,
+            journal: None,
+        }
+    }
+
+    fn record(&mut self, undo: impl FnOnce() -> Undo) {
+        if let Some(journal) = &mut self.journal {
+            journal.push(undo());
+        }
+    }
+
+    fn append(&mut self, new: &NewZnode<'_>, edit: impl FnOnce(&mut Children)) -> NodeId {
+        let acl = self.acls.intern(new.acl);
+        let mut znode = Znode::new(new, acl);
+        znode.previous = self.get(new.parent).last();
+        let id = NodeId(self.znodes.insert(znode));
+        self.link(id, edit);
+        id
+    }
+
+    /// Joins a znode in its slot to the siblings it names, and enters it everywhere.
+    fn link(&mut self, id: NodeId, edit: impl FnOnce(&mut Children)) {
+        self.join(id, id, id, |children| {
+            children.count += 1;
+            edit(children);
+        });
+        self.enter(id);
+    }
+
+    /// The reverse of [`Self::link`], and the slot becomes free. The znode keeps its links.
+    fn unlink(&mut self, id: NodeId, edit: impl FnOnce(&mut Children)) -> Znode {
+        let znode = self.get(id);
+        assert_eq!(znode.count(), 0, "only a leaf is removed");
+        let (previous, next) = (znode.previous, znode.next);
+        self.leave(id);
+        self.join(id, next, previous, |children| {
+            children.count -= 1;
+            edit(children);
+        });
+        self.znodes.remove(id.0).expect("it was there a moment ago")
+    }
+
+    /// Tells a znode's neighbours what now follows the previous and precedes the next one; at the
+    /// ends of the list it is the parent who is told.
+    fn join(
+        &mut self,
+        id: NodeId,
+        after_previous: NodeId,
+        before_next: NodeId,
+        edit: impl FnOnce(&mut Children),
+    ) {
+        let znode = self.get(id);
+        let (parent, previous, next) = (znode.parent, znode.previous, znode.next);
+        if previous.exists() {
+            self.edit(previous, |previous| previous.next = after_previous);
+        }
+        if next.exists() {
+            self.edit(next, |next| next.previous = before_next);
+        }
+        self.edit(parent, |parent| {
+            let children = parent.children_mut();
+            if !previous.exists() {
+                children.first = after_previous;
+            }
+            if !next.exists() {
+                children.last = before_next;
+            }
+            edit(children);
+        });
+    }
+
+    /// Changes a znode's fields (not its content) and the digest with them.
+    fn edit(&mut self, id: NodeId, edit: impl FnOnce(&mut Znode)) {
+        let znode = self
+            .znodes
+            .get_mut(id.0)
+            .expect("ids in hand are of znodes that exist");
+        let before = znode.fields_term(id, &self.acls);
+        edit(znode);
+        let after = znode.fields_term(id, &self.acls);
+        self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
+    }
+
+    fn replace_content(
+        &mut self,
+        id: NodeId,
+        data: Option<&[u8]>,
+        edit_fields: impl FnOnce(&mut Znode),
+    ) {
+        let before = self
+            .journal
+            .is_some()
+            .then(|| Box::new(self.get(id).clone()));
+        self.leave_content(id);
+        self.edit(id, |znode| {
+            znode.set_data(data);
+            edit_fields(znode);
+        });
+        self.enter_content(id);
+        if let Some(before) = before {
+            self.record(|| Undo::Data { id, before });
+        }
+    }
+
+    fn restore_content(&mut self, id: NodeId, before: &Znode) {
+        self.leave_content(id);
+        self.edit(id, |znode| {
+            znode.take_content(before);
+            znode.version = before.version;
+            znode.mzxid = before.mzxid;
+            znode.mtime = before.mtime;
+        });
+        self.enter_content(id);
+    }
+
+    /// Counts a znode in the digest and in everything that is derived.
+    fn enter(&mut self, id: NodeId) {
+        let znode = self.get(id);
+        let term = znode
+            .fields_term(id, &self.acls)
+            .wrapping_add(znode.content_term(id));
+        self.digest = self.digest.wrapping_add(term);
+        self.derive(id);
+    }
+
+    /// Counts a znode in everything that is derived.
+    fn derive(&mut self, id: NodeId) {
+        let znode = self.get(id);
+        let (kind, acl, parent) = (znode.kind(), znode.acl, znode.parent);
+        self.acls.hold(acl);
+        self.bytes += self.path_bytes(id) + data_bytes(self.get(id));
+        if parent.exists() {
+            let hash = self.hash(parent, self.get(id).name_bytes());
+            self.index
+                .insert_unique(spread(hash), Place { hash, id }, |p| spread(p.hash));
+        }
+        if let Kind::Ephemeral(session) = kind {
+            self.ephemerals.entry(session).or_default().insert(id);
+            self.ephemeral_count += 1;
+        }
+        if kind.is_cleanable() {
+            self.cleanable.insert(id);
+        }
+    }
+
+    /// The reverse of [`Self::enter`].
+    fn leave(&mut self, id: NodeId) {
+        let znode = self.get(id);
+        let (kind, acl, parent) = (znode.kind(), znode.acl, znode.parent);
+        let hash = self.hash(parent, znode.name_bytes());
+        if let Ok(place) = self.index.find_entry(spread(hash), |place| place.id == id) {
+            place.remove();
+        }
+        self.bytes -= self.path_bytes(id);
+        self.leave_content(id);
+        self.digest = self
+            .digest
+            .wrapping_sub(self.get(id).fields_term(id, &self.acls));
+        self.acls.release(acl);
+        if let Kind::Ephemeral(session) = kind {
+            let owned = self.ephemerals.get_mut(&session).expect("it was entered");
+            owned.remove(&id);
+            if owned.is_empty() {
+                self.ephemerals.remove(&session);
+            }
+            self.ephemeral_count -= 1;
+        }
+        if kind.is_cleanable() {
+            self.cleanable.remove(&id);
+        }
+    }
+
+    fn enter_content(&mut self, id: NodeId) {
+        let znode = self.get(id);
+        let (term, bytes) = (znode.content_term(id), data_bytes(znode));
+        self.digest = self.digest.wrapping_add(term);
+        self.bytes += bytes;
+    }
+
+    fn leave_content(&mut self, id: NodeId) {
+        let znode = self.get(id);
+        let (term, bytes) = (znode.content_term(id), data_bytes(znode));
+        self.digest = self.digest.wrapping_sub(term);
+        self.bytes -= bytes;
+    }
+
+    fn path_bytes(&self, id: NodeId) -> u64 {
+        let mut bytes = 0;
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let znode = self.get(at);
+            bytes += 1 + znode.name_bytes().len() as u64;
+            at = znode.parent;
+        }
+        bytes.max(1)
+    }
+
+    /// The znode after this one in the subtree, parents first.
+    fn following(&self, id: NodeId, root: NodeId) -> Option<NodeId> {
+        let first = self.get(id).first();
+        if first.exists() {
+            return Some(first);
+        }
+        let mut at = id;
+        while at != root {
+            let znode = self.get(at);
+            if znode.next.exists() {
+                return Some(znode.next);
+            }
+            at = znode.parent;
+        }
+        None
+    }
+
+    fn hash(&self, parent: NodeId, name: &[u8]) -> u32 {
+        let hash = self.hasher.hash_one((parent.0, name));
+        (hash ^ (hash >> 32)) as u32
+    }
+}
+
+/// The table takes its tags from the highest bits and its buckets from the lowest.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+fn data_bytes(znode: &Znode) -> u64 {
+    znode.data().map_or(0, <[u8]>::len) as u64
+}
