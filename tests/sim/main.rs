@@ -1,3 +1,5 @@
+mod check;
+mod differential;
 mod mix;
 mod model;
 mod reply;

@@ -292,7 +292,8 @@ impl Model {
             .origins
             .entry((origin.server, origin.disk))
             .or_default();
-        if origin.incarnation > stream.0 {
+        // A new incarnation begins with its first command; one that begins later has lost it.
+        if origin.incarnation > stream.0 && number == 1 {
             *stream = (origin.incarnation, 0);
         }
         let next = origin.incarnation == stream.0 && number == stream.1 + 1;
