@@ -16,4 +16,5 @@ pub mod proto {
 pub mod config;
 pub mod machine;
 pub mod storage;
+pub mod watch;
 pub mod wire;

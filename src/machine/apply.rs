@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
+use super::quota::{self, Growth};
 use super::session::{self, Session};
 use super::znode::{Kind, NewZnode, NodeId};
 use super::{Caller, ChangeKind, Machine, Outcome, PendingChange, acl, op, path};
@@ -191,6 +192,11 @@ impl Machine {
         if matches!(self.tree.get(parent).kind(), Kind::Ephemeral(_)) {
             return Err(ErrorCode::NoChildrenForEphemerals);
         }
+        let growth = Growth {
+            znodes: 1,
+            bytes: length(create.data.as_deref()),
+        };
+        self.check_quota(&path, growth)?;
 
         let (_, name) = path::split(&path).ok_or(ErrorCode::BadArguments)?;
         let id = self.tree.insert(&NewZnode {
@@ -202,6 +208,8 @@ impl Machine {
             zxid: write.zxid,
             time_ms: write.time_ms,
         });
+        quota::record(&mut self.tree, &path, growth);
+        quota::begin(&mut self.tree, &path, id);
         self.changed(ChangeKind::Created, &path, id, parent);
         Ok((path, self.tree.get(id).stat()))
     }
@@ -238,9 +246,13 @@ impl Machine {
     ) -> Result<Stat, ErrorCode> {
         let id = self.writable(path)?;
         self.check(id, perms::WRITE, caller)?;
+        let bytes = length(data) - length(self.tree.get(id).data());
+        let growth = Growth { znodes: 0, bytes };
+        self.check_quota(path, growth)?;
         expect_version(version, self.tree.get(id).version)?;
 
         self.tree.set_data(id, data, write.zxid, write.time_ms);
+        quota::record(&mut self.tree, path, growth);
         let parent = self.tree.lookup(path::parent(path)).unwrap_or(NodeId::ROOT);
         self.changed(ChangeKind::Data, path, id, parent);
         Ok(self.tree.get(id).stat())
@@ -392,7 +404,12 @@ impl Machine {
 
     fn remove(&mut self, path: &Text, id: NodeId, parent: NodeId, zxid: Zxid) {
         self.changed(ChangeKind::Deleted, path, id, parent);
+        let growth = Growth {
+            znodes: -1,
+            bytes: -length(self.tree.get(id).data()),
+        };
         self.tree.remove(id, zxid);
+        quota::record(&mut self.tree, path, growth);
     }
 
     fn changed(&mut self, kind: ChangeKind, path: &Text, id: NodeId, parent: NodeId) {
@@ -424,6 +441,13 @@ impl Machine {
         )
     }
 
+    fn check_quota(&self, path: &Text, growth: Growth) -> Result<(), ErrorCode> {
+        match self.settings.get("enforce_quota") {
+            0 => Ok(()),
+            _ => quota::check(&self.tree, path, growth),
+        }
+    }
+
     fn check_extended_types(&self) -> Result<(), ErrorCode> {
         match self.settings.get("extended_types") {
             0 => Err(ErrorCode::Unimplemented),
@@ -438,6 +462,11 @@ fn ttl_kind(create: &Create, mode: CreateMode) -> Result<Kind, ErrorCode> {
         Some(ttl @ 1..=TTL_MS_MAX) if mode.is_ttl() => Ok(Kind::Ttl(ttl)),
         _ => Err(ErrorCode::BadArguments),
     }
+}
+
+/// Bytes of data; null has none.
+fn length(data: Option<&[u8]>) -> i64 {
+    data.map_or(0, <[u8]>::len) as i64
 }
 
 /// -1 expects nothing (§3.3).

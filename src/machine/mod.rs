@@ -20,6 +20,7 @@ mod image;
 mod multi;
 mod origin;
 pub mod path;
+mod quota;
 mod read;
 mod session;
 mod settings;
@@ -39,7 +40,7 @@ use origin::Origins;
 use session::Sessions;
 use settings::Settings;
 use tree::Tree;
-use znode::{Kind, NewZnode, Znode};
+use znode::{Kind, NewZnode, NodeId, Znode};
 
 /// Commands of ours beside the client's opcodes. Clients cannot send them: their opcodes are
 /// decoded, and these mean nothing to the decoder.
@@ -416,5 +417,6 @@ fn system_znodes() -> Tree {
         };
         tree.insert_system(&new, aversion);
     }
+    assert_eq!(tree.lookup("/zookeeper/quota"), Some(NodeId::QUOTA));
     tree
 }

@@ -242,6 +242,11 @@ impl Tree {
         });
     }
 
+    /// Replaces the data and nothing else: how the server keeps statistics (§5.6).
+    pub fn rewrite(&mut self, id: NodeId, data: &[u8]) {
+        self.replace_content(id, Some(data), |_| {});
+    }
+
     /// Replaces the access control list. Never part of a multi, so it cannot be taken back.
     pub fn set_acl(&mut self, id: NodeId, acl: &[Acl]) {
         assert!(self.journal.is_none(), "no multi sets an ACL");

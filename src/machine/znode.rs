@@ -21,6 +21,8 @@ pub struct NodeId(pub u32);
 impl NodeId {
     pub const NONE: Self = Self(slab::NONE);
     pub const ROOT: Self = Self(0);
+    /// `/zookeeper/quota`, which cannot be deleted, so its number never changes.
+    pub const QUOTA: Self = Self(2);
 
     pub fn exists(self) -> bool {
         self != Self::NONE
