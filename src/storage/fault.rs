@@ -45,9 +45,19 @@ pub enum Fault {
     #[error("the log has stopped after an earlier write or sync failure")]
     Stopped,
 
-    /// A bug: the log thread ended by a panic.
-    #[error("the log thread panicked: {0}")]
-    Panicked(String),
+    /// A bug: a thread of the storage panicked.
+    #[error("the {thread} thread panicked: {message}")]
+    Panicked {
+        thread: &'static str,
+        message: String,
+    },
+
+    /// The system gives no more threads.
+    #[error("cannot start the {name} thread: {source}")]
+    Thread {
+        name: &'static str,
+        source: io::Error,
+    },
 
     /// Another process holds the directory.
     #[error("data directory {path} is in use by another zkraft; stop that one or use another")]

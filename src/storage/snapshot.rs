@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! snapshot.<index>.<term>   (both as 16 hexadecimal digits)
-//!   magic 8 | format u32 | header len u32 | header crc32c u32 | zkraft.snapshot.Header
-//!   padded with zeros to 512 bytes
+//!   magic 8 | format u32 | len u32 | crc32c u32 | zkraft.snapshot.Header of len bytes
+//!   padded with zeros to 512 bytes; the checksum covers all but itself and the padding
 //!   frames: kind u32 | len u32 | raw len u32 | crc32c u32 | len bytes
 //!     kind 1: a chunk of the machine's image, zstd; raw len is its length before compression
 //!     kind 2: zkraft.snapshot.Trailer, the last frame
@@ -95,7 +95,7 @@ pub fn purge_snapshots(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<(), F
     Ok(())
 }
 
-/// Writes a whole snapshot and returns its file.
+/// Writes a whole snapshot and returns the bytes of its file.
 ///
 /// # Errors
 /// The disk fails; nothing is left behind then.
@@ -105,7 +105,7 @@ pub fn write_snapshot(
     cluster: u64,
     meta: &SnapshotMeta,
     chunks: impl IntoIterator<Item = Bytes>,
-) -> Result<SnapshotFile, Fault> {
+) -> Result<u64, Fault> {
     let mut writer = SnapshotWriter::create(disk.clone(), dir, cluster, meta)?;
     for chunk in chunks {
         writer.push(&chunk)?;
@@ -117,7 +117,7 @@ pub fn write_snapshot(
 pub struct SnapshotWriter {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    target: SnapshotFile,
+    target: PathBuf,
     temporary: PathBuf,
     file: Box<dyn File>,
     header: Header,
@@ -168,11 +168,7 @@ impl SnapshotWriter {
         Ok(Self {
             disk,
             dir: dir.to_owned(),
-            target: SnapshotFile {
-                index: meta.index,
-                term: meta.term,
-                path: dir.join(name),
-            },
+            target: dir.join(name),
             temporary,
             file,
             header: Header {
@@ -207,11 +203,11 @@ impl SnapshotWriter {
         Ok(())
     }
 
-    /// Seals the file, makes it durable and gives it its name.
+    /// Seals the file, makes it durable and gives it its name. Returns its length in bytes.
     ///
     /// # Errors
     /// The disk fails.
-    pub fn finish(mut self) -> Result<SnapshotFile, Fault> {
+    pub fn finish(mut self) -> Result<u64, Fault> {
         let trailer = Trailer {
             chunks: self.header.chunks,
             bytes: self.raw_bytes,
@@ -225,7 +221,8 @@ impl SnapshotWriter {
         start.extend_from_slice(&MAGIC);
         start.extend_from_slice(&FORMAT.to_le_bytes());
         start.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        start.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&start), &body);
+        start.extend_from_slice(&checksum.to_le_bytes());
         start.extend_from_slice(&body);
         start.resize(self.header_room as usize, 0);
         self.file
@@ -236,13 +233,13 @@ impl SnapshotWriter {
             .sync_data()
             .map_err(|error| Fault::sync(&self.temporary, error))?;
         self.disk
-            .rename(&self.temporary, &self.target.path)
+            .rename(&self.temporary, &self.target)
             .map_err(|error| Fault::io("rename", &self.temporary, error))?;
         self.finished = true;
         self.disk
             .sync_dir(&self.dir)
             .map_err(|error| Fault::sync(&self.dir, error))?;
-        Ok(self.target.clone())
+        Ok(self.position)
     }
 
     fn frame(&mut self, kind: u32, raw: u32, body: &[u8]) -> Result<(), Fault> {
@@ -296,8 +293,9 @@ impl SnapshotReader {
     /// Opens a snapshot and checks its header.
     ///
     /// # Errors
-    /// The file cannot be read, is not ours, or its start is damaged.
-    pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self, Fault> {
+    /// The file cannot be read, is of a later format, or its start is damaged.
+    pub fn open(disk: &dyn Disk, snapshot: &SnapshotFile) -> Result<Self, Fault> {
+        let path = &*snapshot.path;
         let file = disk
             .open(path)
             .map_err(|error| Fault::io("open", path, error))?;
@@ -315,7 +313,7 @@ impl SnapshotReader {
             ended: false,
             progress: None,
         };
-        reader.read_header()?;
+        reader.read_header(snapshot)?;
         Ok(reader)
     }
 
@@ -358,20 +356,18 @@ impl SnapshotReader {
         Ok(meta)
     }
 
-    fn read_header(&mut self) -> Result<(), Fault> {
+    fn read_header(&mut self, expected: &SnapshotFile) -> Result<(), Fault> {
         let start = self.read(0, PREFIX)?;
-        let mut fields = &start[..];
-        let mut magic = [0; 8];
-        fields.copy_to_slice(&mut magic);
+        let mut fields = &start[MAGIC.len()..];
         let format = fields.get_u32_le();
         let len = fields.get_u32_le() as usize;
         let checksum = fields.get_u32_le();
-        if magic != MAGIC {
-            return Err(Fault::Foreign {
-                path: self.path.clone(),
-                found: format!("{magic:02x?}"),
-            });
+        let body = self.read(PREFIX as u64, len)?;
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&start[..PREFIX - 4]), &body);
+        if sum != checksum || start[..MAGIC.len()] != MAGIC {
+            return Err(self.corrupt(0, "the header is damaged"));
         }
+        // Whatever later formats change, this much of the header stays.
         if format != FORMAT {
             return Err(Fault::NewerFormat {
                 path: self.path.clone(),
@@ -379,12 +375,11 @@ impl SnapshotReader {
                 known: FORMAT,
             });
         }
-        let body = self.read(PREFIX as u64, len)?;
-        if crc32c::crc32c(&body) != checksum {
-            return Err(self.corrupt(0, "the header's checksum is wrong"));
-        }
         self.header = Header::decode(body)
             .map_err(|error| self.corrupt(0, &format!("the header is unreadable: {error}")))?;
+        if (self.header.index, self.header.term) != (expected.index, expected.term) {
+            return Err(self.corrupt(0, "the header and the name disagree"));
+        }
         self.position = (PREFIX + len).next_multiple_of(512) as u64;
         Ok(())
     }

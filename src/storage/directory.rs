@@ -1,0 +1,251 @@
+//! A server's directories: who may use them, and what is remembered about them.
+//!
+//! The only file of the storage that touches the file system beside [`Disk`](super::Disk), because
+//! locks and sled do not exist in the simulator.
+
+use std::fs::{self, TryLockError};
+use std::path::Path;
+
+use tracing::warn;
+
+use super::catalog::{Catalog, CleanStop, Facts, KnownSnapshot};
+use super::disk::Disk;
+use super::recovery::{Known, Recovery};
+use super::snapshot::{SnapshotFile, list_snapshots};
+use super::wal::Wal;
+use super::{Fault, Identity, StorageConfig};
+
+const BALLAST_BYTES: usize = 4 << 20;
+/// With less free space than this, the ballast is thrown off.
+const FREE_BYTES_SHORT: u64 = 16 << 20;
+
+/// The locked directories and what the catalog says about them.
+pub(super) struct Directory {
+    catalog: Catalog,
+    facts: Facts,
+    identity: Identity,
+    keep: usize,
+    /// Held as long as this lives.
+    _locks: Vec<fs::File>,
+}
+
+impl Directory {
+    /// Makes, locks and checks the directories, before anything of the log is touched.
+    ///
+    /// # Errors
+    /// They are another server's or another process's, or the disk fails.
+    pub(super) fn open(
+        config: &StorageConfig,
+        disk: &dyn Disk,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, Fault> {
+        refuse_zookeeper(config)?;
+        for dir in [
+            &config.data_dir,
+            &config.log_dir,
+            &config.snapshot_files(),
+            &config.log_files(),
+        ] {
+            disk.create_dir(dir)
+                .map_err(|error| Fault::io("create", dir, error))?;
+        }
+        let mut locks = vec![lock(&config.data_dir)?];
+        if !same_dir(&config.data_dir, &config.log_dir) {
+            locks.push(lock(&config.log_dir)?);
+        }
+        drop_ballast(disk, &config.log_dir, warnings)?;
+
+        let (catalog, facts) = Catalog::open(&config.data_dir.join("catalog"), warnings);
+        let identity = identify(config, disk, &facts)?;
+        Ok(Self {
+            catalog,
+            facts,
+            identity,
+            keep: config.keep(),
+            _locks: locks,
+        })
+    }
+
+    /// What recovery is told.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            identity: self.identity,
+            incarnation: self.facts.incarnation,
+            last_group: self.facts.clean_stop.map(|stop| stop.last_group),
+        }
+    }
+
+    /// Remembers a start. Returns whether the last run ended cleanly.
+    pub(super) fn started<M>(
+        &mut self,
+        recovery: &Recovery<M>,
+        config: &StorageConfig,
+        disk: &dyn Disk,
+    ) -> bool {
+        let stop = self.facts.clean_stop;
+        self.facts = Facts {
+            identity: Some(self.identity),
+            incarnation: Some(recovery.incarnation),
+            clean_stop: None,
+            snapshots: known(&recovery.files),
+        };
+        self.catalog.save(&self.facts);
+        load_ballast(disk, &config.log_dir);
+        // The mark may be of an earlier run, if the catalog lost what came after it.
+        stop.is_some_and(|stop| stop.last_group == recovery.last_group)
+    }
+
+    /// Remembers which snapshots there are.
+    pub(super) fn set_snapshots(&mut self, files: &[SnapshotFile]) {
+        self.facts.snapshots = known(files);
+        self.catalog.save(&self.facts);
+    }
+
+    /// Remembers a clean stop.
+    pub(super) fn stopped(&mut self, last_group: u64) {
+        self.facts.clean_stop = Some(CleanStop { last_group });
+        self.catalog.save(&self.facts);
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The log below this index is not needed by any snapshot that is kept. With one snapshot, all
+    /// of the log is: should that file rot, the log is what is left.
+    pub(super) fn floor(&self) -> u64 {
+        let snapshots = &self.facts.snapshots;
+        match snapshots.len() {
+            0 | 1 => 0,
+            count => snapshots[count.min(self.keep) - 1].index + 1,
+        }
+    }
+}
+
+/// Whose directories they are; at a first start, new random numbers.
+fn identify(config: &StorageConfig, disk: &dyn Disk, facts: &Facts) -> Result<Identity, Fault> {
+    let log_in = config.log_files();
+    let in_log = Wal::identity_in(disk, &log_in)?;
+    let snapshots = list_snapshots(disk, &config.snapshot_files())?;
+    let identity = match in_log {
+        Some(found) => facts.identity.unwrap_or(found),
+        None if facts.identity.is_some() || !snapshots.is_empty() => {
+            return Err(Fault::LogLost {
+                dir: log_in,
+                detail: "there is no log, but this server has run before".to_owned(),
+            });
+        }
+        None => Identity {
+            cluster: random()?,
+            server: config.server,
+            disk: random()?,
+        },
+    };
+    if identity.server != config.server {
+        return Err(Fault::OtherServer {
+            path: config.data_dir.clone(),
+            found: identity.server,
+            configured: config.server,
+        });
+    }
+    Ok(identity)
+}
+
+fn known(files: &[SnapshotFile]) -> Vec<KnownSnapshot> {
+    let of = |file: &SnapshotFile| KnownSnapshot {
+        index: file.index,
+        term: file.term,
+    };
+    files.iter().map(of).collect()
+}
+
+/// Data of a ZooKeeper where there is none of ours is likely a first start on its directory.
+fn refuse_zookeeper(config: &StorageConfig) -> Result<(), Fault> {
+    let ours = [config.snapshot_files(), config.log_files()];
+    if ours.iter().any(|dir| dir.exists()) {
+        return Ok(());
+    }
+    for dir in [&config.data_dir, &config.log_dir] {
+        let path = dir.join("version-2");
+        let Ok(entries) = fs::read_dir(&path) else {
+            continue;
+        };
+        let theirs = |name: &str| name.starts_with("snapshot.") || name.starts_with("log.");
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        if names.any(|name| theirs(&name.to_string_lossy())) {
+            return Err(Fault::ZooKeeperData { path });
+        }
+    }
+    Ok(())
+}
+
+fn same_dir(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn lock(dir: &Path) -> Result<fs::File, Fault> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| Fault::io("open", &path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Fault::Locked {
+            path: dir.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(Fault::io("lock", &path, error)),
+    }
+}
+
+/// Makes room for recovery if the disk is nearly full.
+fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<(), Fault> {
+    let path = dir.join("ballast");
+    let free = disk
+        .free_bytes(dir)
+        .map_err(|error| Fault::io("measure the free space of", dir, error))?;
+    if free < FREE_BYTES_SHORT && path.exists() {
+        disk.remove(&path)
+            .map_err(|error| Fault::io("remove", &path, error))?;
+        warnings.push(format!(
+            "only {} KiB are free in {}; the reserve of {} KiB was released to start at all: make \
+             room now",
+            free / 1024,
+            dir.display(),
+            BALLAST_BYTES / 1024
+        ));
+    }
+    Ok(())
+}
+
+/// Puts the reserve back if there is room for it. Best effort.
+fn load_ballast(disk: &dyn Disk, dir: &Path) {
+    let path = dir.join("ballast");
+    let room = disk.free_bytes(dir).unwrap_or(0) >= 2 * FREE_BYTES_SHORT;
+    if path.exists() || !room {
+        return;
+    }
+    // Not zeros, which some file systems do not store.
+    let mut seed = 1u64;
+    let mut content = Vec::with_capacity(BALLAST_BYTES);
+    while content.len() < BALLAST_BYTES {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        content.extend_from_slice(&seed.to_le_bytes());
+    }
+    let written = disk
+        .create(&path)
+        .and_then(|file| file.write_at(&content, 0));
+    if let Err(error) = written {
+        warn!(%error, "the reserve for a full disk cannot be written");
+        let _ = disk.remove(&path);
+    }
+}
+
+fn random() -> Result<u64, Fault> {
+    getrandom::u64().map_err(|error| Fault::Random(error.to_string()))
+}

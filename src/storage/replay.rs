@@ -1,0 +1,459 @@
+//! Reading the log back: which segments count, which groups, which entries.
+//!
+//! [`find_segments`] picks the segments that follow each other up to the newest, [`scan_into`] reads
+//! the ones that matter into a [`Tail`], which holds the log as Raft sees it. What is damaged is
+//! judged here, by the rules at the head of `wal.rs`.
+
+use std::path::{Path, PathBuf};
+
+use super::Identity;
+use super::disk::{Disk, File};
+use super::fault::Fault;
+use super::segment::{self, HeaderFound};
+use super::wal::{Segment, WalStart};
+use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
+
+/// What is left of the runs before.
+pub(super) struct Past {
+    /// Those that follow each other up to the newest.
+    pub segments: Vec<Segment>,
+    /// Older ones before a hole: left by an interrupted release.
+    pub stale: Vec<PathBuf>,
+    /// Number of the last start; 0: there was none.
+    pub incarnation: u64,
+    pub next_group: u64,
+    /// Of the last entry, or of the snapshot if that is later.
+    pub last_index: u64,
+    pub hard_state: Option<HardState>,
+    /// The last mark written.
+    pub mark: Option<SnapshotMark>,
+    /// The entries after the snapshot.
+    pub entries: Vec<LogEntry>,
+    pub warnings: Vec<String>,
+}
+
+/// Reads the log in `dir`. A torn tail is cut, and what is left is synced: from here on it is
+/// built upon.
+///
+/// # Errors
+/// As [`super::Wal::open`].
+pub(super) fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    start: &WalStart,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Past, Fault> {
+    let mut warnings = Vec::new();
+    let found = find_segments(disk, dir, &mut warnings)?;
+    for candidate in &found.segments {
+        let identity = candidate.header.identity;
+        let own = Some((identity.server, identity.disk));
+        start
+            .identity
+            .check(&candidate.path, identity.cluster, own)?;
+    }
+    let incarnation = found.segments.last().map_or(0, |s| s.header.incarnation);
+    if let Some(known) = start.incarnation
+        && incarnation < known
+    {
+        return Err(Fault::LogLost {
+            dir: dir.to_owned(),
+            detail: format!("the newest segment is of start {incarnation}, but start {known} was"),
+        });
+    }
+
+    let mut tail = Tail::new(start.snapshot.as_ref().map_or(0, |mark| mark.index));
+    let next_group = if found.segments.is_empty() {
+        1
+    } else {
+        scan_into(&mut tail, disk, dir, &found, start, &mut warnings, progress)?
+    };
+    if let Some(mark) = &start.snapshot {
+        tail.mark(mark);
+    }
+    let (last_index, entries) = tail.finish(dir, found.broken.as_deref())?;
+    if let Some(path) = &found.broken {
+        warnings.push(format!(
+            "the header of {} is damaged; what it held is in the snapshot",
+            path.display()
+        ));
+    }
+    let segment = |candidate: Candidate| Segment {
+        path: candidate.path,
+        number: candidate.header.segment,
+        first_index: candidate.header.first_index,
+        checksum: candidate.checksum,
+        bytes: candidate.len,
+    };
+    Ok(Past {
+        segments: found.segments.into_iter().map(segment).collect(),
+        stale: found.stale,
+        incarnation,
+        next_group,
+        last_index,
+        hard_state: tail.hard_state,
+        mark: tail.newest_mark,
+        entries,
+        warnings,
+    })
+}
+
+/// Whose log `dir` holds, as the newest readable segment says.
+///
+/// # Errors
+/// As [`read`], as far as headers go.
+pub(super) fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Fault> {
+    for (_, path) in segment_names(disk, dir)?.into_iter().rev() {
+        let file = open_file(disk, &path)?;
+        if let HeaderFound::Valid(header, _) = segment::read_header(&*file, &path)? {
+            return Ok(Some(header.identity));
+        }
+    }
+    Ok(None)
+}
+
+/// A segment with a valid header.
+struct Candidate {
+    path: PathBuf,
+    len: u64,
+    header: segment::Header,
+    checksum: u32,
+}
+
+/// The segments of a directory.
+struct Found {
+    /// Those that follow each other up to the newest.
+    segments: Vec<Candidate>,
+    /// Older ones before a hole: left by an interrupted release.
+    stale: Vec<PathBuf>,
+    /// The newest of those whose header cannot be read.
+    broken: Option<PathBuf>,
+}
+
+/// Finds the segments, oldest first, and removes a newest one that was never used.
+fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<Found, Fault> {
+    let mut found = Found {
+        segments: Vec::new(),
+        stale: Vec::new(),
+        broken: None,
+    };
+    let names = segment_names(disk, dir)?;
+    let newest = names.last().map(|(number, _)| *number);
+    for (number, path) in names {
+        let file = open_file(disk, &path)?;
+        match segment::read_header(&*file, &path)? {
+            HeaderFound::Valid(header, checksum) => {
+                let len = file
+                    .len()
+                    .map_err(|error| Fault::io("read the length of", &path, error))?;
+                let follows = found.segments.last().is_none_or(|last| {
+                    last.header.segment + 1 == number && last.checksum == header.previous
+                });
+                if header.segment != number {
+                    let dir = dir.to_owned();
+                    return Err(Fault::BrokenChain {
+                        dir,
+                        segment: number,
+                    });
+                }
+                if !follows {
+                    let stale = found.segments.drain(..).map(|candidate| candidate.path);
+                    found.stale.extend(stale);
+                }
+                found.segments.push(Candidate {
+                    path,
+                    len,
+                    header,
+                    checksum,
+                });
+            }
+            HeaderFound::Unused if Some(number) == newest => {
+                // A crash while it was made.
+                remove(disk, &path)?;
+                disk.sync_dir(dir)
+                    .map_err(|error| Fault::sync(dir, error))?;
+                warnings.push(format!("removed {}, which was never used", path.display()));
+            }
+            HeaderFound::Unused | HeaderFound::Damaged if Some(number) == newest => {
+                return Err(Fault::CorruptHeader { path });
+            }
+            HeaderFound::Unused | HeaderFound::Damaged => {
+                let stale = found.segments.drain(..).map(|candidate| candidate.path);
+                found.stale.extend(stale);
+                found.broken = Some(path);
+            }
+        }
+    }
+    if found.segments.is_empty()
+        && let Some(path) = found.broken
+    {
+        return Err(Fault::CorruptHeader { path });
+    }
+    Ok(found)
+}
+
+/// Numbers and paths of the segment files, oldest first.
+fn segment_names(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| Fault::io("list", dir, error))?,
+    };
+    let mut segments: Vec<(u64, PathBuf)> = names
+        .iter()
+        .filter_map(|name| {
+            let digits = name.strip_prefix("segment.")?;
+            let number = u64::from_str_radix(digits, 16).ok()?;
+            (digits.len() == 16).then(|| (number, dir.join(name)))
+        })
+        .collect();
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// Reads the segments that matter into `tail` and returns the number of the next group.
+fn scan_into(
+    tail: &mut Tail,
+    disk: &dyn Disk,
+    dir: &Path,
+    found: &Found,
+    start: &WalStart,
+    warnings: &mut Vec<String>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64, Fault> {
+    let segments = first_needed(disk, dir, &found.segments, tail.after)?;
+    let first = &segments[0].header;
+    tail.limit = first.first_index;
+    let mut next_group = first.first_group;
+    let total = segments.iter().map(|candidate| candidate.len).sum();
+    let mut done = 0;
+    for (position, candidate) in segments.iter().enumerate() {
+        let Candidate {
+            path,
+            header,
+            checksum,
+            ..
+        } = candidate;
+        let file = open_file(disk, path)?;
+        let end = segment::scan(&*file, path, header, *checksum, |group| {
+            progress(done + group.offset, total);
+            let mut records = group.records.into_iter();
+            let applied = records.try_for_each(|record| tail.apply(record));
+            applied.map_err(|reason| Fault::ImpossibleRecord {
+                path: path.clone(),
+                offset: group.offset,
+                reason,
+            })
+        })?;
+        done += candidate.len;
+        progress(done, total);
+        next_group = end.next_group;
+        let later = segments.get(position + 1);
+        if let Some(proof) = proof_of_sync(&end, later, start) {
+            return Err(Fault::CorruptLog {
+                path: path.clone(),
+                offset: end.offset,
+                group: end.next_group,
+                proof,
+            });
+        }
+        if later.is_none() {
+            if end.dirty {
+                warnings.push(format!(
+                    "cut a torn tail of {} at byte {}: group {} was not written whole before the \
+                     last stop",
+                    path.display(),
+                    end.offset,
+                    end.next_group
+                ));
+            }
+            // Also what was written but not synced before the stop is built upon from now on.
+            cut(&*file, path, end.offset)?;
+        }
+    }
+    Ok(next_group)
+}
+
+/// The segments from the one on that holds the snapshot's own entry, if it is there: its term tells
+/// whether what follows it in the log belongs to the snapshot.
+fn first_needed<'a>(
+    disk: &dyn Disk,
+    dir: &Path,
+    segments: &'a [Candidate],
+    after: u64,
+) -> Result<&'a [Candidate], Fault> {
+    let mut first = segments
+        .iter()
+        .rposition(|candidate| candidate.header.first_index <= after)
+        .unwrap_or(0);
+    // A segment whose making was interrupted does not restate the hard state: start before it.
+    while !has_group(disk, &segments[first])? {
+        let segment = segments[first].header.segment;
+        if first == 0 && segment > 1 {
+            let dir = dir.to_owned();
+            return Err(Fault::BrokenChain { dir, segment });
+        }
+        if first == 0 {
+            break;
+        }
+        first -= 1;
+    }
+    Ok(&segments[first..])
+}
+
+/// How it is known that the group at the end of a segment's valid part was synced, if it is.
+fn proof_of_sync(
+    end: &segment::End,
+    later: Option<&Candidate>,
+    start: &WalStart,
+) -> Option<String> {
+    if let Some(later) = later {
+        let first = later.header.first_group;
+        return (first != end.next_group)
+            .then(|| format!("a later segment starts with group {first}"));
+    }
+    if let Some(last) = start.last_group
+        && last >= end.next_group
+    {
+        return Some(format!("the server stopped cleanly after group {last}"));
+    }
+    match end.proof {
+        Some((synced, offset)) if synced >= end.next_group => {
+            Some(format!("the group at byte {offset} was written after that"))
+        }
+        _ => None,
+    }
+}
+
+fn has_group(disk: &dyn Disk, candidate: &Candidate) -> Result<bool, Fault> {
+    let file = open_file(disk, &candidate.path)?;
+    segment::has_group(
+        &*file,
+        &candidate.path,
+        &candidate.header,
+        candidate.checksum,
+    )
+}
+
+/// The log as replay builds it up.
+struct Tail {
+    /// Entries up to here are in the snapshot; their data is not kept.
+    after: u64,
+    /// Index before the first entry held, once it is known.
+    base: Option<u64>,
+    /// While it is not: the highest index that the first entry may have.
+    limit: u64,
+    entries: Vec<LogEntry>,
+    hard_state: Option<HardState>,
+    newest_mark: Option<SnapshotMark>,
+}
+
+impl Tail {
+    fn new(after: u64) -> Self {
+        Self {
+            after,
+            base: None,
+            limit: 1,
+            entries: Vec::new(),
+            hard_state: None,
+            newest_mark: None,
+        }
+    }
+
+    fn apply(&mut self, record: Record) -> Result<(), String> {
+        for entry in record.entries {
+            self.push(entry)?;
+        }
+        if let Some(state) = record.hard_state {
+            self.hard_state = Some(state);
+        }
+        if let Some(mark) = record.mark {
+            self.mark(&mark);
+            self.newest_mark = Some(mark);
+        }
+        Ok(())
+    }
+
+    /// Appends an entry; one that has the index of an earlier one replaces it and all after it.
+    fn push(&mut self, mut entry: LogEntry) -> Result<(), String> {
+        let index = entry.index;
+        let next = self
+            .base
+            .map_or(self.limit, |base| base + self.entries.len() as u64 + 1);
+        let lowest = self.base.map_or(1, |base| base + 1);
+        if index < lowest || index > next {
+            return Err(format!(
+                "entry {index} where one of {lowest} to {next} is expected"
+            ));
+        }
+        let base = *self.base.get_or_insert(index - 1);
+        self.entries.truncate((index - base - 1) as usize);
+        if let Some(last) = self.entries.last()
+            && last.term > entry.term
+        {
+            let (term, before) = (entry.term, last.term);
+            return Err(format!(
+                "entry {index} of term {term} follows one of term {before}"
+            ));
+        }
+        if index <= self.after {
+            entry.data.clear();
+            entry.context.clear();
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Takes note of a snapshot: what does not continue it is dropped.
+    fn mark(&mut self, mark: &SnapshotMark) {
+        let Some(base) = self.base else {
+            self.limit = self.limit.max(mark.index + 1);
+            return;
+        };
+        if mark.index <= base {
+            return;
+        }
+        let own = self.entries.get((mark.index - base - 1) as usize);
+        if own.is_none_or(|entry| entry.term != mark.term) {
+            self.entries.clear();
+            self.base = Some(mark.index);
+        }
+    }
+
+    /// The index of the last entry, and the entries after the snapshot.
+    fn finish(&mut self, dir: &Path, broken: Option<&Path>) -> Result<(u64, Vec<LogEntry>), Fault> {
+        let first = self.base.map_or(self.limit, |base| base + 1);
+        if first > self.after + 1 {
+            return Err(match broken {
+                Some(path) => Fault::CorruptHeader {
+                    path: path.to_owned(),
+                },
+                None => Fault::LogGap {
+                    dir: dir.to_owned(),
+                    snapshot: self.after,
+                    first,
+                },
+            });
+        }
+        let last = first - 1 + self.entries.len() as u64;
+        let covered = (self.after + 1 - first).min(self.entries.len() as u64) as usize;
+        Ok((last.max(self.after), self.entries.split_off(covered)))
+    }
+}
+
+fn open_file(disk: &dyn Disk, path: &Path) -> Result<Box<dyn File>, Fault> {
+    disk.open(path)
+        .map_err(|error| Fault::io("open", path, error))
+}
+
+pub(super) fn cut(file: &dyn File, path: &Path, len: u64) -> Result<(), Fault> {
+    file.set_len(len)
+        .map_err(|error| Fault::io("cut", path, error))?;
+    file.sync_data().map_err(|error| Fault::sync(path, error))
+}
+
+pub(super) fn remove(disk: &dyn Disk, path: &Path) -> Result<(), Fault> {
+    match disk.remove(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|error| Fault::io("remove", path, error)),
+    }
+}

@@ -1,0 +1,419 @@
+//! The log thread and the snapshot thread.
+//!
+//! The log thread commits by draining: it takes everything that is queued, writes it as one group,
+//! syncs once and reports the highest number. While it syncs, the next group gathers by itself;
+//! there is no timer and nothing to tune.
+//!
+//! Rules:
+//!
+//! * `on_persisted(n)` is called only after everything up to `n` is synced (unless `forceSync=no`).
+//! * A failed write or sync is never retried: `on_fault` is called once, and the thread ends.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use tracing::warn;
+
+use super::directory::Directory;
+use super::disk::{Disk, lower_priority};
+use super::snapshot::{SnapshotWriter, list_snapshots, purge_snapshots};
+use super::wal::Wal;
+use super::{Append, Fault, SnapshotMeta, Storage, StorageConfig};
+use crate::proto::log::{Record, SnapshotMark};
+
+/// A group takes no further records after this size.
+const GROUP_BYTES_MAX: u64 = 8 << 20;
+/// How long the queue is empty before the last group is sealed: seals between the writes of a busy
+/// client would double the groups.
+const SEAL_AFTER: Duration = Duration::from_millis(20);
+
+/// Starts the threads of a recovered storage.
+pub(super) fn start(
+    storage: Storage,
+    on_persisted: Box<dyn Fn(u64) + Send>,
+    on_fault: Box<dyn FnOnce(Fault) + Send>,
+) -> Result<LogHandle, Fault> {
+    let Storage {
+        config,
+        disk,
+        wal,
+        directory,
+    } = storage;
+    let (log, receiver) = mpsc::channel();
+    // What an earlier run, or many short ones, left to be removed.
+    let _ = log.send(Command::Release(directory.floor()));
+    let stats = Arc::new(LogStats::default());
+    let thread = LogThread {
+        wal,
+        receiver,
+        sync: config.sync,
+        purge: config.purge,
+        fsync_warn: Duration::from_millis(config.fsync_warn_ms),
+        stats: stats.clone(),
+        on_persisted,
+    };
+    let log_thread = spawn("log", move || match caught("log", || thread.run()) {
+        Ok(last_group) => Some(last_group),
+        Err(fault) => {
+            on_fault(fault);
+            None
+        }
+    })?;
+
+    let shared = Arc::new(Shared {
+        log,
+        directory: Mutex::new(directory),
+        stopping: AtomicBool::new(false),
+        disk,
+        config,
+    });
+    let (snapshots, jobs) = mpsc::channel::<Job>();
+    let worker = shared.clone();
+    let snapshot_thread = spawn("snapshot", move || {
+        lower_priority();
+        for job in jobs {
+            job(&worker);
+        }
+    })?;
+    let running = Running {
+        snapshots,
+        log_thread,
+        snapshot_thread,
+    };
+    let files = Files {
+        shared,
+        running: Mutex::new(Some(running)),
+    };
+    Ok(LogHandle {
+        stats,
+        target: Target::Files(Arc::new(files)),
+    })
+}
+
+/// The door to the log and snapshot threads. Clones share them.
+#[derive(Clone)]
+pub struct LogHandle {
+    stats: Arc<LogStats>,
+    target: Target,
+}
+
+#[derive(Clone)]
+enum Target {
+    Files(Arc<Files>),
+    Memory(Arc<dyn Fn(u64) + Send + Sync>),
+}
+
+impl LogHandle {
+    /// A log that keeps nothing and acknowledges at once, in the caller's thread.
+    pub fn memory(on_persisted: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self {
+            stats: Arc::default(),
+            target: Target::Memory(Arc::new(on_persisted)),
+        }
+    }
+
+    /// Queues a record. After a fault it is dropped: `on_fault` has been called then.
+    pub fn append(&self, append: Append) {
+        match &self.target {
+            Target::Memory(on_persisted) => on_persisted(append.number),
+            Target::Files(files) => {
+                let bytes = append.record.encoded_len() as u64;
+                self.stats.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+                // The receiver is gone only after a fault or a stop.
+                let _ = files.shared.log.send(Command::Append(append, bytes));
+            }
+        }
+    }
+
+    /// Writes a snapshot in the snapshot thread, at low priority. `chunks` hands the image's chunks
+    /// to the function it is given; `done` gets the length of the file in bytes, in that thread. The
+    /// log and the snapshots that are not needed any more are removed then. A failure costs only the
+    /// snapshot. After a stop, `done` is dropped.
+    pub fn take_snapshot(
+        &self,
+        meta: SnapshotMeta,
+        chunks: impl FnOnce(&mut dyn FnMut(Bytes) -> Result<(), Fault>) -> Result<(), Fault>
+        + Send
+        + 'static,
+        done: impl FnOnce(Result<u64, Fault>) + Send + 'static,
+    ) {
+        let Target::Files(files) = &self.target else {
+            done(Ok(0));
+            return;
+        };
+        let job = move |shared: &Shared| {
+            done(caught("snapshot", || shared.take_snapshot(&meta, chunks)));
+        };
+        if let Some(running) = &*files.running.lock() {
+            // The receiver lives as long as the thread, which ends only when the sender is gone.
+            let _ = running.snapshots.send(Box::new(job));
+        }
+    }
+
+    /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as clean.
+    /// Returns when the threads have ended.
+    pub fn stop(&self) {
+        let Target::Files(files) = &self.target else {
+            return;
+        };
+        let Some(running) = files.running.lock().take() else {
+            return;
+        };
+        let shared = &files.shared;
+        shared.stopping.store(true, Ordering::Relaxed);
+        drop(running.snapshots);
+        // A panic was caught in either thread, so joining cannot fail.
+        let _ = running.snapshot_thread.join();
+        let _ = shared.log.send(Command::Stop);
+        let last_group = running.log_thread.join().ok().flatten();
+        if let Some(last_group) = last_group {
+            shared.directory.lock().stopped(last_group);
+        }
+    }
+
+    /// Counters for the metrics.
+    pub fn stats(&self) -> &LogStats {
+        &self.stats
+    }
+}
+
+/// Counters of the log thread since the start. Each is read on its own.
+#[derive(Debug, Default)]
+pub struct LogStats {
+    pub syncs: AtomicU64,
+    pub sync_total_us: AtomicU64,
+    pub sync_max_us: AtomicU64,
+    /// Of records, before padding.
+    pub bytes_written: AtomicU64,
+    pub groups: AtomicU64,
+    /// Waiting to be written.
+    pub queued_bytes: AtomicU64,
+    pub segments: AtomicU64,
+    /// Size of the log on disk.
+    pub log_bytes: AtomicU64,
+}
+
+struct Files {
+    shared: Arc<Shared>,
+    /// `None` after a stop.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    snapshots: Sender<Job>,
+    /// Returns the number of the last group after a clean stop.
+    log_thread: JoinHandle<Option<u64>>,
+    snapshot_thread: JoinHandle<()>,
+}
+
+type Job = Box<dyn FnOnce(&Shared) + Send>;
+
+/// What the snapshot thread and the handles share.
+struct Shared {
+    log: Sender<Command>,
+    directory: Mutex<Directory>,
+    stopping: AtomicBool,
+    disk: Arc<dyn Disk>,
+    config: StorageConfig,
+}
+
+impl Shared {
+    fn take_snapshot(
+        &self,
+        meta: &SnapshotMeta,
+        chunks: impl FnOnce(&mut dyn FnMut(Bytes) -> Result<(), Fault>) -> Result<(), Fault>,
+    ) -> Result<u64, Fault> {
+        let dir = self.config.snapshot_files();
+        let cluster = self.directory.lock().identity().cluster;
+        let mut writer = SnapshotWriter::create(self.disk.clone(), &dir, cluster, meta)?;
+        chunks(&mut |chunk| {
+            if self.stopping.load(Ordering::Relaxed) {
+                return Err(Fault::Stopped);
+            }
+            writer.push(&chunk)
+        })?;
+        let bytes = writer.finish()?;
+
+        // The log thread is gone only after a fault, which is reported there.
+        let _ = self.log.send(Command::Mark(meta.mark()));
+        if self.config.purge
+            && let Err(fault) = purge_snapshots(&*self.disk, &dir, self.config.keep())
+        {
+            warn!(%fault, "old snapshots cannot be removed");
+        }
+        let files = list_snapshots(&*self.disk, &dir)?;
+        let mut directory = self.directory.lock();
+        directory.set_snapshots(&files);
+        let _ = self.log.send(Command::Release(directory.floor()));
+        Ok(bytes)
+    }
+}
+
+enum Command {
+    /// With its encoded length.
+    Append(Append, u64),
+    Mark(SnapshotMark),
+    Release(u64),
+    /// Write and sync what came before, and end.
+    Stop,
+}
+
+struct LogThread {
+    wal: Wal,
+    receiver: Receiver<Command>,
+    sync: bool,
+    purge: bool,
+    fsync_warn: Duration,
+    stats: Arc<LogStats>,
+    on_persisted: Box<dyn Fn(u64) + Send>,
+}
+
+/// What was taken from the queue at once.
+#[derive(Default)]
+struct Taken {
+    records: Vec<Record>,
+    bytes: u64,
+    sync: bool,
+    number: Option<u64>,
+    release: Option<u64>,
+    stop: bool,
+}
+
+impl Taken {
+    fn add(&mut self, command: Command) {
+        match command {
+            Command::Append(append, bytes) => {
+                self.records.push(append.record);
+                self.bytes += bytes;
+                self.sync |= append.sync;
+                self.number = self.number.max(Some(append.number));
+            }
+            Command::Mark(mark) => self.records.push(Record {
+                entries: Vec::new(),
+                hard_state: None,
+                mark: Some(mark),
+            }),
+            Command::Release(index) => self.release = self.release.max(Some(index)),
+            Command::Stop => self.stop = true,
+        }
+    }
+}
+
+impl LogThread {
+    /// Returns the number of the last group after a clean stop.
+    fn run(mut self) -> Result<u64, Fault> {
+        loop {
+            let Some(taken) = self.take()? else {
+                // All handles are gone without a stop: nobody waits for anything.
+                return Ok(self.wal.last_group());
+            };
+            self.carry_out(&taken)?;
+            if taken.stop {
+                self.wal.sync()?;
+                self.wal.seal_if_idle()?;
+                self.wal.sync()?;
+                return Ok(self.wal.last_group());
+            }
+        }
+    }
+
+    /// Waits for work, then takes all there is: while one group is synced, the next gathers.
+    fn take(&mut self) -> Result<Option<Taken>, Fault> {
+        let first = match self.receiver.recv_timeout(SEAL_AFTER) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.wal.seal_if_idle()?;
+                self.receiver.recv().ok()
+            }
+            other => other.ok(),
+        };
+        let Some(first) = first else {
+            return Ok(None);
+        };
+        let mut taken = Taken::default();
+        taken.add(first);
+        while taken.bytes < GROUP_BYTES_MAX && !taken.stop {
+            match self.receiver.try_recv() {
+                Ok(command) => taken.add(command),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        Ok(Some(taken))
+    }
+
+    fn carry_out(&mut self, taken: &Taken) -> Result<(), Fault> {
+        if !taken.records.is_empty() {
+            self.wal.write(&taken.records)?;
+            self.stats.groups.fetch_add(1, Ordering::Relaxed);
+            self.stats
+                .bytes_written
+                .fetch_add(taken.bytes, Ordering::Relaxed);
+            self.stats
+                .queued_bytes
+                .fetch_sub(taken.bytes, Ordering::Relaxed);
+        }
+        if taken.sync && self.sync {
+            self.sync()?;
+        }
+        if let Some(number) = taken.number {
+            (self.on_persisted)(number);
+        }
+        if let Some(index) = taken.release
+            && self.purge
+            && let Err(fault) = self.wal.release_below(index)
+        {
+            warn!(%fault, "old log segments cannot be removed");
+        }
+        let segments = self.wal.segment_count() as u64;
+        self.stats.segments.store(segments, Ordering::Relaxed);
+        self.stats
+            .log_bytes
+            .store(self.wal.bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), Fault> {
+        let start = Instant::now();
+        self.wal.sync()?;
+        let took = start.elapsed();
+        let us = took.as_micros() as u64;
+        self.stats.syncs.fetch_add(1, Ordering::Relaxed);
+        self.stats.sync_total_us.fetch_add(us, Ordering::Relaxed);
+        self.stats.sync_max_us.fetch_max(us, Ordering::Relaxed);
+        if took > self.fsync_warn {
+            warn!(
+                duration_ms = took.as_millis() as u64,
+                "syncing the log was slow; latency of writes suffers"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Fault> {
+    let builder = thread::Builder::new().name(name.to_owned());
+    builder
+        .spawn(work)
+        .map_err(|source| Fault::Thread { name, source })
+}
+
+/// Runs the work of a thread; a panic becomes a fault, so that somebody hears of it.
+fn caught<T>(thread: &'static str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Fault::Panicked {
+            thread,
+            message: text.unwrap_or_else(|| "no message".to_owned()),
+        })
+    })
+}
