@@ -103,6 +103,11 @@ impl Conn {
         self.attachment.as_ref().filter(|_| self.phase == Phase::Open).map(|(at, _)| *at)
     }
 
+    /// Session and generation, once they are in the log.
+    pub fn attachment(&self) -> Option<(SessionId, u64)> {
+        self.attachment.as_ref().map(|(attachment, _)| *attachment)
+    }
+
     pub fn sent(&mut self, sent: Sent, acknowledged: Zxid) {
         let sent = Arc::new(sent);
         let write = sent.is_write().then(|| {
