@@ -79,6 +79,19 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
+/// Not a test of its own: what a range of seeds finds, one line per seed.
+#[test]
+fn survey() {
+    let Some(count) = number("SIM_SURVEY") else { return };
+    let first = number("SIM_FIRST").unwrap_or(1);
+    std::panic::set_hook(Box::new(|_| {}));
+    for seed in first..first + count {
+        let run = Run::new(seed, Sabotage::None, false);
+        let verdict = run.violation.map_or("ok".into(), |v| format!("{:?}: {}", v.group, v.what));
+        println!("{seed} {:?} {}", run.stats, &verdict[..verdict.len().min(300)]);
+    }
+}
+
 #[test]
 fn fixed_seeds() {
     for seed in seeds::FIXED {

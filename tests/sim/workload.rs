@@ -1,7 +1,5 @@
 //! What clients are there for: recipes on top of the protocol (architecture §2.7).
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use zkraft::wire::request::{Create, SubRequest};
 use zkraft::wire::{
@@ -529,14 +527,13 @@ impl Workload for Quota {
     }
 
     fn reply(&mut self, _: &Request, result: Result<'_>, _: &View, rng: &mut Rng) {
-        if let Ok(Answer::Path(path) | Answer::PathStat(path, _)) = result {
+        if let Ok(Answer::Path(path) | Answer::PathStat(path, _)) = result
+            && path.starts_with("/limited")
+        {
             self.mix.saw(path, rng);
         }
     }
 }
-
-/// What the recipes of all clients add up to.
-pub type Claims = BTreeMap<usize, Vec<Claim>>;
 
 pub fn create(path: &str, flags: i32, data: &[u8]) -> Request {
     Request::Create(Create {

@@ -170,7 +170,6 @@ pub struct World {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
     pub replies: u64,
-    pub events: u64,
     pub entries: u64,
     pub crashes: u64,
     pub snapshots: u64,

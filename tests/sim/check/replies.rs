@@ -196,15 +196,6 @@ impl Conn {
         self.unanswered.clear();
     }
 
-    pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
-    }
-
-    /// Watches that are set, as the checker knows.
-    pub fn watch_count(&self) -> usize {
-        self.watcher.count()
-    }
-
     fn handshake_answered(&mut self, frame: Bytes, view: &View<'_>) -> Result<Shown, Violation> {
         let answer = match reply::connected(frame) {
             Ok(answer) => answer,
