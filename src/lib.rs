@@ -13,8 +13,16 @@ pub mod proto {
     }
 }
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod engine;
+pub mod logging;
 pub mod machine;
+pub mod metrics;
+pub mod net;
+pub mod node;
+pub mod server;
 pub mod storage;
 pub mod watch;
 pub mod wire;

@@ -1,1 +1,18 @@
-fn main() {}
+//! The program: everything is in the library.
+
+use std::process::ExitCode;
+
+use zkraft::cli::{self, RunningServer};
+use zkraft::server::Server;
+
+// Znodes are many small allocations of a few sizes, made by one thread and freed by another: the
+// case in which the system's allocator fragments most and mimalloc hardly at all.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::main(Box::new(|config| {
+        let running = Server::start(&config, None)?;
+        Ok(Box::new(running) as Box<dyn RunningServer>)
+    }))
+}

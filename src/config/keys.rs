@@ -1,15 +1,13 @@
 //! Every key of zoo.cfg, declared once: name, default, meaning and what becomes of it here.
 //!
-//! The parsers below judge one value at a time; what depends on several keys is decided in
-//! [`super::settle`]. Defaults and meanings are those of ZooKeeper (§12.2) where nothing else is
+//! The parsers of `values` judge one value at a time; what depends on several keys is decided in
+//! `settle`. Defaults and meanings are those of ZooKeeper (§12.2) where nothing else is
 //! said. To support a key that is refused today, change its treatment here.
 
-use std::path::PathBuf;
-use std::str::FromStr;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-
+use super::values::{
+    COUNT, Expected, I32_MAX, MILLISECONDS, PORT, POSITIVE, Range, TIMEOUT, boolean, directory,
+    frame_bytes, limit, super_digest, unless_negative, whole, yes_or_no,
+};
 use super::{Config, Draft, Whitelist};
 
 /// One key, or a family of keys.
@@ -29,7 +27,7 @@ pub enum Treatment {
         set: Set,
         show: fn(&Config) -> String,
     },
-    /// Tells who the members are. [`super::settle`] puts such lines together.
+    /// Tells who the members are. `settle` puts such lines together.
     Members,
     /// Has a meaning only between servers. A single server accepts it without a word, because
     /// sample files and images set such keys always.
@@ -47,16 +45,6 @@ pub enum Treatment {
 
 /// Puts a value into the draft.
 pub type Set = fn(&mut Draft, &str) -> Result<(), Expected>;
-
-/// What would have been accepted.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Expected(pub String);
-
-impl Expected {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-}
 
 /// The key that `name` belongs to: by its whole name, else by the longest family.
 pub fn find(name: &str) -> Option<&'static Key> {
@@ -98,110 +86,6 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-/// Bounds of a number, both included, and its unit as text after the word "number".
-#[derive(Clone, Copy, Debug)]
-pub struct Range {
-    pub min: i64,
-    pub max: i64,
-    pub unit: &'static str,
-}
-
-const I32_MAX: i64 = i32::MAX as i64;
-const PORT: Range = Range {
-    min: 0,
-    max: 65_535,
-    unit: "",
-};
-const MILLISECONDS: Range = Range {
-    min: 1,
-    max: I32_MAX,
-    unit: " of milliseconds",
-};
-const TIMEOUT: Range = Range {
-    min: -1,
-    max: I32_MAX,
-    unit: " of milliseconds",
-};
-const COUNT: Range = Range {
-    min: -1,
-    max: I32_MAX,
-    unit: "",
-};
-
-/// A whole number as Java parses it: decimal, with a sign or without.
-pub fn whole(value: &str, range: Range) -> Result<i64, Expected> {
-    let number = i64::from_str(value)
-        .ok()
-        .filter(|n| (range.min..=range.max).contains(n));
-    let Range { min, max, unit } = range;
-    number.ok_or_else(|| Expected(format!("a whole number{unit} from {min} to {max}")))
-}
-
-/// A count whose negative and zero values all mean "no limit".
-fn limit(value: &str) -> Result<u32, Expected> {
-    let no_limit = |e: Expected| Expected(format!("{}; 0 means no limit", e.0));
-    whole(value, COUNT)
-        .map(|n| n.max(0) as u32)
-        .map_err(no_limit)
-}
-
-/// -1 leaves the choice to the server.
-fn unless_negative(value: &str, range: Range) -> Result<Option<u32>, Expected> {
-    whole(value, range).map(|n| u32::try_from(n).ok())
-}
-
-fn boolean(value: &str) -> Result<bool, Expected> {
-    choice(value, "true", "false")
-}
-
-fn yes_or_no(value: &str) -> Result<bool, Expected> {
-    choice(value, "yes", "no")
-}
-
-fn choice(value: &str, yes: &str, no: &str) -> Result<bool, Expected> {
-    match value.to_ascii_lowercase().as_str() {
-        word if word == yes => Ok(true),
-        word if word == no => Ok(false),
-        _ => Err(Expected(format!("{yes} or {no}"))),
-    }
-}
-
-fn directory(value: &str) -> Result<PathBuf, Expected> {
-    match value {
-        "" => Err(Expected::new("a directory")),
-        _ => Ok(value.into()),
-    }
-}
-
-/// Java's `Integer.getInteger`, which reads this one key, takes hexadecimal numbers too.
-fn frame_bytes(value: &str) -> Result<usize, Expected> {
-    let range = Range {
-        min: 1024,
-        max: 1 << 30,
-        unit: " of bytes",
-    };
-    let hexadecimal = value
-        .strip_prefix("0x")
-        .or_else(|| value.strip_prefix("0X"));
-    let decimal = hexadecimal.and_then(|digits| i64::from_str_radix(digits, 16).ok());
-    whole(&decimal.map_or(value.to_owned(), |n| n.to_string()), range).map(|n| n as usize)
-}
-
-/// `super:` and the base64 of 20 bytes; anything else could never match.
-fn super_digest(value: &str) -> Result<Option<String>, Expected> {
-    let digest = value
-        .split_once(':')
-        .and_then(|(_, digest)| BASE64.decode(digest).ok());
-    match digest {
-        _ if value.is_empty() => Ok(None),
-        Some(bytes) if bytes.len() == 20 => Ok(Some(value.to_owned())),
-        _ => Err(Expected::new(
-            "super:DIGEST, where DIGEST is the base64 of the SHA-1 of super:password; make one with \
-             `printf super:password | openssl dgst -sha1 -binary | base64`",
-        )),
-    }
 }
 
 const fn honoured(
@@ -461,15 +345,7 @@ pub static TABLE: &[Key] = &[
         "Writes that may wait to be committed before the server stops reading from clients; 1000 \
          in ZooKeeper",
         |draft, value| {
-            whole(
-                value,
-                Range {
-                    min: 1,
-                    max: I32_MAX,
-                    unit: "",
-                },
-            )
-            .map(|n| draft.config.global_outstanding_limit = n as u32)
+            whole(value, POSITIVE).map(|n| draft.config.global_outstanding_limit = n as u32)
         },
         |config| config.global_outstanding_limit.to_string(),
     ),
@@ -662,15 +538,7 @@ pub static TABLE: &[Key] = &[
         "10000",
         "How many of them are removed in a minute at most",
         |draft, value| {
-            whole(
-                value,
-                Range {
-                    min: 1,
-                    max: I32_MAX,
-                    unit: "",
-                },
-            )
-            .map(|n| draft.config.container_max_per_minute = n as u32)
+            whole(value, POSITIVE).map(|n| draft.config.container_max_per_minute = n as u32)
         },
         |config| config.container_max_per_minute.to_string(),
     ),

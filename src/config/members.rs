@@ -1,8 +1,8 @@
 //! Lines of the form `server.N=…` (§12.3).
 //!
-//! Syntax only: whether a server may have these members is decided by [`super::settle`].
+//! Syntax only: whether a server may have these members is decided by `settle`.
 
-use super::keys::{Expected, Range, whole};
+use super::values::{Expected, Range, whole};
 
 /// One member, as far as a single server needs to know it.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -1,7 +1,7 @@
 //! What the server is told to do: zoo.cfg and flags, turned once into a validated [`Config`].
 //!
 //! In two steps. [`properties`] and [`keys`] read every line on its own and judge nothing but its
-//! form; [`settle`] then weighs the values against each other. All that is wrong with a file is
+//! form; `settle` then weighs the values against each other. All that is wrong with a file is
 //! reported at once, each with its line and with what would be accepted. No other module reads
 //! configuration, and none can hold a `Config` that was not checked.
 //!
@@ -12,13 +12,14 @@ pub mod keys;
 mod members;
 pub mod properties;
 mod settle;
+mod values;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-pub use settle::{Draft, Given, Invalid, Loaded, Origin, Problem, Setting, Verdict};
+pub use settle::{Draft, Given, Invalid, Loaded, Origin, Problem, Setting, Verdict, shown};
 
 /// How a server runs. All values are valid, alone and together.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::keys::{self, Expected, Key, Treatment};
+use super::keys::{self, Key, Treatment};
 use super::members::{ID_RANGE, Member};
+use super::values::{Expected, whole};
 use super::{Config, Listen, Whitelist, properties};
 
 /// A `Config` in the making: `config` has the values that depend on nothing else, the other
@@ -589,7 +590,7 @@ fn my_id(path: &Path) -> Result<Option<u32>, String> {
         Err(error) => return Err(format!("cannot be read: {error}")),
     };
     let first = text.lines().next().unwrap_or_default().trim();
-    match keys::whole(first, ID_RANGE) {
+    match whole(first, ID_RANGE) {
         Ok(id) => Ok(Some(id as u32)),
         Err(Expected(expected)) => Err(format!("the first line must be {expected}")),
     }

@@ -1,3 +1,5 @@
+//! Files of the field and slips of the pen: what becomes of them, and what is said about them.
+
 use super::keys::{TABLE, Treatment};
 use super::*;
 

@@ -33,6 +33,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::engine::{Append, SnapshotMeta};
+
 use self::directory::Directory;
 pub use self::disk::{Disk, File, RealDisk};
 pub use self::fault::Fault;
@@ -42,7 +44,7 @@ pub use self::snapshot::{
 };
 pub use self::thread::{LogHandle, LogStats};
 pub use self::wal::{Replay, Wal, WalOptions, WalStart};
-use crate::proto::log::{HardState, LogEntry, Membership, Record, SnapshotMark};
+use crate::proto::log::{HardState, LogEntry, Membership};
 
 /// Whose data it is. Made once, with the directory.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -84,38 +86,6 @@ impl Identity {
             expected,
         })
     }
-}
-
-/// What a snapshot is of.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SnapshotMeta {
-    /// The last entry that it contains.
-    pub index: u64,
-    pub term: u64,
-    pub membership: Membership,
-    pub zxid: i64,
-    /// Of the machine, to be compared after loading.
-    pub digest: u64,
-}
-
-impl SnapshotMeta {
-    fn mark(&self) -> SnapshotMark {
-        SnapshotMark {
-            index: self.index,
-            term: self.term,
-            membership: Some(self.membership.clone()),
-        }
-    }
-}
-
-/// Something to be written, with the number under which it is reported when it is durable.
-#[derive(Clone, Debug)]
-pub struct Append {
-    /// Rises from append to append.
-    pub number: u64,
-    pub record: Record,
-    /// Whether to sync. A record that only moves the commit index need not be.
-    pub sync: bool,
 }
 
 /// Is told how far a long load is: bytes done, bytes in all. Called from the loading thread.
@@ -294,6 +264,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::proto::log::Record;
 
     fn entry(index: u64, term: u64) -> LogEntry {
         LogEntry {

@@ -1,0 +1,144 @@
+//! What operators see.
+//!
+//! Renders; decides nothing and keeps nothing. What is shown comes through [`View`], which the
+//! server implements: its methods are asked one by one, so that what is expensive is computed only
+//! for the answer that shows it.
+
+pub mod four_letter;
+pub mod process;
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicI64;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::wire::{SessionId, Text, Zxid};
+
+pub use four_letter::Word;
+
+/// What the server says of its version: a ZooKeeper version that clients can parse, then our own,
+/// then the day of the release in the form of old ZooKeeper versions. The Go client reads no other
+/// form, and only letters, digits, dots and hyphens before the comma (§11.1).
+pub const VERSION: &str = concat!(
+    "3.9.5-zkraft-",
+    env!("CARGO_PKG_VERSION"),
+    ", built on 11/23/2026 00:00 GMT"
+);
+
+/// A server as operators look at it. Everything is a snapshot of one moment, but not the same one
+/// for all methods.
+pub trait View {
+    fn config(&self) -> &Config;
+    fn metrics(&self) -> &Metrics;
+
+    /// Whether clients are served.
+    fn is_serving(&self) -> bool;
+    fn mode(&self) -> Mode;
+    /// The last transaction that was applied here.
+    fn zxid(&self) -> Zxid;
+    /// Since the process started.
+    fn uptime_ms(&self) -> u64;
+    /// Where clients connect.
+    fn client_address(&self) -> SocketAddr;
+    /// Bytes of the data directory, and of the log directory.
+    fn directory_bytes(&self) -> (u64, u64);
+
+    /// Znodes as ZooKeeper counts them: the root twice, because it has two names for it, so five on
+    /// an empty server.
+    fn znode_count(&self) -> u64;
+    fn ephemeral_count(&self) -> u64;
+    /// Bytes of all paths and data.
+    fn data_bytes(&self) -> u64;
+    fn session_count(&self) -> u64;
+    fn connection_count(&self) -> u64;
+    /// Requests that were read and not answered.
+    fn outstanding(&self) -> u64;
+    fn watches(&self) -> WatchSummary;
+
+    /// In the order they came.
+    fn connections(&self) -> Vec<ConnectionView>;
+    /// Sessions with the time of their expiry in ms since 1970, unless they are touched.
+    fn expiries(&self) -> Vec<(i64, SessionId)>;
+    /// Sessions that own ephemerals, with their paths; both in order.
+    fn ephemerals(&self) -> Vec<(SessionId, Vec<Text>)>;
+    /// Every watch on data or existence, as session and path; in any order.
+    fn data_watches(&self) -> Vec<(SessionId, Text)>;
+    /// Recent digests of the tree, the oldest first.
+    fn digests(&self) -> Vec<(Zxid, u64)>;
+
+    /// Forgets the statistics of every connection.
+    fn reset_connections(&self);
+    /// The trace mask: kept for who sets it, and without meaning here.
+    fn trace_mask(&self) -> &AtomicI64;
+}
+
+/// The trace mask of a server that was just started (§11.1).
+pub const TRACE_MASK_DEFAULT: i64 = 306;
+
+/// A server's part in its ensemble.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    Standalone,
+    Leader,
+    Follower,
+    Observer,
+}
+
+impl Mode {
+    /// As monitoring knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standalone => "standalone",
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Observer => "observer",
+        }
+    }
+}
+
+/// How much is watched.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct WatchSummary {
+    /// Connections that watch anything.
+    pub connections: u64,
+    /// Paths that are watched.
+    pub paths: u64,
+    pub watches: u64,
+}
+
+/// A client's connection. Latencies in ms.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectionView {
+    pub peer: SocketAddr,
+    /// Whether its requests are being read.
+    pub reading: bool,
+    /// Requests that were read and not answered.
+    pub queued: u64,
+    pub received: u64,
+    pub sent: u64,
+    /// When it is closed in ms since 1970, unless something is received.
+    pub expires_ms: i64,
+    /// `None` before the handshake.
+    pub session: Option<SessionView>,
+}
+
+/// A session, as the connection that holds it sees it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SessionView {
+    pub id: SessionId,
+    pub timeout_ms: i32,
+    /// When the connection was opened, in ms since 1970.
+    pub established_ms: i64,
+    /// Opcode of the last request, 0 if there was none.
+    pub last_opcode: i32,
+    /// Its xid; negative ones, as those of pings, are not shown.
+    pub last_xid: i32,
+    /// The zxid of the last reply.
+    pub last_zxid: Zxid,
+    /// When that was sent, on a clock of the server's own.
+    pub last_response_ms: u64,
+    pub last_latency_ms: u64,
+    pub min_latency_ms: u64,
+    pub average_latency_ms: u64,
+    pub max_latency_ms: u64,
+}

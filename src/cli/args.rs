@@ -1,0 +1,170 @@
+//! What may be written on the command line, and its help.
+//!
+//! Values are taken as they are. Flags that stand for a key of zoo.cfg become settings of that
+//! key, so that they are judged by the same parser and win over the file.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Given, Origin};
+
+const LONG_ABOUT: &str = "\
+A coordination server for everything that speaks the ZooKeeper protocol.
+
+Without a command, zkraft is a development server: it listens on 127.0.0.1:2181 and keeps its data
+in ./zkraft-data. With `serve` it runs on a ZooKeeper configuration file.";
+
+const EXAMPLES: &str = "\
+Examples:
+  zkraft                                  a server to develop against; Ctrl-C stops it
+  zkraft --in-memory --client-port 0      the same on a free port, leaving nothing behind
+  zkraft serve /etc/zookeeper/zoo.cfg     run on ZooKeeper's own configuration file
+  zkraft serve 2181 /var/lib/zookeeper    ZooKeeper's standalone form: port and directory
+  zkraft check-config zoo.cfg             what the file means here, without starting
+
+Connect with any ZooKeeper client:
+  zkCli.sh -server 127.0.0.1:2181
+  python3 -c 'from kazoo.client import KazooClient as K; z = K(\"127.0.0.1:2181\"); z.start()'
+
+Apache Flink, in its configuration file:
+  high-availability.type: zookeeper
+  high-availability.zookeeper.quorum: 127.0.0.1:2181
+  high-availability.storageDir: file:///shared/flink/recovery
+
+Exit codes: 0 stopped as asked, 1 cannot go on, 2 wrong arguments or configuration, 130 stopped by
+a second Ctrl-C.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "zkraft",
+    version,
+    about = "A coordination server for ZooKeeper clients"
+)]
+#[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub flags: Flags,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run on a ZooKeeper configuration file
+    Serve(Target),
+    /// Say what a configuration file means here, without starting (exit code 1: refused)
+    CheckConfig(Target),
+}
+
+/// Which configuration.
+#[derive(Args, Debug)]
+pub struct Target {
+    /// A zoo.cfg, or PORT DATADIR [TICKTIME [MAXCLIENTCNXNS]]
+    #[arg(value_name = "ZOO.CFG", required = true, num_args = 1..=4)]
+    pub words: Vec<String>,
+}
+
+impl Target {
+    /// The configuration file, unless there are several words.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.words[..] {
+            [file] => Some(Path::new(file)),
+            _ => None,
+        }
+    }
+
+    /// The settings of ZooKeeper's own command line (§12.2).
+    pub fn given(&self) -> Vec<Given> {
+        const WORDS: [(&str, &str); 4] = [
+            ("clientPort", "PORT"),
+            ("dataDir", "DATADIR"),
+            ("tickTime", "TICKTIME"),
+            ("maxClientCnxns", "MAXCLIENTCNXNS"),
+        ];
+        let given = |((key, name), word): (_, &String)| setting(key, word, name);
+        WORDS.into_iter().zip(&self.words).map(given).collect()
+    }
+}
+
+/// Flags of every command. Those for the server win over the configuration file.
+#[derive(Args, Debug)]
+pub struct Flags {
+    /// Port for clients; 0 chooses a free one
+    #[arg(long, global = true, value_name = "PORT")]
+    pub client_port: Option<String>,
+    /// Address for clients; 0.0.0.0 or :: for every address
+    #[arg(long, global = true, value_name = "HOST")]
+    pub client_address: Option<String>,
+    /// Directory of the data
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Keep nothing on disk: all is gone when the server stops
+    #[arg(long, global = true, conflicts_with = "data_dir")]
+    pub in_memory: bool,
+    /// Milliseconds of a tick; sessions last 2 to 20 ticks
+    #[arg(long, global = true, value_name = "MS")]
+    pub tick_time: Option<String>,
+    /// Any other key of zoo.cfg; may be given several times
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub set: Vec<(String, String)>,
+    /// How log lines are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace, or a filter as in RUST_LOG, over which it wins
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line, for programs
+    Json,
+}
+
+impl Flags {
+    /// The flags that stand for keys, in order of precedence, the strongest last.
+    pub fn given(&self) -> Vec<Given> {
+        let any = self
+            .set
+            .iter()
+            .map(|(key, value)| setting(key, value, "--set"));
+        let data_dir = self
+            .data_dir
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned());
+        let named = [
+            ("clientPort", "--client-port", &self.client_port),
+            (
+                "clientPortAddress",
+                "--client-address",
+                &self.client_address,
+            ),
+            ("dataDir", "--data-dir", &data_dir),
+            ("tickTime", "--tick-time", &self.tick_time),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(key, flag, value)| Some(setting(key, value.as_deref()?, flag)));
+        any.chain(named).collect()
+    }
+}
+
+fn setting(key: &str, value: &str, flag: &'static str) -> Given {
+    Given {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        origin: Origin::Flag(flag),
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err("write it as KEY=VALUE, for example snapCount=10000".to_owned()),
+    }
+}

@@ -1,0 +1,104 @@
+//! `check-config`: what a configuration means here, key by key.
+
+use std::io::Write;
+
+use crate::config::keys::{TABLE, Treatment};
+use crate::config::{Invalid, Loaded, Setting, Verdict};
+
+use super::args::Target;
+use super::say;
+
+/// Reports what is followed, accepted, without effect and refused. The exit code is 1 if a server
+/// would refuse to start.
+pub fn run(
+    target: &Target,
+    loaded: Result<Loaded, Invalid>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let name = target.words.join(" ");
+    match loaded {
+        Ok(Loaded {
+            config,
+            settings,
+            warnings,
+        }) => {
+            let mut text = format!("{name}: valid\n\nIn effect:\n");
+            for key in TABLE {
+                if let Treatment::Honoured { show, .. } = key.treatment {
+                    let origin = origin(&settings, key.name);
+                    let value = show(&config);
+                    text += &format!("  {:<40} {value:<24} {origin}\n", key.name);
+                }
+            }
+            let server = format!(
+                "server number {}, clients at {}",
+                config.server_id, config.client
+            );
+            text += &format!("  {server}\n");
+            text += &others(&settings);
+            text += &list("Warnings", warnings);
+            say(out, &text);
+            0
+        }
+        Err(Invalid {
+            problems,
+            settings,
+            warnings,
+        }) => {
+            let text = others(&settings) + &list("Warnings", warnings);
+            say(out, &format!("{name}: refused\n{text}"));
+            let lines = problems
+                .iter()
+                .map(|problem| format!("{}: {}\n", problem.place, problem.message));
+            say(err, &lines.collect::<String>());
+            1
+        }
+    }
+}
+
+/// The settings that change nothing, by reason.
+fn others(settings: &[Setting]) -> String {
+    let groups = [
+        (
+            "Accepted, of no use to a single server",
+            Verdict::BetweenServers,
+        ),
+        ("Accepted, without effect here", Verdict::Meaningless),
+        ("Accepted, off as it always is here", Verdict::Off),
+        ("Unknown, ignored", Verdict::Unknown),
+    ];
+    groups
+        .into_iter()
+        .map(|(title, verdict)| {
+            let of_group = settings.iter().filter(|setting| setting.verdict == verdict);
+            let shown = |setting: &Setting| {
+                let given = &setting.given;
+                format!(
+                    "{} ({})",
+                    crate::config::shown(&given.key, &given.value),
+                    given.origin
+                )
+            };
+            list(title, of_group.map(shown).collect())
+        })
+        .collect()
+}
+
+fn list(title: &str, lines: Vec<String>) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("\n{title}:\n  {}\n", lines.join("\n  "))
+}
+
+fn origin(settings: &[Setting], name: &str) -> String {
+    let matches = |setting: &&Setting| {
+        let key = &setting.given.key;
+        key.strip_prefix("zookeeper.").unwrap_or(key) == name
+    };
+    let setting = settings.iter().find(matches);
+    setting.map_or("default".to_owned(), |setting| {
+        setting.given.origin.to_string()
+    })
+}

@@ -1,0 +1,182 @@
+//! The command line: what `zkraft` is told, and what it says.
+//!
+//! Turns arguments into a [`Config`], starts a server with it, and stops it on a signal. Every
+//! failure ends here, as one message that says what to do and an exit code. How a server works is
+//! not known here: whoever calls [`main`] says how one is started.
+
+mod args;
+mod check;
+mod limits;
+mod logging;
+mod progress;
+mod supervise;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::config::{Config, Invalid, Loaded};
+
+pub use progress::log_progress;
+
+use args::{Arguments, Command, Flags, Target};
+use supervise::{Announcement, Signals};
+
+/// A server that runs, as the command line sees it.
+pub trait RunningServer: Send {
+    /// Where clients connect.
+    fn address(&self) -> SocketAddr;
+
+    /// Completes when the server cannot go on, with the reason. May be awaited on any runtime.
+    fn fault(&self) -> Pin<Box<dyn Future<Output = anyhow::Error> + Send>>;
+
+    /// Stops in order: replies that are under way are sent, the log is closed. Blocks until done,
+    /// and is not called on a runtime's thread.
+    fn stop(self: Box<Self>);
+}
+
+/// Starts a server. Blocks until it serves; called on a thread of its own.
+pub type Start = Box<dyn FnOnce(Config) -> anyhow::Result<Box<dyn RunningServer>> + Send + 'static>;
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// It was told nonsense.
+    Usage(String),
+    /// It was told properly, and could not do it.
+    Runtime(anyhow::Error),
+    /// It was told to stop twice.
+    Forced,
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Runtime(_) => 1,
+            Self::Usage(_) => 2,
+            // What shells report for a process that Ctrl-C ended.
+            Self::Forced => 130,
+        }
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Self::Usage(invalid.to_string())
+    }
+}
+
+/// Runs the command of this process's arguments.
+pub fn main(start: Start) -> ExitCode {
+    supervise::stop_on_panic();
+    let mut out = std::io::stdout();
+    let mut err = std::io::stderr();
+    ExitCode::from(run(
+        std::env::args_os(),
+        &mut out,
+        &mut err,
+        supervise::signals,
+        start,
+    ))
+}
+
+/// Runs one command; returns the exit code.
+fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+    signals: Signals,
+    start: Start,
+) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are what was asked for, not errors.
+            let (to, code): (&mut dyn Write, u8) = if error.use_stderr() {
+                (err, 2)
+            } else {
+                (out, 0)
+            };
+            say(to, &error.render().to_string());
+            return code;
+        }
+    };
+    let done = match &arguments.command {
+        None => Loaded::dev(&arguments.flags.given(), arguments.flags.in_memory)
+            .map_err(Failure::from)
+            .and_then(|loaded| {
+                serve(
+                    loaded,
+                    &arguments.flags,
+                    Announcement::Banner,
+                    out,
+                    signals,
+                    start,
+                )
+            }),
+        Some(Command::Serve(target)) => load(target, &arguments.flags)
+            .map_err(Failure::from)
+            .and_then(|loaded| {
+                serve(
+                    loaded,
+                    &arguments.flags,
+                    Announcement::Line,
+                    out,
+                    signals,
+                    start,
+                )
+            }),
+        Some(Command::CheckConfig(target)) => {
+            return check::run(target, load(target, &arguments.flags), out, err);
+        }
+    };
+    let Err(failure) = done else {
+        return 0;
+    };
+    match &failure {
+        Failure::Usage(message) => say(err, &format!("zkraft cannot start:\n{message}\n")),
+        // The whole chain of causes in one line.
+        Failure::Runtime(error) => say(err, &format!("zkraft stopped: {error:#}\n")),
+        Failure::Forced => say(err, "zkraft was stopped before it was finished\n"),
+    }
+    failure.exit_code()
+}
+
+fn load(target: &Target, flags: &Flags) -> Result<Loaded, Invalid> {
+    let given = flags.given();
+    match target.file() {
+        Some(path) => Loaded::file(path, &given, flags.in_memory),
+        None => {
+            let given = [target.given(), given].concat();
+            Loaded::arguments(&given, flags.in_memory)
+        }
+    }
+}
+
+fn serve(
+    loaded: Loaded,
+    flags: &Flags,
+    announcement: Announcement,
+    out: &mut dyn Write,
+    signals: Signals,
+    start: Start,
+) -> Result<(), Failure> {
+    logging::start(flags.log_format, flags.log_level.as_deref()).map_err(Failure::Usage)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    limits::apply();
+    supervise::run(loaded.config, announcement, out, signals, start)
+}
+
+/// Writes and flushes. A reader who has gone away is not an error of ours.
+fn say(to: &mut dyn Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! Commands from arguments to exit code, with a server that only pretends.
+
+use std::path::Path;
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::sync::mpsc;
+
+use super::*;
+
+/// What a run said, and what the server it started was told.
+struct Ran {
+    code: u8,
+    out: String,
+    err: String,
+    config: Option<Config>,
+    stopped: bool,
+}
+
+/// How the pretended server behaves.
+#[derive(Clone, Copy)]
+enum Script {
+    Runs,
+    Fails,
+    Breaks,
+    Hangs,
+}
+
+struct Pretended {
+    script: Script,
+    stopped: std_mpsc::Sender<()>,
+}
+
+impl RunningServer for Pretended {
+    fn address(&self) -> SocketAddr {
+        "127.0.0.1:12345".parse().unwrap()
+    }
+
+    fn fault(&self) -> Pin<Box<dyn Future<Output = anyhow::Error> + Send>> {
+        match self.script {
+            Script::Breaks => Box::pin(async { anyhow!("disk gone").context("fsync failed") }),
+            _ => Box::pin(std::future::pending()),
+        }
+    }
+
+    fn stop(self: Box<Self>) {
+        if matches!(self.script, Script::Hangs) {
+            // Longer than any test: only a second signal ends it. The thread dies with the tests.
+            std::thread::sleep(Duration::from_secs(3_600));
+        }
+        self.stopped.send(()).unwrap();
+    }
+}
+
+fn signals(count: usize) -> std::io::Result<mpsc::Receiver<()>> {
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        for _ in 0..count {
+            // The server is given the time to be ready, as a person would.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let _ = sender.send(()).await;
+        }
+        std::future::pending::<()>().await;
+    });
+    Ok(receiver)
+}
+
+fn run_script(arguments: &[&str], script: Script, signals: Signals) -> Ran {
+    let (config_sender, configs) = std_mpsc::channel();
+    let (stopped, stops) = std_mpsc::channel();
+    let start: Start = Box::new(move |config| {
+        config_sender.send(config)?;
+        match script {
+            Script::Fails => Err(anyhow!("the port is taken").context("cannot start")),
+            _ => Ok(Box::new(Pretended { script, stopped })),
+        }
+    });
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let arguments = ["zkraft"].iter().chain(arguments).map(OsString::from);
+    let code = run(arguments, &mut out, &mut err, signals, start);
+    Ran {
+        code,
+        out: String::from_utf8(out).unwrap(),
+        err: String::from_utf8(err).unwrap(),
+        config: configs.try_recv().ok(),
+        stopped: stops.try_recv().is_ok(),
+    }
+}
+
+fn zkraft(arguments: &[&str]) -> Ran {
+    run_script(arguments, Script::Runs, || signals(1))
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn alone_it_is_a_development_server_that_a_signal_stops() {
+    let ran = zkraft(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.stopped);
+    assert_eq!(ran.config, Some(Config::dev()));
+    assert!(
+        ran.out
+            .contains("listening on 127.0.0.1:12345, data in ./zkraft-data\n")
+    );
+    for hint in [
+        "zkCli.sh -server 127.0.0.1:12345",
+        "KazooClient(",
+        "zookeeper.quorum:",
+        "Ctrl-C",
+    ] {
+        assert!(ran.out.contains(hint), "{hint}");
+    }
+}
+
+#[test]
+fn flags_change_the_development_server() {
+    let ran = zkraft(&[
+        "--client-port",
+        "0",
+        "--client-address",
+        "::1",
+        "--in-memory",
+        "--tick-time",
+        "500",
+        "--set",
+        "snapCount=10",
+        "--log-format",
+        "json",
+        "--log-level",
+        "error",
+    ]);
+    let config = ran.config.unwrap();
+    assert_eq!(config.client.to_string(), "[::1]:0");
+    assert!(config.in_memory);
+    assert_eq!((config.tick_ms, config.snap_count), (500, 10));
+    assert!(
+        ran.out
+            .contains("listening on 127.0.0.1:12345, data in memory only\n")
+    );
+}
+
+#[test]
+fn serve_runs_on_a_file_that_flags_override() {
+    let zoo_cfg = file("dataDir=/nonexistent\nclientPort=2181\ntickTime=2000\n");
+    let path = zoo_cfg.path().to_str().unwrap();
+    let ran = zkraft(&["serve", path, "--client-port", "2182"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let config = ran.config.unwrap();
+    assert_eq!((config.client.port, config.tick_ms), (2182, 2000));
+    assert_eq!(config.data_dir, Path::new("/nonexistent"));
+    assert_eq!(ran.out.lines().count(), 1, "{}", ran.out);
+    assert!(
+        ran.out
+            .contains("listening on 127.0.0.1:12345, data in /nonexistent")
+    );
+}
+
+#[test]
+fn serve_understands_zookeepers_own_arguments() {
+    let ran = zkraft(&["serve", "2181", "/nonexistent", "1000", "7"]);
+    let config = ran.config.unwrap();
+    assert_eq!((config.client.port, config.tick_ms), (2181, 1000));
+    assert_eq!(config.max_client_cnxns, 7);
+    let ran = zkraft(&["serve", "port", "/nonexistent"]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.err
+            .contains("PORT: clientPort=port: expected a whole number"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said_and_nothing_starts() {
+    let zoo_cfg = file("clientPort=2181\nsecureClientPort=2281\n");
+    let ran = zkraft(&["serve", zoo_cfg.path().to_str().unwrap()]);
+    assert_eq!((ran.code, ran.config), (2, None));
+    assert!(ran.err.starts_with("zkraft cannot start:\n"), "{}", ran.err);
+    assert!(
+        ran.err.contains(":2: secureClientPort=2281: not supported"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("dataDir is not set"), "{}", ran.err);
+}
+
+#[test]
+fn wrong_arguments_end_with_2() {
+    for arguments in [
+        &["--no-such-flag"][..],
+        &["serve"],
+        &["serve", "1", "2", "3", "4", "5"],
+        &["--in-memory", "--data-dir", "/d"],
+        &["--log-format", "xml"],
+        &["--set", "novalue"],
+        &["--log-level", "a=b=c"],
+        &["--client-port", "99999"],
+        &["serve", "/nonexistent/zoo.cfg"],
+    ] {
+        let ran = zkraft(arguments);
+        assert_eq!(
+            (ran.code, ran.config),
+            (2, None),
+            "{arguments:?}: {}",
+            ran.err
+        );
+        assert!(!ran.err.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_not_errors() {
+    let help = zkraft(&["--help"]);
+    assert_eq!((help.code, help.err.as_str()), (0, ""));
+    for word in [
+        "serve",
+        "check-config",
+        "--in-memory",
+        "Flink",
+        "kazoo",
+        "Exit codes",
+    ] {
+        assert!(help.out.contains(word), "{word}");
+    }
+    assert!(
+        help.out.lines().all(|line| line.chars().count() <= 100),
+        "{}",
+        help.out
+    );
+    let version = zkraft(&["--version"]);
+    assert_eq!(
+        version.out,
+        format!("zkraft {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn a_server_that_cannot_start_ends_with_1_and_its_reason() {
+    let ran = run_script(&[], Script::Fails, || signals(1));
+    assert_eq!(ran.code, 1);
+    assert_eq!(ran.err, "zkraft stopped: cannot start: the port is taken\n");
+}
+
+#[test]
+fn a_fault_ends_with_1_and_its_reason() {
+    let ran = run_script(&[], Script::Breaks, || signals(0));
+    assert_eq!(ran.code, 1);
+    assert_eq!(ran.err, "zkraft stopped: fsync failed: disk gone\n");
+    assert!(!ran.stopped);
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let ran = run_script(&[], Script::Hangs, || signals(2));
+    assert_eq!(ran.code, 130);
+    assert!(!ran.stopped);
+}
+
+#[test]
+fn check_config_tells_what_each_key_means() {
+    let zoo_cfg = file(
+        "dataDir=/data\nserver.1=h:2888:3888;2181\ninitLimit=5\naudit.enable=false\n\
+         flushDelay=1\nmaxClientCnxn=5\nzookeeper.skipACL=no\n",
+    );
+    let path = zoo_cfg.path().to_str().unwrap();
+    let ran = zkraft(&["check-config", path, "--tick-time", "500"]);
+    assert_eq!((ran.code, ran.err.as_str(), ran.config), (0, "", None));
+    let squeezed: Vec<String> = ran
+        .out
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    for line in [
+        format!("{path}: valid"),
+        format!("dataDir /data {path}:1"),
+        "tickTime 500 --tick-time".to_owned(),
+        "maxSessionTimeout 10000 default".to_owned(),
+        format!("skipACL no {path}:7"),
+        "server number 1, clients at *:2181".to_owned(),
+        format!("initLimit=5 ({path}:3)"),
+        format!("audit.enable=false ({path}:4)"),
+        format!("flushDelay=1 ({path}:5)"),
+        format!("maxClientCnxn=5 ({path}:6)"),
+        "unknown keys, ignored: maxClientCnxn (did you mean maxClientCnxns?)".to_owned(),
+    ] {
+        assert!(squeezed.contains(&line), "{line:?} in\n{}", ran.out);
+    }
+}
+
+#[test]
+fn check_config_ends_with_1_if_a_server_would_not_start() {
+    let zoo_cfg = file("dataDir=/data\nclientPort=2181\nssl.keyStore.password=x\n");
+    let ran = zkraft(&["check-config", zoo_cfg.path().to_str().unwrap()]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains(": refused\n"), "{}", ran.out);
+    assert!(
+        ran.err
+            .contains(":3: ssl.keyStore.password=***: not supported"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(zkraft(&["check-config", "/nonexistent"]).code, 1);
+}

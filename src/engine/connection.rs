@@ -1,0 +1,825 @@
+//! One client connection: the protocol's state machine, without its socket.
+//!
+//! Frames go in through [`Connection::receive`], frames come out through
+//! [`Connection::take_output`]; the shell and the simulator drive it alike. A connection owns no
+//! truth: its session lives in the machine, its watches in the watch table.
+//!
+//! Locks are taken in one order only: machine → registry → connection → outbox.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, RwLock};
+use prost::Message as _;
+
+use crate::machine::{self, Attached, Caller, Machine, Outcome};
+use crate::proto::log;
+use crate::watch::{ConnectionId, WatchMode, Watches};
+use crate::wire::request::SetWatches;
+use crate::wire::{
+    Answer, ConnectRequest, ConnectResponse, ErrorCode, EventType, HEADER_BYTES, Id, Reader,
+    ReplyHeader, Request, SessionId, Text, WatcherEvent, Zxid, op, xid,
+};
+
+use super::auth;
+use super::outbox::{self, Outbox, Outgoing, Remaining};
+use super::pipeline::{HeaderZxid, Kind, Pending, Pipeline};
+use super::shared::{Shared, Submission};
+
+/// Unanswered requests of one connection above which no more are read.
+pub const REQUESTS_MAX: usize = 1_000;
+
+/// The connection is to be closed without a word: the client broke the protocol, or may not be
+/// served now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Refused(pub &'static str);
+
+pub struct Connection {
+    id: ConnectionId,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    inner: Mutex<Inner>,
+    identities: RwLock<Arc<[Id]>>,
+    outbox: Outbox,
+    wake: Box<dyn Fn() + Send + Sync>,
+    gone: AtomicBool,
+    pub stats: ConnectionStats,
+}
+
+/// What the four-letter words `cons` and `stat` tell of a connection (§11.1).
+#[derive(Debug, Default)]
+pub struct ConnectionStats {
+    /// 0 while there is no session.
+    pub session: AtomicI64,
+    pub timeout_ms: AtomicI32,
+    pub received: AtomicU64,
+    /// When it was opened, in ms since 1970.
+    pub established_ms: AtomicI64,
+    /// When anything was received last, in ms of the engine's clock.
+    pub heard_ms: AtomicU64,
+    pub last_opcode: AtomicI32,
+    pub last_xid: AtomicI32,
+    pub last_zxid: AtomicI64,
+    pub last_answered_ms: AtomicU64,
+    pub last_latency_ms: AtomicU64,
+    pub min_latency_ms: AtomicU64,
+    pub max_latency_ms: AtomicU64,
+    pub total_latency_ms: AtomicU64,
+    pub answered: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    phase: Phase,
+    pipeline: Pipeline,
+    session: SessionId,
+    generation: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing was received.
+    Fresh,
+    /// The client has seen a zxid that is not applied here yet: it waits a little (§9.6 rule 5).
+    Behind {
+        request: ConnectRequest,
+        since_ms: u64,
+    },
+    /// The session's creation or attachment is on its way through the log.
+    Connecting {
+        read_only: Option<bool>,
+    },
+    Open,
+    Closed,
+}
+
+impl Connection {
+    pub(super) fn new(
+        id: ConnectionId,
+        peer: SocketAddr,
+        shared: Arc<Shared>,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let mut identities = vec![auth::address_identity(peer.ip())];
+        if shared.options.auth.skip_acl {
+            identities.push(auth::super_identity());
+        }
+        let stats = ConnectionStats {
+            min_latency_ms: AtomicU64::new(u64::MAX),
+            last_xid: AtomicI32::new(-1),
+            ..ConnectionStats::default()
+        };
+        Self {
+            id,
+            peer,
+            shared,
+            inner: Mutex::new(Inner {
+                phase: Phase::Fresh,
+                pipeline: Pipeline::default(),
+                session: SessionId(0),
+                generation: 0,
+            }),
+            identities: RwLock::new(identities.into()),
+            outbox: Outbox::default(),
+            wake,
+            gone: AtomicBool::new(false),
+            stats,
+        }
+    }
+
+    /// Takes in one frame of the client, without its length. Afterwards there may be output.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has to be closed at once, without sending what is queued.
+    pub fn receive(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
+        self.stats.heard_ms.store(now_ms, Ordering::Relaxed);
+        self.stats.received.fetch_add(1, Ordering::Relaxed);
+        let fresh = matches!(self.inner.lock().phase, Phase::Fresh);
+        let taken = if fresh {
+            self.connect(frame, now_ms)
+        } else {
+            self.request(frame, now_ms)
+        };
+        if taken.is_err() {
+            self.lost();
+        }
+        taken
+    }
+
+    /// False: the shell must not hand in more frames for now.
+    pub fn wants_input(&self) -> bool {
+        let inner = self.inner.lock();
+        let ready = match inner.phase {
+            Phase::Fresh => true,
+            // One request is always let in: a connection that waits for nothing is woken by no one.
+            Phase::Open => {
+                let room = inner.pipeline.len() < REQUESTS_MAX && !self.shared.is_flooded();
+                room || inner.pipeline.is_empty()
+            }
+            Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
+        };
+        drop(inner);
+        ready && self.outbox.bytes() < outbox::BYTES_SOFT
+    }
+
+    /// Encodes what is to be sent onto `out`.
+    pub fn take_output(&self, out: &mut BytesMut) -> Remaining {
+        self.outbox.take(out)
+    }
+
+    /// The socket is gone: nothing can be sent any more. The session lives on until its timeout.
+    pub fn lost(&self) {
+        if self.gone.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.outbox.abandon();
+        {
+            let mut inner = self.inner.lock();
+            inner.phase = Phase::Closed;
+            inner.pipeline.clear();
+        }
+        self.shared.forget(self);
+    }
+
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Whether a session is established and not ended.
+    pub fn is_open(&self) -> bool {
+        matches!(self.inner.lock().phase, Phase::Open)
+    }
+
+    /// Whether the socket is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Forgets the latencies, as the four-letter word `crst` asks for.
+    pub fn reset_stats(&self) {
+        let stats = &self.stats;
+        stats.received.store(0, Ordering::Relaxed);
+        stats.min_latency_ms.store(u64::MAX, Ordering::Relaxed);
+        stats.max_latency_ms.store(0, Ordering::Relaxed);
+        stats.total_latency_ms.store(0, Ordering::Relaxed);
+        stats.answered.store(0, Ordering::Relaxed);
+        self.outbox.forget_taken();
+    }
+
+    /// Requests that are not answered yet.
+    pub fn unanswered(&self) -> usize {
+        self.inner.lock().pipeline.len()
+    }
+
+    /// Frames that were sent.
+    pub fn sent(&self) -> u64 {
+        self.outbox.frames_taken()
+    }
+
+    pub fn identities(&self) -> Arc<[Id]> {
+        self.identities.read().clone()
+    }
+
+    pub(super) fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// Closes after what is queued was sent. True: the task must be woken.
+    pub(super) fn finish(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.phase = Phase::Closed;
+        inner.pipeline.clear();
+        drop(inner);
+        self.outbox.close()
+    }
+
+    fn connect(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
+        let request = ConnectRequest::decode(frame).map_err(|_| Refused("malformed handshake"))?;
+        self.shared.metrics.connection_request_count.add(1);
+        if !self.shared.is_serving() {
+            self.shared
+                .metrics
+                .cnxn_closed_without_zk_server_running
+                .add(1);
+            return Err(Refused("not serving"));
+        }
+        let applied = self.shared.state.read().machine.zxid();
+        if request.last_zxid_seen > applied {
+            let phase = Phase::Behind {
+                request,
+                since_ms: now_ms,
+            };
+            self.inner.lock().phase = phase;
+            self.shared.wait_behind(self.clone());
+            return Ok(());
+        }
+        self.submit_connect(&request);
+        Ok(())
+    }
+
+    /// A client that was ahead of this server: goes on if it is not any more. False: it still is.
+    pub(super) fn retry_connect(self: &Arc<Self>, applied: Zxid, now_ms: u64) -> bool {
+        const PATIENCE_MS: u64 = 500;
+        let request = {
+            let inner = self.inner.lock();
+            let Phase::Behind { request, since_ms } = &inner.phase else {
+                return true;
+            };
+            if request.last_zxid_seen > applied {
+                let patient = now_ms < since_ms + PATIENCE_MS;
+                drop(inner);
+                if !patient {
+                    self.close_now();
+                }
+                return !patient;
+            }
+            request.clone()
+        };
+        self.submit_connect(&request);
+        true
+    }
+
+    fn submit_connect(self: &Arc<Self>, request: &ConnectRequest) {
+        let options = &self.shared.options;
+        let timeout_ms = request.timeout_ms.clamp(
+            options.min_session_timeout_ms,
+            options.max_session_timeout_ms,
+        );
+        self.shared
+            .note_timeout(self.peer, request.timeout_ms, timeout_ms);
+        let identities = self.identities().iter().map(identity_to_log).collect();
+        let command = if request.session.0 == 0 {
+            let password = Bytes::copy_from_slice(&(self.shared.random)());
+            let body = log::CreateSession {
+                timeout_ms,
+                password,
+                identities,
+            };
+            log::Command {
+                session: self.shared.next_session().0,
+                generation: 0,
+                op: op::CREATE_SESSION,
+                body: body.encode_to_vec().into(),
+            }
+        } else {
+            self.shared.metrics.connection_revalidate_count.add(1);
+            let password = request.password.clone();
+            let body = log::Attach {
+                timeout_ms,
+                password,
+                identities,
+            };
+            log::Command {
+                session: request.session.0,
+                generation: 0,
+                op: machine::op::ATTACH,
+                body: body.encode_to_vec().into(),
+            }
+        };
+        let mut inner = self.inner.lock();
+        inner.phase = Phase::Connecting {
+            read_only: request.read_only,
+        };
+        self.shared
+            .submit(Submission::Connect(self.clone(), command));
+    }
+
+    fn request(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
+        if frame.len() < HEADER_BYTES {
+            return Err(Refused("frame too short for a request header"));
+        }
+        let mut reader = Reader::new(frame);
+        let header = (reader.int(), reader.int());
+        let (Ok(xid), Ok(opcode)) = header else {
+            return Err(Refused("frame too short for a request header"));
+        };
+        let body = reader.rest();
+        self.stats.last_opcode.store(opcode, Ordering::Relaxed);
+        self.stats.last_xid.store(xid, Ordering::Relaxed);
+
+        let pending = |kind| Pending {
+            xid,
+            opcode,
+            since_ms: now_ms,
+            kind,
+        };
+        let request = match Request::decode(opcode, body.clone()) {
+            Ok(request) => request,
+            Err(_) => {
+                let kind = answered(Err(ErrorCode::MarshallingError), false, HeaderZxid::Applied);
+                self.answer_in_order(pending(kind), now_ms);
+                return Ok(());
+            }
+        };
+        match request {
+            Request::Create(_)
+            | Request::Delete { .. }
+            | Request::SetData { .. }
+            | Request::SetAcl { .. }
+            | Request::Multi(_)
+            | Request::Reconfig(_)
+            | Request::CloseSession => self.submit_write(pending(Kind::Write), opcode, body),
+            Request::Sync { path } => {
+                let mut inner = self.inner.lock();
+                inner.pipeline.push(pending(Kind::Sync {
+                    path,
+                    released: false,
+                }));
+                self.shared.submit(Submission::Barrier(self.clone()));
+            }
+            Request::Auth { scheme, auth } => {
+                self.authenticate(&scheme, &auth, pending, now_ms);
+            }
+            Request::Sasl { .. } => {
+                // SASL is not configured: success with a null token (s80).
+                let kind = answered(Ok(Answer::Token(None)), false, HeaderZxid::Zero);
+                self.answer_in_order(pending(kind), now_ms);
+            }
+            Request::Unknown(_) => {
+                let kind = answered(Err(ErrorCode::Unimplemented), true, HeaderZxid::Unknown);
+                self.answer_in_order(pending(kind), now_ms);
+            }
+            read => self.answer_in_order(pending(Kind::Read(read)), now_ms),
+        }
+        Ok(())
+    }
+
+    fn submit_write(self: &Arc<Self>, pending: Pending, opcode: i32, body: Bytes) {
+        let mut inner = self.inner.lock();
+        if !matches!(inner.phase, Phase::Open) {
+            return;
+        }
+        let (session, generation) = (inner.session.0, inner.generation);
+        inner.pipeline.push(pending);
+        let command = log::Command {
+            session,
+            generation,
+            op: opcode,
+            body,
+        };
+        // While the pipeline is locked, so that the order of commands is the order of requests.
+        self.shared.submit(Submission::Write(self.clone(), command));
+    }
+
+    fn authenticate(
+        self: &Arc<Self>,
+        scheme: &str,
+        auth: &[u8],
+        pending: impl Fn(Kind) -> Pending,
+        now_ms: u64,
+    ) {
+        match auth::authenticate(scheme, auth, &self.shared.options.auth) {
+            None => {
+                self.shared.metrics.auth_failed_count.add(1);
+                let kind = answered(Err(ErrorCode::AuthFailed), true, HeaderZxid::Zero);
+                self.answer_in_order(pending(kind), now_ms);
+            }
+            Some(added) => {
+                self.add_identities(added);
+                let kind = answered(Ok(Answer::Empty), false, HeaderZxid::Zero);
+                self.answer_in_order(pending(kind), now_ms);
+            }
+        }
+    }
+
+    fn add_identities(self: &Arc<Self>, added: Vec<Id>) {
+        let new: Vec<Id> = {
+            let mut identities = self.identities.write();
+            let new: Vec<Id> = added
+                .into_iter()
+                .filter(|id| !identities.contains(id))
+                .collect();
+            *identities = identities.iter().chain(&new).cloned().collect();
+            new
+        };
+        if new.is_empty() {
+            return;
+        }
+        let inner = self.inner.lock();
+        let body = log::Identify {
+            identities: new.iter().map(identity_to_log).collect(),
+        };
+        let command = log::Command {
+            session: inner.session.0,
+            generation: inner.generation,
+            op: machine::op::IDENTIFY,
+            body: body.encode_to_vec().into(),
+        };
+        self.shared.submit(Submission::Silent(command));
+    }
+
+    /// Answers when everything before is answered: now, if nothing waits.
+    fn answer_in_order(&self, pending: Pending, now_ms: u64) {
+        let state = self.shared.state.read();
+        let mut inner = self.inner.lock();
+        if !matches!(inner.phase, Phase::Open) {
+            return;
+        }
+        inner.pipeline.push(pending);
+        // The connection's own task is the caller and looks at the outbox next: no wake.
+        let _ = self.run(&mut inner, &state.machine, &state.watches, now_ms);
+    }
+
+    /// The oldest write of this connection was applied. True: the task must be woken.
+    pub(super) fn write_applied(
+        &self,
+        outcome: Outcome,
+        machine: &Machine,
+        watches: &Mutex<Watches>,
+        now_ms: u64,
+    ) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(pending) = inner.pipeline.applied() else {
+            return false;
+        };
+        let result = match outcome {
+            Outcome::Reply(result) => result,
+            // The session has moved on to another connection: this one is closed without a reply.
+            Outcome::Moved | Outcome::Refused | Outcome::Attached(_) => {
+                inner.phase = Phase::Closed;
+                inner.pipeline.clear();
+                return self.outbox.close();
+            }
+        };
+        let closing = pending.opcode == op::CLOSE_SESSION && result.is_ok();
+        let woken = self.reply(&pending, machine.zxid(), result, now_ms);
+        if closing {
+            inner.phase = Phase::Closed;
+            inner.pipeline.clear();
+            return self.outbox.close() || woken;
+        }
+        self.run(&mut inner, machine, watches, now_ms) || woken
+    }
+
+    /// A read-index round ended. True: the task must be woken.
+    pub(super) fn sync_released(
+        &self,
+        machine: &Machine,
+        watches: &Mutex<Watches>,
+        now_ms: u64,
+    ) -> bool {
+        let mut inner = self.inner.lock();
+        inner.pipeline.release_sync();
+        self.run(&mut inner, machine, watches, now_ms)
+    }
+
+    /// The handshake's command was applied. True: the task must be woken.
+    pub(super) fn connected(&self, outcome: Outcome) -> bool {
+        let mut inner = self.inner.lock();
+        let Phase::Connecting { read_only } = inner.phase else {
+            return false;
+        };
+        let read_only = read_only.map(|_| false);
+        match outcome {
+            Outcome::Attached(Attached {
+                session,
+                generation,
+                timeout_ms,
+                password,
+                ..
+            }) => {
+                inner.phase = Phase::Open;
+                inner.session = session;
+                inner.generation = generation;
+                self.stats.session.store(session.0, Ordering::Relaxed);
+                self.stats.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+                let response = ConnectResponse {
+                    timeout_ms,
+                    session,
+                    password,
+                    read_only,
+                };
+                self.outbox.push(Outgoing::Connect(response))
+            }
+            _ => {
+                inner.phase = Phase::Closed;
+                let woken = self
+                    .outbox
+                    .push(Outgoing::Connect(ConnectResponse::refused(read_only)));
+                self.outbox.close() || woken
+            }
+        }
+    }
+
+    /// A watch of this connection fired. True: the task must be woken.
+    pub(super) fn event(&self, event: WatcherEvent) -> bool {
+        self.outbox.push(Outgoing::Event(event))
+    }
+
+    /// Closes at once; what is queued is still sent if the socket takes it.
+    fn close_now(&self) {
+        if self.finish() {
+            self.wake();
+        }
+    }
+
+    /// Answers everything that does not wait. True: the task must be woken.
+    fn run(
+        &self,
+        inner: &mut Inner,
+        machine: &Machine,
+        watches: &Mutex<Watches>,
+        now_ms: u64,
+    ) -> bool {
+        let mut woken = false;
+        while let Some(pending) = inner.pipeline.next_runnable() {
+            let zxid = machine.zxid();
+            match &pending.kind {
+                Kind::Read(request) => {
+                    let (result, events) = self.read(request, inner.session, machine, watches);
+                    for event in events {
+                        woken |= self.event(event);
+                    }
+                    woken |= self.reply(&pending, zxid, result, now_ms);
+                }
+                Kind::Sync { path, .. } => {
+                    let answer = Ok(Answer::Echo(path.clone()));
+                    woken |= self.reply(&pending, zxid, answer, now_ms);
+                }
+                Kind::Answered {
+                    result,
+                    then_close,
+                    zxid: header,
+                } => {
+                    let zxid = match header {
+                        HeaderZxid::Applied => zxid,
+                        HeaderZxid::Zero => Zxid(0),
+                        HeaderZxid::Unknown => Zxid(-1),
+                    };
+                    woken |= self.reply(&pending, zxid, result.clone(), now_ms);
+                    if *then_close {
+                        inner.phase = Phase::Closed;
+                        inner.pipeline.clear();
+                        woken |= self.outbox.close();
+                    }
+                }
+                Kind::Write => unreachable!("a write is not runnable"),
+            }
+        }
+        woken
+    }
+
+    /// Answers a read from the present state, with the events that must go before the reply.
+    fn read(
+        &self,
+        request: &Request,
+        session: SessionId,
+        machine: &Machine,
+        watches: &Mutex<Watches>,
+    ) -> (Result<Answer, ErrorCode>, Vec<WatcherEvent>) {
+        let identities = self.identities();
+        let caller = Caller {
+            session,
+            identities: &identities,
+        };
+        let watch = |path: &Text, mode| watches.lock().add(self.id, path, mode);
+        let mut events = Vec::new();
+        let result = match request {
+            Request::Ping => Ok(Answer::Empty),
+            Request::WhoAmI => Ok(Answer::WhoAmI(self.who_am_i(&identities))),
+            Request::Exists {
+                path,
+                watch: wanted,
+            } => {
+                let result = machine.read(request, &caller);
+                if *wanted && matches!(result, Ok(_) | Err(ErrorCode::NoNode)) {
+                    watch(path, WatchMode::Data);
+                }
+                result
+            }
+            Request::GetData {
+                path,
+                watch: wanted,
+            } => {
+                let result = machine.read(request, &caller);
+                if *wanted && result.is_ok() {
+                    watch(path, WatchMode::Data);
+                }
+                result
+            }
+            Request::GetChildren {
+                path,
+                watch: wanted,
+                ..
+            } => {
+                let result = machine.read(request, &caller);
+                if *wanted && result.is_ok() {
+                    watch(path, WatchMode::Child);
+                }
+                result
+            }
+            Request::AddWatch { path, mode } => match mode {
+                0 => {
+                    watch(path, WatchMode::Persistent);
+                    Ok(Answer::Zero)
+                }
+                1 => {
+                    watch(path, WatchMode::PersistentRecursive);
+                    Ok(Answer::Zero)
+                }
+                _ => Err(ErrorCode::MarshallingError),
+            },
+            Request::CheckWatches { path, kind } => {
+                watch_outcome(*kind, || watches.lock().contains(self.id, path, *kind))
+            }
+            Request::RemoveWatches { path, kind } => {
+                watch_outcome(*kind, || watches.lock().remove(self.id, path, *kind))
+            }
+            Request::SetWatches(set) => {
+                events = self.rearm(set, machine, &mut watches.lock());
+                Ok(Answer::Empty)
+            }
+            other => machine.read(other, &caller),
+        };
+        (result, events)
+    }
+
+    /// Sets the watches of a client that came back, or reports what it missed (§6.6).
+    fn rearm(
+        &self,
+        set: &SetWatches,
+        machine: &Machine,
+        watches: &mut Watches,
+    ) -> Vec<WatcherEvent> {
+        let since = set.relative_zxid;
+        let mut events = Vec::new();
+        let mut missed = |path: &Text, kind| {
+            events.push(WatcherEvent {
+                kind,
+                path: path.clone(),
+                zxid: WatcherEvent::SYNTHETIC,
+            });
+        };
+        for path in &set.data {
+            match machine.peek(path) {
+                None => missed(path, EventType::NodeDeleted),
+                Some(stat) if stat.mzxid > since => missed(path, EventType::NodeDataChanged),
+                Some(_) => watches.add(self.id, path, WatchMode::Data),
+            }
+        }
+        for path in &set.exist {
+            match machine.peek(path) {
+                Some(_) => missed(path, EventType::NodeCreated),
+                None => watches.add(self.id, path, WatchMode::Data),
+            }
+        }
+        for path in &set.child {
+            match machine.peek(path) {
+                None => missed(path, EventType::NodeDeleted),
+                Some(stat) if stat.pzxid > since => missed(path, EventType::NodeChildrenChanged),
+                Some(_) => watches.add(self.id, path, WatchMode::Child),
+            }
+        }
+        if let Some([persistent, recursive]) = &set.persistent {
+            persistent
+                .iter()
+                .for_each(|p| watches.add(self.id, p, WatchMode::Persistent));
+            recursive
+                .iter()
+                .for_each(|p| watches.add(self.id, p, WatchMode::PersistentRecursive));
+        }
+        events
+    }
+
+    /// One entry per identity: the user of a digest, the address of an ip (§3.6).
+    fn who_am_i(&self, identities: &[Id]) -> Vec<Id> {
+        let skip_acl = self.shared.options.auth.skip_acl;
+        let visible = identities
+            .iter()
+            .filter(|id| !(skip_acl && **id == auth::super_identity()));
+        let shown = |id: &Id| match id.scheme.as_str() {
+            "digest" => {
+                let user = id.id.split(':').next().unwrap_or_default();
+                Id {
+                    scheme: id.scheme.clone(),
+                    id: user.into(),
+                }
+            }
+            _ => id.clone(),
+        };
+        visible.map(shown).collect()
+    }
+
+    fn reply(
+        &self,
+        pending: &Pending,
+        zxid: Zxid,
+        result: Result<Answer, ErrorCode>,
+        now_ms: u64,
+    ) -> bool {
+        let (error, answer) = match result {
+            Ok(answer) => (0, answer),
+            Err(code) => (code.number(), Answer::Empty),
+        };
+        // A ping is answered with its own xid, whatever the client sent (§2.5).
+        let xid = if pending.opcode == op::PING {
+            xid::PING
+        } else {
+            pending.xid
+        };
+        self.note_answer(pending, zxid, now_ms);
+        self.outbox
+            .push(Outgoing::Reply(ReplyHeader { xid, zxid, error }, answer))
+    }
+
+    fn note_answer(&self, pending: &Pending, zxid: Zxid, now_ms: u64) {
+        let latency_ms = now_ms.saturating_sub(pending.since_ms);
+        let stats = &self.stats;
+        stats.last_zxid.store(zxid.0, Ordering::Relaxed);
+        stats.last_answered_ms.store(now_ms, Ordering::Relaxed);
+        stats.last_latency_ms.store(latency_ms, Ordering::Relaxed);
+        stats
+            .min_latency_ms
+            .fetch_min(latency_ms, Ordering::Relaxed);
+        stats
+            .max_latency_ms
+            .fetch_max(latency_ms, Ordering::Relaxed);
+        stats
+            .total_latency_ms
+            .fetch_add(latency_ms, Ordering::Relaxed);
+        stats.answered.fetch_add(1, Ordering::Relaxed);
+        self.shared.note_latency(pending.opcode, latency_ms);
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id)
+            .field("peer", &self.peer)
+            .finish()
+    }
+}
+
+fn answered(result: Result<Answer, ErrorCode>, then_close: bool, zxid: HeaderZxid) -> Kind {
+    Kind::Answered {
+        result,
+        then_close,
+        zxid,
+    }
+}
+
+/// `checkWatches` and `removeWatches`: types 1 to 5, and the watch must be there (§6.8).
+fn watch_outcome(kind: i32, found: impl FnOnce() -> bool) -> Result<Answer, ErrorCode> {
+    if !(1..=5).contains(&kind) {
+        Err(ErrorCode::MarshallingError)
+    } else if found() {
+        Ok(Answer::Empty)
+    } else {
+        Err(ErrorCode::NoWatcher)
+    }
+}
+
+fn identity_to_log(id: &Id) -> log::Identity {
+    log::Identity {
+        scheme: id.scheme.to_string(),
+        id: id.id.to_string(),
+    }
+}

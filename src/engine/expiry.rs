@@ -1,0 +1,213 @@
+//! The session clock of the leader: which sessions have been silent for too long.
+//!
+//! Deadlines are buckets of one session tick, as in ZooKeeper (§8.2): a session that was last
+//! heard at `t` ends at `(floor((t + timeout) / tick) + 1) * tick`, between its timeout and one
+//! tick later. Time is what the engine saw: when the process slept, all deadlines move by the gap,
+//! so that a paused server does not kill the sessions of clients it could not hear.
+//!
+//! Liveness is not replicated. A new leader starts everyone afresh ([`Expiry::start`], §8.4).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::wire::SessionId;
+
+/// A pause of the engine's clock longer than this many engine ticks is not counted.
+const TICKS_TOLERATED: u64 = 2;
+
+#[derive(Debug)]
+pub struct Expiry {
+    /// Length of a bucket, in ms (`tickTime`).
+    bucket_ms: u64,
+    /// Time between two calls of [`Expiry::advance`] when all is well, in ms.
+    tick_ms: u64,
+    clock: SessionClock,
+    deadlines: BTreeSet<(u64, SessionId)>,
+    sessions: BTreeMap<SessionId, Tracked>,
+}
+
+/// Time without the pauses, in ms.
+#[derive(Debug, Default)]
+struct SessionClock {
+    real_ms: u64,
+    counted_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    timeout_ms: u64,
+    deadline_ms: u64,
+    /// Its end was proposed; touches do not count any more.
+    closing: bool,
+}
+
+impl Expiry {
+    pub fn new(bucket_ms: u64, tick_ms: u64) -> Self {
+        Self {
+            bucket_ms: bucket_ms.max(1),
+            tick_ms,
+            clock: SessionClock::default(),
+            deadlines: BTreeSet::new(),
+            sessions: BTreeMap::new(),
+        }
+    }
+
+    /// Begins to keep time for these sessions, each with its full timeout.
+    pub fn start(&mut self, now_ms: u64, sessions: impl Iterator<Item = (SessionId, i32)>) {
+        self.deadlines.clear();
+        self.sessions.clear();
+        self.clock.real_ms = now_ms;
+        for (session, timeout_ms) in sessions {
+            self.track(session, timeout_ms);
+        }
+    }
+
+    /// Keeps time for a session that was created or attached now.
+    pub fn track(&mut self, session: SessionId, timeout_ms: i32) {
+        self.forget(session);
+        let timeout_ms = u64::try_from(timeout_ms).unwrap_or(0);
+        let deadline_ms = self.deadline(self.clock.counted_ms, timeout_ms);
+        self.sessions.insert(
+            session,
+            Tracked {
+                timeout_ms,
+                deadline_ms,
+                closing: false,
+            },
+        );
+        self.deadlines.insert((deadline_ms, session));
+    }
+
+    /// A session that ended.
+    pub fn forget(&mut self, session: SessionId) {
+        if let Some(tracked) = self.sessions.remove(&session) {
+            self.deadlines.remove(&(tracked.deadline_ms, session));
+        }
+    }
+
+    /// Counts the time since the last call, but not a time in which the process did not run.
+    /// Returns the length of the pause that was left out, in ms.
+    pub fn advance(&mut self, now_ms: u64) -> u64 {
+        let passed = now_ms.saturating_sub(self.clock.real_ms);
+        let paused = if passed > self.tick_ms * TICKS_TOLERATED {
+            passed - self.tick_ms
+        } else {
+            0
+        };
+        self.clock.real_ms = now_ms;
+        self.clock.counted_ms += passed - paused;
+        paused
+    }
+
+    /// The session was heard at this time of the engine's clock.
+    pub fn touch(&mut self, session: SessionId, heard_ms: u64) {
+        let ago = self.clock.real_ms.saturating_sub(heard_ms);
+        let heard_ms = self.clock.counted_ms.saturating_sub(ago);
+        let Some(tracked) = self.sessions.get(&session).copied() else {
+            return;
+        };
+        let deadline_ms = self.deadline(heard_ms, tracked.timeout_ms);
+        if tracked.closing || deadline_ms <= tracked.deadline_ms {
+            return;
+        }
+        self.deadlines.remove(&(tracked.deadline_ms, session));
+        self.deadlines.insert((deadline_ms, session));
+        self.sessions.insert(
+            session,
+            Tracked {
+                deadline_ms,
+                ..tracked
+            },
+        );
+    }
+
+    /// Sessions whose deadline has passed and whose end was not proposed yet, at most `limit`.
+    pub fn take_expired(&mut self, limit: usize) -> Vec<SessionId> {
+        let mut expired = Vec::new();
+        while expired.len() < limit {
+            let Some(&(deadline_ms, session)) = self.deadlines.first() else {
+                break;
+            };
+            if deadline_ms > self.clock.counted_ms {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(tracked) = self.sessions.get_mut(&session) {
+                tracked.closing = true;
+                expired.push(session);
+            }
+        }
+        expired
+    }
+
+    fn deadline(&self, heard_ms: u64, timeout_ms: u64) -> u64 {
+        ((heard_ms + timeout_ms) / self.bucket_ms + 1) * self.bucket_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: SessionId = SessionId(7);
+
+    fn expiry() -> Expiry {
+        let mut expiry = Expiry::new(2000, 50);
+        expiry.start(0, [(SESSION, 4000)].into_iter());
+        expiry
+    }
+
+    /// Lets time pass as the engine does; returns when the session expired.
+    fn run(expiry: &mut Expiry, from_ms: u64, until_ms: u64) -> Option<u64> {
+        (from_ms..=until_ms).step_by(50).find(|&now_ms| {
+            expiry.advance(now_ms);
+            expiry.take_expired(10) == [SESSION]
+        })
+    }
+
+    #[test]
+    fn s82_a_silent_session_ends_between_its_timeout_and_one_tick_later() {
+        assert_eq!(run(&mut expiry(), 0, 20_000), Some(6000));
+    }
+
+    #[test]
+    fn a_touched_session_lives_on() {
+        let mut expiry = expiry();
+        for now_ms in (0..60_000).step_by(50) {
+            expiry.advance(now_ms);
+            if now_ms % 3000 == 0 {
+                expiry.touch(SESSION, now_ms);
+            }
+            assert_eq!(expiry.take_expired(10), []);
+        }
+    }
+
+    #[test]
+    fn a_pause_of_the_process_moves_the_deadline() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 3000), None);
+        assert_eq!(expiry.advance(3000 + 60_000), 60_000 - 50);
+        assert_eq!(
+            expiry.take_expired(10),
+            [],
+            "the client could not be heard meanwhile"
+        );
+        let end_ms = run(&mut expiry, 63_050, 90_000).unwrap();
+        assert!((64_000..=66_100).contains(&end_ms), "{end_ms}");
+    }
+
+    #[test]
+    fn an_expired_session_is_reported_once_and_cannot_be_touched_back() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 20_000), Some(6000));
+        expiry.touch(SESSION, 6050);
+        assert_eq!(run(&mut expiry, 6050, 60_000), None);
+    }
+
+    #[test]
+    fn an_attached_session_starts_afresh() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 5900), None);
+        expiry.track(SESSION, 10_000);
+        assert_eq!(run(&mut expiry, 5950, 40_000), Some(16_000));
+    }
+}

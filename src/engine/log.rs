@@ -1,0 +1,238 @@
+//! The Raft log as Raft sees it: entries in memory.
+//!
+//! [`MemLog`] implements [`raft::Storage`] and cannot fail, because raft treats most storage
+//! errors as fatal. Durability is not its business: the same entries go to the log files, and what
+//! is not durable yet is known to [`super::replica`] only. Entries that are applied are let go once
+//! they take more than [`MemLog::BYTES_KEPT`].
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::proto::log;
+
+#[derive(Debug)]
+pub struct MemLog {
+    hard_state: HardState,
+    membership: ConfState,
+    /// Index and term of the entry before the first one held.
+    base: (u64, u64),
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl MemLog {
+    /// Bytes of applied entries that are kept for followers that are a little behind.
+    pub const BYTES_KEPT: usize = 16 << 20;
+
+    /// The log as it was recovered: everything up to `base` is in the state already.
+    pub fn new(
+        hard_state: &log::HardState,
+        membership: &log::Membership,
+        base: (u64, u64),
+        entries: impl IntoIterator<Item = log::LogEntry>,
+    ) -> Self {
+        let mut log = Self {
+            hard_state: super::entry::hard_state_to_raft(hard_state),
+            membership: super::entry::membership_to_raft(membership),
+            base,
+            entries: VecDeque::new(),
+            bytes: 0,
+        };
+        let entries: Vec<Entry> = entries
+            .into_iter()
+            .map(super::entry::entry_to_raft)
+            .filter(|entry| entry.index > base.0)
+            .collect();
+        log.append(&entries);
+        log
+    }
+
+    /// Adds entries; those with an index that exists replace the tail from there.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        let next = self.base.0 + self.entries.len() as u64 + 1;
+        assert!(
+            first.index > self.base.0 && first.index <= next,
+            "the log has no gaps"
+        );
+        while self
+            .entries
+            .back()
+            .is_some_and(|last| last.index >= first.index)
+        {
+            let gone = self.entries.pop_back().expect("it was just looked at");
+            self.bytes -= size(&gone);
+        }
+        self.bytes += entries.iter().map(size).sum::<usize>();
+        self.entries.extend(entries.iter().cloned());
+    }
+
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    pub fn set_membership(&mut self, membership: ConfState) {
+        self.membership = membership;
+    }
+
+    pub fn membership(&self) -> &ConfState {
+        &self.membership
+    }
+
+    /// Lets applied entries go while more than the limit is held.
+    pub fn trim(&mut self, applied: u64) {
+        while self.bytes > Self::BYTES_KEPT
+            && self
+                .entries
+                .front()
+                .is_some_and(|first| first.index < applied)
+        {
+            let gone = self.entries.pop_front().expect("it was just looked at");
+            self.bytes -= size(&gone);
+            self.base = (gone.index, gone.term);
+        }
+    }
+
+    /// Term of an entry that is held, or of the one before the first.
+    fn term_at(&self, index: u64) -> Option<u64> {
+        if index == self.base.0 {
+            return Some(self.base.1);
+        }
+        let position = index.checked_sub(self.base.0 + 1)?;
+        self.entries
+            .get(usize::try_from(position).ok()?)
+            .map(|entry| entry.term)
+    }
+}
+
+impl Storage for MemLog {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(
+            self.hard_state.clone(),
+            self.membership.clone(),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.base.0 {
+            return Err(StorageError::Compacted.into());
+        }
+        let from = (low - self.base.0 - 1) as usize;
+        let to = (high - self.base.0 - 1) as usize;
+        if to > self.entries.len() {
+            return Err(StorageError::Unavailable.into());
+        }
+        let limit = max_size.into().unwrap_or(u64::MAX);
+        let mut total = 0;
+        let mut taken = Vec::new();
+        for entry in self.entries.range(from..to) {
+            total += size(entry) as u64;
+            // At least one entry, however big it is, or nothing would ever move.
+            if total > limit && !taken.is_empty() {
+                break;
+            }
+            taken.push(entry.clone());
+        }
+        Ok(taken)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        self.term_at(index).ok_or_else(|| {
+            if index < self.base.0 {
+                StorageError::Compacted.into()
+            } else {
+                StorageError::Unavailable.into()
+            }
+        })
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.base.0 + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.base.0 + self.entries.len() as u64)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // Raft asks again: files travel beside the log, not through it.
+        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    const OVERHEAD: usize = 64;
+    entry.data.len() + entry.context.len() + OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64, term: u64, bytes: usize) -> Entry {
+        let data = vec![0; bytes].into();
+        Entry {
+            index,
+            term,
+            data,
+            ..Entry::default()
+        }
+    }
+
+    fn empty() -> MemLog {
+        MemLog::new(
+            &log::HardState::default(),
+            &log::Membership::default(),
+            (0, 0),
+            [],
+        )
+    }
+
+    fn indexes(log: &MemLog, low: u64, high: u64, max_size: u64) -> Vec<u64> {
+        let context = GetEntriesContext::empty(false);
+        let entries = log.entries(low, high, max_size, context).unwrap();
+        entries.iter().map(|entry| entry.index).collect()
+    }
+
+    #[test]
+    fn a_later_entry_replaces_the_tail() {
+        let mut log = empty();
+        log.append(&[entry(1, 1, 1), entry(2, 1, 1), entry(3, 1, 1)]);
+        log.append(&[entry(2, 2, 1)]);
+        assert_eq!((log.last_index().unwrap(), log.term(2).unwrap()), (2, 2));
+        assert!(log.term(3).is_err());
+    }
+
+    #[test]
+    fn one_entry_comes_whatever_its_size() {
+        let mut log = empty();
+        log.append(&[entry(1, 1, 10_000), entry(2, 1, 10)]);
+        assert_eq!(indexes(&log, 1, 3, 1), [1]);
+        assert_eq!(indexes(&log, 1, 3, u64::MAX), [1, 2]);
+    }
+
+    #[test]
+    fn only_applied_entries_are_let_go() {
+        let mut log = empty();
+        let big = MemLog::BYTES_KEPT / 2 + 1;
+        log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 2, big)]);
+        log.trim(1);
+        assert_eq!(log.first_index().unwrap(), 1);
+        log.trim(3);
+        assert_eq!(log.first_index().unwrap(), 3);
+        assert_eq!(
+            log.term(2).unwrap(),
+            1,
+            "the term before the first entry is kept"
+        );
+        assert_eq!(indexes(&log, 3, 4, u64::MAX), [3]);
+    }
+}

@@ -1,0 +1,675 @@
+//! One server's brain: consensus, order, sessions. Pure.
+//!
+//! Events go in ([`Engine::handle`], and the commands of connections through [`Shared`]'s inbox),
+//! [`Engine::turn`] says what must now be done. No clock, socket, file, thread or randomness: time
+//! and entropy are arguments. The node thread drives it, and so does the simulator.
+//!
+//! The way of a write: a connection submits a command → [`forward`] numbers it in this server's
+//! stream → the leader proposes an entry → [`replica`] hands it to the log → once it is durable it
+//! is committed and applied to the machine under the write lock → watches fire into outboxes, the
+//! reply follows, then the reads that stood behind the write.
+
+pub mod auth;
+pub mod barrier;
+pub mod connection;
+pub mod entry;
+pub mod expiry;
+pub mod forward;
+pub mod log;
+pub mod outbox;
+pub mod pipeline;
+pub mod replica;
+pub mod shared;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message as _;
+use raft::eraftpb::{Entry, EntryType, Message};
+
+use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
+use crate::proto;
+use crate::watch::{FilterOn, Watches};
+use crate::wire::{SessionId, WatcherEvent, op, perms};
+
+pub use auth::AuthOptions;
+pub use connection::{Connection, Refused};
+pub use outbox::Remaining;
+pub use replica::Append;
+pub use shared::{Entropy, Shared, State};
+
+use barrier::Barrier;
+use expiry::Expiry;
+use forward::{Forward, Waiter};
+use log::MemLog;
+use replica::{Replica, Turn};
+use shared::{Registry, Submission};
+
+/// Commands applied under one hold of the write lock, so that readers are not kept for long.
+const COMMANDS_PER_SLICE: usize = 1_024;
+/// Sessions whose end is proposed in one tick: a storm must not delay everyone's pings.
+const EXPIRIES_PER_TICK: usize = 1_000;
+/// Log bytes since the last snapshot that call for another, at least.
+const SNAPSHOT_BYTES_MIN: u64 = 64 << 20;
+
+/// What the engine is told when it is made. All times in ms.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Time between two [`Event::Tick`]s. Heartbeats and election timeouts count in these.
+    pub tick_ms: u64,
+    /// `tickTime`: length of an expiry bucket (§8.2).
+    pub session_tick_ms: u64,
+    pub min_session_timeout_ms: i32,
+    pub max_session_timeout_ms: i32,
+    /// `snapCount`: transactions between two snapshots, unless the log since the last one is
+    /// still smaller than that snapshot, which would make snapshots the server's main work.
+    pub snap_count: u64,
+    /// Unanswered writes of the whole server above which connections that wait already are not
+    /// read any more (`globalOutstandingLimit`).
+    pub outstanding_max: usize,
+    pub cleaner: CleanerOptions,
+    pub auth: AuthOptions,
+    /// Settings that all replicas must share; the leader writes them into the log.
+    pub settings: Vec<(&'static str, i64)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tick_ms: 50,
+            session_tick_ms: 2_000,
+            min_session_timeout_ms: 4_000,
+            max_session_timeout_ms: 40_000,
+            snap_count: 100_000,
+            outstanding_max: 100_000,
+            cleaner: CleanerOptions::default(),
+            auth: AuthOptions::default(),
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// When empty containers and outlived TTL znodes go (§5.3).
+#[derive(Clone, Copy, Debug)]
+pub struct CleanerOptions {
+    /// `znode.container.checkIntervalMs`
+    pub interval_ms: u64,
+    /// `znode.container.maxPerMinute`
+    pub per_minute: u64,
+    /// `znode.container.maxNeverUsedIntervalMs`; 0 keeps containers that never had a child.
+    pub never_used_ms: i64,
+}
+
+impl Default for CleanerOptions {
+    fn default() -> Self {
+        Self {
+            interval_ms: 60_000,
+            per_minute: 10_000,
+            never_used_ms: 0,
+        }
+    }
+}
+
+/// A server as it was recovered, or a new one.
+pub struct Setup {
+    pub origin: OriginId,
+    pub options: Options,
+    pub random: Entropy,
+    pub logger: slog::Logger,
+    pub machine: Machine,
+    pub hard_state: proto::log::HardState,
+    /// Members at the machine's position; a new server alone is its own only voter.
+    pub membership: proto::log::Membership,
+    /// The log after the machine's position.
+    pub entries: Vec<proto::log::LogEntry>,
+}
+
+/// What happens to the engine, besides what connections submit.
+#[derive(Debug)]
+pub enum Event {
+    /// `Options::tick_ms` passed.
+    Tick,
+    /// A message of another server.
+    Peer(Message),
+    /// Everything up to this [`Append::number`] is durable.
+    Persisted(u64),
+    /// The snapshot that was asked for is durable. `bytes`: its size on disk.
+    SnapshotTaken { index: u64, bytes: u64 },
+    /// The snapshot that was asked for could not be written.
+    SnapshotFailed,
+}
+
+/// What must now be done, in this order for each list.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    pub append: Vec<Append>,
+    pub sends: Vec<Message>,
+    pub take_snapshot: Option<(SnapshotMeta, Image)>,
+}
+
+/// What a snapshot is of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SnapshotMeta {
+    /// The last entry that it contains.
+    pub index: u64,
+    pub term: u64,
+    pub membership: proto::log::Membership,
+    pub zxid: i64,
+    /// Of the machine, to be compared after loading.
+    pub digest: u64,
+}
+
+impl SnapshotMeta {
+    /// What the log is told of a durable snapshot.
+    pub fn mark(&self) -> proto::log::SnapshotMark {
+        let (index, term) = (self.index, self.term);
+        proto::log::SnapshotMark {
+            index,
+            term,
+            membership: Some(self.membership.clone()),
+        }
+    }
+}
+
+pub struct Engine {
+    shared: Arc<Shared>,
+    replica: Replica,
+    forward: Forward,
+    expiry: Expiry,
+    barrier: Barrier,
+    /// Commands of the leader's own, to be proposed.
+    internal: Vec<proto::log::Command>,
+    cleaned_ms: u64,
+    /// The term in which this leader wrote its settings into the log.
+    settings_term: u64,
+    snapshot: SnapshotState,
+    applied: LogId,
+    now_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct SnapshotState {
+    running: bool,
+    /// Transactions and log bytes since the last one was asked for.
+    entries: u64,
+    bytes: u64,
+    last_bytes: u64,
+}
+
+impl Engine {
+    /// # Panics
+    ///
+    /// If the log and the state do not belong together: recovery has checked that they do.
+    pub fn new(setup: Setup, now_ms: u64) -> Self {
+        let Setup {
+            origin,
+            options,
+            random,
+            logger,
+            machine,
+            hard_state,
+            membership,
+            entries,
+        } = setup;
+        let applied = machine.applied();
+        let base = (applied.index, applied.term);
+        let log = MemLog::new(&hard_state, &membership, base, entries);
+        let replica = Replica::new(u64::from(origin.server), log, applied.index, &logger)
+            .expect("the recovered log and state belong together");
+        let expiry = Expiry::new(options.session_tick_ms, options.tick_ms);
+        let incarnation = origin.incarnation;
+        let shared = Shared::new(machine, options, random, origin.server, incarnation);
+        Self {
+            shared: Arc::new(shared),
+            replica,
+            forward: Forward::new(origin),
+            expiry,
+            barrier: Barrier::default(),
+            internal: Vec::new(),
+            cleaned_ms: now_ms,
+            settings_term: 0,
+            snapshot: SnapshotState::default(),
+            applied,
+            now_ms,
+        }
+    }
+
+    /// What connections and operators see of this server.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Takes in one event. What follows from it comes out of the next [`Self::turn`].
+    pub fn handle(&mut self, event: Event, now_ms: u64, out: &mut Outputs) {
+        self.now_ms = now_ms;
+        match event {
+            Event::Tick => self.tick(),
+            Event::Peer(message) => self.replica.step(message),
+            Event::Persisted(number) => out.sends.extend(self.replica.persisted(number)),
+            Event::SnapshotTaken { index, bytes } => {
+                self.snapshot.running = false;
+                self.snapshot.last_bytes = bytes;
+                tracing::info!(index, bytes, "snapshot written");
+            }
+            Event::SnapshotFailed => self.snapshot.running = false,
+        }
+    }
+
+    /// Proposes what was submitted, applies what is committed, answers clients.
+    /// `wall_ms`: the clock on the wall, in ms since 1970.
+    pub fn turn(&mut self, now_ms: u64, wall_ms: i64, out: &mut Outputs) {
+        self.now_ms = now_ms;
+        self.take_submissions();
+        self.replica.campaign_if_alone();
+        self.clean(wall_ms);
+        loop {
+            self.propose(wall_ms);
+            if let Some(context) = self.barrier.start() {
+                self.replica.read_index(context);
+            }
+            let Turn {
+                append,
+                sends,
+                committed,
+                reads,
+                leadership_changed,
+            } = self.replica.turn();
+            let idle = append.is_empty() && committed.is_empty() && reads.is_empty();
+            out.append.extend(append);
+            out.sends.extend(sends);
+            for (context, index) in reads {
+                self.barrier.answer(&context, index);
+            }
+            self.apply(committed);
+            self.release_syncs();
+            if leadership_changed {
+                self.forward.resend();
+            }
+            self.update_serving();
+            if idle && !leadership_changed {
+                break;
+            }
+        }
+        self.ask_for_snapshot(out);
+    }
+
+    /// The newest hard state, to be written at a clean stop.
+    pub fn hard_state(&self) -> proto::log::HardState {
+        self.replica.hard_state()
+    }
+
+    /// Raft's term.
+    pub fn term(&self) -> u64 {
+        self.replica.term()
+    }
+
+    /// The server that leads, 0 if none is known.
+    pub fn leader(&self) -> u64 {
+        self.replica.leader()
+    }
+
+    fn tick(&mut self) {
+        self.replica.tick();
+        if let Some(context) = self.barrier.tick() {
+            self.replica.read_index(context);
+        }
+        self.shared.retry_behind(self.now_ms);
+        if self.shared.is_serving() {
+            self.expire();
+        }
+    }
+
+    /// Counts time and proposes the end of silent sessions (§8.2).
+    fn expire(&mut self) {
+        let paused_ms = self.expiry.advance(self.now_ms);
+        if paused_ms > 1_000 {
+            tracing::warn!(
+                paused_ms,
+                "the process did not run; session deadlines were moved"
+            );
+        }
+        // Touches first, so that a client that spoke is never expired in the same tick.
+        for (session, connection) in &self.shared.registry.lock().sessions {
+            let heard_ms = connection
+                .stats
+                .heard_ms
+                .load(std::sync::atomic::Ordering::Relaxed);
+            self.expiry.touch(*session, heard_ms);
+        }
+        let expired = self.expiry.take_expired(EXPIRIES_PER_TICK);
+        if expired.is_empty() {
+            return;
+        }
+        let state = self.shared.state.read();
+        for session in expired {
+            // The generation fences a re-attachment that is on its way through the log.
+            let Some(info) = state.machine.session(session) else {
+                continue;
+            };
+            tracing::info!(%session, timeout_ms = info.timeout_ms, "session expired");
+            self.shared.metrics.stale_sessions_expired.add(1);
+            self.internal.push(proto::log::Command {
+                session: session.0,
+                generation: info.generation,
+                op: op::CLOSE_SESSION,
+                body: Bytes::new(),
+            });
+        }
+    }
+
+    /// Proposes the removal of empty containers and outlived TTL znodes (§5.3).
+    fn clean(&mut self, wall_ms: i64) {
+        let CleanerOptions {
+            interval_ms,
+            per_minute,
+            never_used_ms,
+        } = self.shared.options.cleaner;
+        if !self.shared.is_serving() || self.now_ms < self.cleaned_ms + interval_ms {
+            return;
+        }
+        self.cleaned_ms = self.now_ms;
+        let limit =
+            usize::try_from((per_minute * interval_ms / 60_000).max(1)).unwrap_or(usize::MAX);
+        let state = self.shared.state.read();
+        for removal in state.machine.removable(wall_ms, never_used_ms, limit) {
+            self.internal.push(proto::log::Command {
+                session: 0,
+                generation: 0,
+                op: crate::machine::op::REMOVE,
+                body: removal.encode_to_vec().into(),
+            });
+        }
+    }
+
+    fn take_submissions(&mut self) {
+        for submission in self.shared.take_submissions() {
+            match submission {
+                Submission::Connect(connection, command) => {
+                    self.forward.push(command, Waiter::Connect(connection));
+                }
+                Submission::Write(connection, command) => {
+                    self.forward.push(command, Waiter::Write(connection));
+                }
+                Submission::Silent(command) => self.forward.push(command, Waiter::NoOne),
+                Submission::Barrier(connection) => self.barrier.wait(connection),
+            }
+        }
+    }
+
+    fn propose(&mut self, wall_ms: i64) {
+        if !self.replica.is_leader() {
+            return;
+        }
+        loop {
+            let batch = self.forward.next_batch();
+            if batch.is_none() && self.internal.is_empty() {
+                return;
+            }
+            let commands = batch.as_ref().map_or(0, |batch| batch.commands.len());
+            let internal = std::mem::take(&mut self.internal);
+            let batches = batch.into_iter().collect();
+            let entry = proto::log::Entry {
+                time_ms: wall_ms,
+                batches,
+                internal,
+            };
+            if !self.replica.propose(entry.encode_to_vec()) {
+                // No room now; the next turn tries again.
+                self.internal = entry.internal;
+                return;
+            }
+            self.forward.sent(commands);
+            self.shared.metrics.proposal_count.add(1);
+        }
+    }
+
+    fn apply(&mut self, committed: Vec<Entry>) {
+        let mut entries = committed.into_iter().peekable();
+        while entries.peek().is_some() {
+            let mut woken = Vec::new();
+            let mut commands = 0;
+            {
+                let mut state = self.shared.state.write();
+                let mut registry = self.shared.registry.lock();
+                let State { machine, watches } = &mut *state;
+                let mut local = Local {
+                    watches,
+                    registry: &mut registry,
+                    forward: &mut self.forward,
+                    expiry: &mut self.expiry,
+                    woken: &mut woken,
+                    shared: &self.shared,
+                    now_ms: self.now_ms,
+                };
+                while commands < COMMANDS_PER_SLICE
+                    && let Some(raft_entry) = entries.next()
+                {
+                    let at = LogId {
+                        term: raft_entry.term,
+                        index: raft_entry.index,
+                    };
+                    assert_eq!(
+                        raft_entry.get_entry_type(),
+                        EntryType::EntryNormal,
+                        "a change of membership cannot be proposed on a standalone server"
+                    );
+                    let entry = entry::decode_commands(&raft_entry.data);
+                    commands += 1 + entry
+                        .batches
+                        .iter()
+                        .map(|b| b.commands.len())
+                        .sum::<usize>();
+                    self.snapshot.bytes += raft_entry.data.len() as u64;
+                    machine.apply(at, &entry, &mut local);
+                    self.applied = at;
+                }
+            }
+            self.snapshot.entries += commands as u64;
+            self.shared.metrics.commit_count.add(commands as u64);
+            // Outside of the locks: waking a task may cost a system call.
+            for connection in woken {
+                connection.wake();
+            }
+        }
+        self.replica.applied(self.applied.index);
+    }
+
+    fn release_syncs(&mut self) {
+        let released = self.barrier.release(self.applied.index);
+        if released.is_empty() {
+            return;
+        }
+        let mut woken = Vec::new();
+        {
+            let state = self.shared.state.read();
+            for connection in released {
+                self.shared.submission_done();
+                if connection.sync_released(&state.machine, &state.watches, self.now_ms) {
+                    woken.push(connection);
+                }
+            }
+        }
+        woken.into_iter().for_each(|connection| connection.wake());
+    }
+
+    /// Clients are served once an entry of this term is applied and the replicated settings are
+    /// those of this leader.
+    fn update_serving(&mut self) {
+        let ready = self.replica.committed_in_term();
+        if ready == self.shared.is_serving() || (ready && self.settings_differ()) {
+            return;
+        }
+        if ready {
+            let state = self.shared.state.read();
+            let sessions = state.machine.sessions();
+            self.expiry.start(
+                self.now_ms,
+                sessions.map(|(id, info)| (id, info.timeout_ms)),
+            );
+            tracing::info!(
+                term = self.replica.term(),
+                applied = self.applied.index,
+                zxid = %state.machine.zxid(),
+                sessions = state.machine.session_count(),
+                znodes = state.machine.znode_count(),
+                "serving"
+            );
+        }
+        self.shared.set_serving(ready);
+    }
+
+    /// Writes settings that differ into the log. True: they are not applied yet.
+    fn settings_differ(&mut self) -> bool {
+        let state = self.shared.state.read();
+        let differing: Vec<_> = self
+            .shared
+            .options
+            .settings
+            .iter()
+            .filter(|(name, value)| state.machine.setting(name) != *value)
+            .collect();
+        if !differing.is_empty() && self.settings_term != self.replica.term() {
+            self.settings_term = self.replica.term();
+            for (name, value) in &differing {
+                let body = proto::log::Set {
+                    name: (*name).to_owned(),
+                    value: *value,
+                };
+                self.internal.push(proto::log::Command {
+                    session: 0,
+                    generation: 0,
+                    op: crate::machine::op::SET,
+                    body: body.encode_to_vec().into(),
+                });
+            }
+        }
+        !differing.is_empty()
+    }
+
+    fn ask_for_snapshot(&mut self, out: &mut Outputs) {
+        let SnapshotState {
+            running,
+            entries,
+            bytes,
+            last_bytes,
+        } = self.snapshot;
+        let many = entries >= self.shared.options.snap_count && bytes >= last_bytes;
+        if running || !(many || bytes >= SNAPSHOT_BYTES_MIN.max(last_bytes)) {
+            return;
+        }
+        let image = self.shared.state.read().machine.image();
+        let meta = SnapshotMeta {
+            index: image.applied().index,
+            term: image.applied().term,
+            membership: self.replica.membership(),
+            zxid: image.zxid().0,
+            digest: image.digest(),
+        };
+        self.snapshot = SnapshotState {
+            running: true,
+            entries: 0,
+            bytes: 0,
+            last_bytes,
+        };
+        out.take_snapshot = Some((meta, image));
+    }
+}
+
+/// Tells this server's clients what an applied entry means for them. Everything goes into
+/// outboxes while the machine's write lock is held.
+struct Local<'a> {
+    watches: &'a Mutex<Watches>,
+    registry: &'a mut Registry,
+    forward: &'a mut Forward,
+    expiry: &'a mut Expiry,
+    woken: &'a mut Vec<Arc<Connection>>,
+    shared: &'a Shared,
+    now_ms: u64,
+}
+
+impl Sink for Local<'_> {
+    fn changed(&mut self, change: &Change<'_>) {
+        let Self {
+            watches,
+            registry,
+            woken,
+            ..
+        } = self;
+        watches.lock().fire(change, &mut |id, kind, path, filter| {
+            let Some(connection) = registry.connections.get(&id) else {
+                return;
+            };
+            // A client that may not read the znode is not told, though its watch is used (§6.4).
+            let acl = match filter {
+                FilterOn::Own => change.acl,
+                FilterOn::Parent => change.parent_acl,
+            };
+            if !crate::machine::acl::allows(acl, perms::READ, &connection.identities()) {
+                return;
+            }
+            let event = WatcherEvent {
+                kind,
+                path: path.clone(),
+                zxid: change.zxid,
+            };
+            if connection.event(event) {
+                woken.push(connection.clone());
+            }
+        });
+    }
+
+    fn done(&mut self, machine: &Machine, command: CommandId, outcome: Outcome) {
+        let Some(waiter) = self.forward.applied(command.origin, command.number) else {
+            return;
+        };
+        self.shared.submission_done();
+        let (connection, woken) = match waiter {
+            Waiter::NoOne => return,
+            Waiter::Write(connection) => {
+                let woken = connection.write_applied(outcome, machine, self.watches, self.now_ms);
+                (connection, woken)
+            }
+            Waiter::Connect(connection) => {
+                if let Outcome::Attached(attached) = &outcome {
+                    self.bind(attached.session, &connection);
+                }
+                let woken = connection.connected(outcome);
+                (connection, woken)
+            }
+        };
+        if woken {
+            self.woken.push(connection);
+        }
+    }
+
+    fn session_attached(&mut self, attached: &Attached) {
+        self.expiry.track(attached.session, attached.timeout_ms);
+        // Whatever connection held the session here, it is not the one it belongs to now.
+        self.unbind(attached.session);
+    }
+
+    fn session_closed(&mut self, session: SessionId) {
+        self.expiry.forget(session);
+        self.unbind(session);
+    }
+}
+
+impl Local<'_> {
+    fn bind(&mut self, session: SessionId, connection: &Arc<Connection>) {
+        if !connection.is_gone() {
+            self.registry.sessions.insert(session, connection.clone());
+        }
+    }
+
+    fn unbind(&mut self, session: SessionId) {
+        if let Some(connection) = self.registry.sessions.remove(&session)
+            && connection.finish()
+        {
+            self.woken.push(connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

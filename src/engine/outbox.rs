@@ -1,0 +1,281 @@
+//! What one connection must be sent, in order.
+//!
+//! Everything for a client goes through its [`Outbox`] *while the lock that protected the state is
+//! still held*: events and write replies under the machine's write lock, read replies under its
+//! read lock. Outbox order is therefore state order, which is what makes a watch event come before
+//! any reply that shows the change (§6.5). Encoding happens later, outside of all locks; values
+//! are shared by reference count.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+
+use crate::wire::response::encode_reply;
+use crate::wire::{Answer, ConnectResponse, ReplyHeader, SubAnswer, Text, WatcherEvent};
+
+/// Queued bytes above which the connection's requests are not read any more.
+pub const BYTES_SOFT: usize = 4 << 20;
+/// Queued bytes above which a client that does not read is given up. A single reply may exceed it.
+pub const BYTES_HARD: usize = 32 << 20;
+/// Bytes encoded in one go, so that one connection does not hold a big buffer for long.
+const BYTES_PER_TAKE: usize = 256 << 10;
+
+/// One frame to be sent.
+#[derive(Debug)]
+pub enum Outgoing {
+    Connect(ConnectResponse),
+    Event(WatcherEvent),
+    Reply(ReplyHeader, Answer),
+}
+
+/// What is left after taking from an outbox.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Remaining {
+    /// Nothing for now.
+    Nothing,
+    /// More: send what was taken and take again.
+    More,
+    /// Nothing will follow: send what was taken, then close the socket.
+    Closed,
+}
+
+#[derive(Debug, Default)]
+pub struct Outbox {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queue: VecDeque<Outgoing>,
+    bytes: usize,
+    frames_taken: u64,
+    /// The connection's task was told, or is about to look by itself.
+    notified: bool,
+    closed: bool,
+}
+
+impl Outbox {
+    /// Adds a frame. True: the connection's task must be woken.
+    #[must_use]
+    pub fn push(&self, outgoing: Outgoing) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.closed {
+            return false;
+        }
+        // A client that does not read is cut off, but never for one big reply alone (s99).
+        if inner.bytes > BYTES_HARD {
+            inner.queue.clear();
+            inner.closed = true;
+        } else {
+            inner.bytes += weight(&outgoing);
+            inner.queue.push_back(outgoing);
+        }
+        !std::mem::replace(&mut inner.notified, true)
+    }
+
+    /// Nothing more is to be sent after what is queued. True: the task must be woken.
+    #[must_use]
+    pub fn close(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.closed = true;
+        !std::mem::replace(&mut inner.notified, true)
+    }
+
+    /// Drops everything and accepts nothing more: the socket is gone.
+    pub fn abandon(&self) {
+        let mut inner = self.inner.lock();
+        inner.queue.clear();
+        inner.bytes = 0;
+        inner.closed = true;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn bytes(&self) -> usize {
+        self.inner.lock().bytes
+    }
+
+    /// Frames that were taken so far.
+    pub fn frames_taken(&self) -> u64 {
+        self.inner.lock().frames_taken
+    }
+
+    /// Begins to count taken frames afresh.
+    pub fn forget_taken(&self) {
+        self.inner.lock().frames_taken = 0;
+    }
+
+    /// Encodes queued frames onto `out`.
+    pub fn take(&self, out: &mut BytesMut) -> Remaining {
+        let limit = out.len() + BYTES_PER_TAKE;
+        loop {
+            // The lock is held for the queue only, not for the encoding.
+            let batch: Vec<Outgoing> = {
+                let mut inner = self.inner.lock();
+                if inner.queue.is_empty() {
+                    inner.notified = false;
+                    return if inner.closed {
+                        Remaining::Closed
+                    } else {
+                        Remaining::Nothing
+                    };
+                }
+                if out.len() >= limit {
+                    return Remaining::More;
+                }
+                let mut bytes = 0;
+                let mut count = 0;
+                for outgoing in &inner.queue {
+                    bytes += weight(outgoing);
+                    count += 1;
+                    if out.len() + bytes >= limit {
+                        break;
+                    }
+                }
+                inner.bytes -= bytes;
+                inner.frames_taken += count as u64;
+                inner.queue.drain(..count).collect()
+            };
+            for outgoing in &batch {
+                encode(outgoing, out);
+            }
+        }
+    }
+}
+
+fn encode(outgoing: &Outgoing, out: &mut BytesMut) {
+    match outgoing {
+        Outgoing::Connect(response) => response.encode_frame(out),
+        Outgoing::Event(event) => event.encode_frame(out),
+        Outgoing::Reply(header, answer) => encode_reply(*header, answer, out),
+    }
+}
+
+/// About how many bytes a frame will take.
+fn weight(outgoing: &Outgoing) -> usize {
+    const FRAME: usize = 24;
+    FRAME
+        + match outgoing {
+            Outgoing::Connect(_) => 40,
+            Outgoing::Event(event) => event.path.len(),
+            Outgoing::Reply(_, answer) => answer_weight(answer),
+        }
+}
+
+fn answer_weight(answer: &Answer) -> usize {
+    const STAT: usize = 68;
+    match answer {
+        Answer::Empty | Answer::Number(_) | Answer::Zero => 4,
+        Answer::Path(path) => path.len(),
+        Answer::PathStat(path, _) => path.len() + STAT,
+        Answer::Stat(_) => STAT,
+        Answer::Data(data, _) => data.as_ref().map_or(0, |data| data.len()) + STAT,
+        Answer::Children(names) | Answer::ChildrenStat(names, _) => names_weight(names) + STAT,
+        Answer::Acl(entries, _) => {
+            entries
+                .iter()
+                .map(|e| 12 + e.id.scheme.len() + e.id.id.len())
+                .sum::<usize>()
+                + STAT
+        }
+        Answer::Echo(path) => path.as_ref().map_or(0, |path| path.len()),
+        Answer::Multi(answers) => answers.iter().map(sub_weight).sum(),
+        Answer::WhoAmI(ids) => ids.iter().map(|id| 8 + id.scheme.len() + id.id.len()).sum(),
+        Answer::Token(token) => token.as_ref().map_or(0, |token| token.len()),
+    }
+}
+
+fn sub_weight(answer: &SubAnswer) -> usize {
+    const HEADER: usize = 9;
+    HEADER
+        + match answer {
+            SubAnswer::Create(path) => path.len(),
+            SubAnswer::Create2(path, _) => path.len() + 68,
+            SubAnswer::Delete | SubAnswer::Check => 0,
+            SubAnswer::SetData(_) => 68,
+            SubAnswer::GetData(data, _) => data.as_ref().map_or(0, |data| data.len()) + 68,
+            SubAnswer::GetChildren(names) => names_weight(names),
+            SubAnswer::Error(_) => 4,
+        }
+}
+
+fn names_weight(names: &[Text]) -> usize {
+    names.iter().map(|name| 4 + name.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::wire::{Stat, Zxid};
+
+    fn reply(xid: i32, data: usize) -> Outgoing {
+        let header = ReplyHeader {
+            xid,
+            zxid: Zxid(1),
+            error: 0,
+        };
+        Outgoing::Reply(
+            header,
+            Answer::Data(Some(Bytes::from(vec![7; data])), Stat::default()),
+        )
+    }
+
+    #[test]
+    fn a_batch_of_frames_wakes_once() {
+        let outbox = Outbox::default();
+        assert!(outbox.push(reply(1, 0)));
+        assert!(!outbox.push(reply(2, 0)));
+        let mut out = BytesMut::new();
+        assert_eq!(outbox.take(&mut out), Remaining::Nothing);
+        assert!(outbox.push(reply(3, 0)));
+    }
+
+    #[test]
+    fn what_was_queued_before_the_close_is_still_sent() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, 10));
+        let _ = outbox.close();
+        assert!(
+            !outbox.push(reply(2, 10)),
+            "nothing is accepted after the close"
+        );
+        let mut out = BytesMut::new();
+        assert_eq!(outbox.take(&mut out), Remaining::Closed);
+        assert_eq!(out.len(), 4 + 16 + 4 + 10 + 68);
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_given_up_but_one_big_reply_is_not() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, BYTES_HARD + 1));
+        assert!(!outbox.is_closed());
+        let _ = outbox.push(reply(2, 1));
+        assert!(outbox.is_closed());
+    }
+
+    #[test]
+    fn big_queues_are_taken_in_pieces_that_lose_nothing() {
+        let outbox = Outbox::default();
+        for xid in 0..20 {
+            let _ = outbox.push(reply(xid, 100_000));
+        }
+        let mut total = 0;
+        loop {
+            let mut out = BytesMut::new();
+            let remaining = outbox.take(&mut out);
+            assert!(out.len() < BYTES_PER_TAKE + 100_200);
+            total += out.len();
+            if remaining == Remaining::Nothing {
+                break;
+            }
+        }
+        assert_eq!(total, 20 * (4 + 16 + 4 + 100_000 + 68));
+        assert_eq!((outbox.bytes(), outbox.frames_taken()), (0, 20));
+    }
+}

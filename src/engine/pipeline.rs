@@ -1,0 +1,174 @@
+//! The order of one client connection.
+//!
+//! A [`Pipeline`] holds the requests of a connection that have been read but not answered, in the
+//! order they came. It decides when a read may run and which reply comes next. It does no I/O and
+//! knows no clock: the connection drives it.
+//!
+//! Rule: the reply order is the request order, and a read sees every earlier write of its session
+//! (§9.1 point 2). A write is submitted at once and stays in its place until it is applied; what
+//! stands behind it waits, and runs inside the apply of that write.
+
+use std::collections::VecDeque;
+
+use crate::wire::{Answer, ErrorCode, Request, Text};
+
+/// One request that is not answered yet.
+#[derive(Debug)]
+pub struct Pending {
+    pub xid: i32,
+    pub opcode: i32,
+    /// When it was read, in ms of the engine's clock.
+    pub since_ms: u64,
+    pub kind: Kind,
+}
+
+#[derive(Debug)]
+pub enum Kind {
+    /// Waits until its command is applied.
+    Write,
+    /// Waits until a round of agreement has ended (see [`super::barrier`]).
+    Sync { path: Option<Text>, released: bool },
+    /// Runs as soon as nothing stands before it.
+    Read(Request),
+    /// The result is known; only its turn has to come.
+    Answered {
+        result: Result<Answer, ErrorCode>,
+        then_close: bool,
+        zxid: HeaderZxid,
+    },
+}
+
+/// Which zxid stands in a reply's header (§9.4).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HeaderZxid {
+    /// The last one applied when the reply is made.
+    Applied,
+    /// 0, for authentication.
+    Zero,
+    /// -1, for opcodes that nobody knows.
+    Unknown,
+}
+
+/// The unanswered requests of one connection.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    queue: VecDeque<Pending>,
+}
+
+impl Pipeline {
+    pub fn push(&mut self, pending: Pending) {
+        self.queue.push_back(pending);
+    }
+
+    /// Takes the write at the head, whose command was just applied.
+    ///
+    /// Commands are applied in the order they were submitted, and everything before a write is
+    /// answered inside the apply of the write before it; so it can only be at the head.
+    pub fn applied(&mut self) -> Option<Pending> {
+        match self.queue.front() {
+            Some(Pending {
+                kind: Kind::Write, ..
+            }) => self.queue.pop_front(),
+            _ => None,
+        }
+    }
+
+    /// Releases the oldest sync that still waits.
+    pub fn release_sync(&mut self) {
+        let waiting = self
+            .queue
+            .iter_mut()
+            .find_map(|pending| match &mut pending.kind {
+                Kind::Sync { released, .. } if !*released => Some(released),
+                _ => None,
+            });
+        if let Some(released) = waiting {
+            *released = true;
+        }
+    }
+
+    /// Takes the next request that can be answered now.
+    pub fn next_runnable(&mut self) -> Option<Pending> {
+        match self.queue.front()?.kind {
+            Kind::Write
+            | Kind::Sync {
+                released: false, ..
+            } => None,
+            _ => self.queue.pop_front(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Forgets everything: the connection is closed.
+    pub fn clear(&mut self) {
+        self.queue.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::op;
+
+    fn pending(xid: i32, kind: Kind) -> Pending {
+        Pending {
+            xid,
+            opcode: op::PING,
+            since_ms: 0,
+            kind,
+        }
+    }
+
+    fn runnable(pipeline: &mut Pipeline) -> Vec<i32> {
+        std::iter::from_fn(|| pipeline.next_runnable())
+            .map(|pending| pending.xid)
+            .collect()
+    }
+
+    #[test]
+    fn a_read_behind_a_write_waits_for_it() {
+        let mut pipeline = Pipeline::default();
+        pipeline.push(pending(1, Kind::Read(Request::WhoAmI)));
+        pipeline.push(pending(2, Kind::Write));
+        pipeline.push(pending(3, Kind::Read(Request::WhoAmI)));
+        pipeline.push(pending(4, Kind::Write));
+        assert_eq!(runnable(&mut pipeline), [1]);
+        assert_eq!(pipeline.applied().map(|pending| pending.xid), Some(2));
+        assert_eq!(runnable(&mut pipeline), [3]);
+        assert_eq!(pipeline.applied().map(|pending| pending.xid), Some(4));
+        assert!(pipeline.is_empty());
+    }
+
+    #[test]
+    fn a_released_sync_still_waits_for_the_writes_before_it() {
+        let mut pipeline = Pipeline::default();
+        pipeline.push(pending(1, Kind::Write));
+        pipeline.push(pending(
+            2,
+            Kind::Sync {
+                path: None,
+                released: false,
+            },
+        ));
+        pipeline.push(pending(
+            3,
+            Kind::Sync {
+                path: None,
+                released: false,
+            },
+        ));
+        pipeline.release_sync();
+        assert!(runnable(&mut pipeline).is_empty());
+        assert!(pipeline.applied().is_some());
+        assert_eq!(runnable(&mut pipeline), [2]);
+        pipeline.release_sync();
+        assert_eq!(runnable(&mut pipeline), [3]);
+    }
+}

@@ -1,0 +1,269 @@
+//! One replica of the log: raft's `RawNode` and the rules for driving it.
+//!
+//! Nothing is declared durable before it is. A Ready's entries go to the log thread under the
+//! Ready's number; messages that promise something (votes, acknowledgements) are held until that
+//! number is persisted, and so is everything after a change of term or vote, because a sole voter
+//! becomes leader within one step and would speak before its term is durable (Raft thesis §3.8,
+//! §10.2.1). The election timeout is a pure function of server and term: raft's own randomness is
+//! overwritten after every call, or a run could not be repeated.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+
+use crate::proto::log;
+
+use super::entry;
+use super::log::MemLog;
+
+/// Engine ticks between two heartbeats.
+const HEARTBEAT_TICKS: usize = 1;
+/// Engine ticks without a leader before an election, at least; at most twice that.
+const ELECTION_TICKS: usize = 10;
+
+/// What must be written to the log files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Append {
+    /// To be reported back once durable. Rises.
+    pub number: u64,
+    pub record: log::Record,
+    /// False: the record may be written without waiting for the disk.
+    pub sync: bool,
+}
+
+/// What one turn of the replica brings about.
+#[derive(Debug, Default)]
+pub struct Turn {
+    pub append: Vec<Append>,
+    pub sends: Vec<Message>,
+    pub committed: Vec<Entry>,
+    /// Context and index of read rounds that were answered.
+    pub reads: Vec<(Vec<u8>, u64)>,
+    /// Term or leader changed.
+    pub leadership_changed: bool,
+}
+
+pub struct Replica {
+    raw: RawNode<MemLog>,
+    id: u64,
+    /// Readies that are not persisted, oldest first.
+    unpersisted: VecDeque<Unpersisted>,
+    /// The highest Ready that is persisted.
+    persisted: u64,
+    /// Written with the next record; its commit index alone is not worth a write.
+    hard_state: log::HardState,
+    hard_state_written: log::HardState,
+    last_seen: (u64, u64),
+}
+
+#[derive(Debug)]
+struct Unpersisted {
+    number: u64,
+    /// Nothing had to be written: persisted as soon as what stands before it is.
+    empty: bool,
+    /// It carries a new term or vote: nothing may be said before that is durable.
+    new_term: bool,
+    messages: Vec<Message>,
+}
+
+impl Replica {
+    /// Takes over a recovered log. `applied` is the last entry that the state contains.
+    pub fn new(id: u64, log: MemLog, applied: u64, logger: &slog::Logger) -> raft::Result<Self> {
+        let config = Config {
+            id,
+            election_tick: ELECTION_TICKS,
+            heartbeat_tick: HEARTBEAT_TICKS,
+            applied,
+            pre_vote: true,
+            check_quorum: true,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 64,
+            max_uncommitted_size: 64 << 20,
+            max_committed_size_per_ready: 4 << 20,
+            read_only_option: ReadOnlyOption::Safe,
+            ..Config::default()
+        };
+        let raw = RawNode::new(&config, log, logger)?;
+        let hard_state = entry::hard_state_from_raft(&raw.raft.hard_state());
+        let mut replica = Self {
+            raw,
+            id,
+            unpersisted: VecDeque::new(),
+            persisted: 0,
+            hard_state,
+            hard_state_written: hard_state,
+            last_seen: (0, 0),
+        };
+        replica.fix_election_timeout();
+        Ok(replica)
+    }
+
+    /// A sole voter needs no one's vote: it need not wait for an election timeout.
+    pub fn campaign_if_alone(&mut self) {
+        let alone = self.raw.store().membership().voters == [self.id];
+        if alone && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
+            let stepped = self.raw.campaign();
+            debug_assert!(stepped.is_ok(), "a follower may always campaign");
+            self.fix_election_timeout();
+        }
+    }
+
+    pub fn tick(&mut self) {
+        self.raw.tick();
+        self.fix_election_timeout();
+    }
+
+    /// A message of another server. Answers to what we did not ask are ignored by raft.
+    pub fn step(&mut self, message: Message) {
+        // Proposals are never forwarded through raft: it has no identity for them.
+        if message.get_msg_type() == MessageType::MsgPropose {
+            return;
+        }
+        if let Err(error) = self.raw.step(message) {
+            tracing::debug!(%error, "message ignored");
+        }
+        self.fix_election_timeout();
+    }
+
+    /// Proposes an entry. False: there is no room or no leadership now; it has to be tried again.
+    #[must_use]
+    pub fn propose(&mut self, data: Vec<u8>) -> bool {
+        self.is_leader() && self.raw.propose(Vec::new(), data).is_ok()
+    }
+
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+    }
+
+    /// Everything up to this Ready is durable. Returns the messages that waited for it.
+    pub fn persisted(&mut self, number: u64) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let mut last = None;
+        while let Some(first) = self.unpersisted.front() {
+            if first.number > number && !first.empty {
+                break;
+            }
+            last = Some(first.number);
+            messages.extend(
+                self.unpersisted
+                    .pop_front()
+                    .into_iter()
+                    .flat_map(|u| u.messages),
+            );
+        }
+        if let Some(last) = last {
+            self.persisted = last;
+            self.raw.on_persist_ready(last);
+            self.fix_election_timeout();
+        }
+        messages
+    }
+
+    /// Collects what raft wants done, until it wants nothing more.
+    pub fn turn(&mut self) -> Turn {
+        let mut turn = Turn::default();
+        while self.raw.has_ready() {
+            let mut ready = self.raw.ready();
+            let number = ready.number();
+            if let Some(hard_state) = ready.hs() {
+                self.hard_state = entry::hard_state_from_raft(hard_state);
+                self.raw.mut_store().set_hard_state(hard_state.clone());
+            }
+            let entries = ready.take_entries();
+            self.raw.mut_store().append(&entries);
+
+            let new_term = (self.hard_state.term, self.hard_state.vote)
+                != (self.hard_state_written.term, self.hard_state_written.vote);
+            let empty = entries.is_empty() && !new_term;
+            if !empty {
+                let record = log::Record {
+                    entries: entries.iter().map(entry::entry_from_raft).collect(),
+                    hard_state: Some(self.hard_state),
+                    mark: None,
+                };
+                self.hard_state_written = self.hard_state;
+                turn.append.push(Append {
+                    number,
+                    record,
+                    sync: ready.must_sync(),
+                });
+            }
+
+            // A leader may send while it writes, but not before its own term is durable.
+            let mut held = ready.take_persisted_messages();
+            let messages = ready.take_messages();
+            if !new_term && self.unpersisted.iter().all(|earlier| !earlier.new_term) {
+                turn.sends.extend(messages);
+            } else {
+                held.extend(messages);
+            }
+            self.unpersisted.push_back(Unpersisted {
+                number,
+                empty,
+                new_term,
+                messages: held,
+            });
+
+            turn.committed.extend(ready.take_committed_entries());
+            let reads = ready.take_read_states();
+            turn.reads
+                .extend(reads.into_iter().map(|read| (read.request_ctx, read.index)));
+            self.raw.advance_append_async(ready);
+            if self.unpersisted.front().is_some_and(|first| first.empty) {
+                let messages = self.persisted(self.persisted);
+                turn.sends.extend(messages);
+            }
+        }
+        let seen = (self.raw.raft.term, self.raw.raft.leader_id);
+        turn.leadership_changed = std::mem::replace(&mut self.last_seen, seen) != seen;
+        turn
+    }
+
+    /// Entries up to this index are in the state.
+    pub fn applied(&mut self, index: u64) {
+        self.raw.advance_apply_to(index);
+        self.raw.mut_store().trim(index);
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub fn leader(&self) -> u64 {
+        self.raw.raft.leader_id
+    }
+
+    /// Whether an entry of the present term is committed, so that this leader knows what is.
+    pub fn committed_in_term(&self) -> bool {
+        self.is_leader() && self.raw.raft.commit_to_current_term()
+    }
+
+    pub fn membership(&self) -> log::Membership {
+        entry::membership_from_raft(self.raw.store().membership())
+    }
+
+    /// The newest hard state, to be written at a clean stop.
+    pub fn hard_state(&self) -> log::HardState {
+        self.hard_state
+    }
+
+    fn fix_election_timeout(&mut self) {
+        let spread = mix(self.id, self.raw.raft.term) as usize % ELECTION_TICKS;
+        self.raw
+            .raft
+            .set_randomized_election_timeout(ELECTION_TICKS + spread);
+    }
+}
+
+/// A well-mixed number of two others: the finishing step of splitmix64.
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

@@ -1,0 +1,255 @@
+//! What connections and the node thread share: the state, the registry, the inbox.
+//!
+//! The state is written by the node thread alone and read by every connection's task. Connections
+//! hand their commands to the node thread through the inbox; it never blocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::machine::Machine;
+use crate::metrics::Metrics;
+use crate::proto::log;
+use crate::watch::{ConnectionId, Watches};
+use crate::wire::{SessionId, op};
+
+use super::Options;
+use super::connection::Connection;
+
+/// Clients whose adjusted timeout is remembered, so that it is logged once.
+const CLAMPED_MAX: usize = 1_000;
+
+/// Sixteen unpredictable bytes, for session passwords.
+pub type Entropy = Box<dyn Fn() -> [u8; 16] + Send + Sync>;
+
+/// What connections ask of the node thread.
+#[derive(Debug)]
+pub enum Submission {
+    /// A handshake.
+    Connect(Arc<Connection>, log::Command),
+    /// A write, already in its place in the connection's pipeline.
+    Write(Arc<Connection>, log::Command),
+    /// A command that no one waits for.
+    Silent(log::Command),
+    /// A `sync`, already in its place in the connection's pipeline.
+    Barrier(Arc<Connection>),
+}
+
+pub struct Shared {
+    pub state: RwLock<State>,
+    pub options: Options,
+    pub(super) random: Entropy,
+    pub(super) registry: Mutex<Registry>,
+    inbox: Mutex<Vec<Submission>>,
+    wake_node: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Handshakes that wait until this server has caught up with their client.
+    behind: Mutex<Vec<Arc<Connection>>>,
+    serving: AtomicBool,
+    pending_writes: AtomicUsize,
+    next_connection: AtomicU64,
+    session_prefix: u64,
+    next_session: AtomicU32,
+    /// Clients that were told of an adjusted timeout.
+    clamped: Mutex<BTreeSet<(IpAddr, i32)>>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// The replicated state of this server and what hangs on it.
+pub struct State {
+    pub machine: Machine,
+    pub watches: Mutex<Watches>,
+}
+
+/// The connections of this server, and which of them holds which session.
+#[derive(Debug, Default)]
+pub struct Registry {
+    pub connections: BTreeMap<ConnectionId, Arc<Connection>>,
+    pub sessions: BTreeMap<SessionId, Arc<Connection>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        machine: Machine,
+        options: Options,
+        random: Entropy,
+        server: u32,
+        incarnation: u64,
+    ) -> Self {
+        // Server in the top byte, start of the server, then a counter: unique across restarts.
+        let session_prefix = (u64::from(server) << 56) | ((incarnation & 0xff_ffff) << 32);
+        Self {
+            state: RwLock::new(State {
+                machine,
+                watches: Mutex::new(Watches::new()),
+            }),
+            options,
+            random,
+            registry: Mutex::default(),
+            inbox: Mutex::default(),
+            wake_node: OnceLock::new(),
+            behind: Mutex::default(),
+            serving: AtomicBool::new(false),
+            pending_writes: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(1),
+            session_prefix,
+            next_session: AtomicU32::new(0),
+            clamped: Mutex::default(),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// Says how the node thread is told that there is something to do. Called once.
+    pub fn on_submission(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        let set = self.wake_node.set(wake);
+        assert!(set.is_ok(), "the node thread registers once");
+    }
+
+    /// Opens a connection. `wake` is called when there is output for a task that does not look.
+    pub fn connect(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Connection> {
+        let id = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
+        let connection = Arc::new(Connection::new(id, peer, self.clone(), wake));
+        self.registry
+            .lock()
+            .connections
+            .insert(id, connection.clone());
+        connection
+    }
+
+    /// Whether clients are served: there is a leader, and this server has caught up with it.
+    pub fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_serving(&self, serving: bool) {
+        self.serving.store(serving, Ordering::Release);
+    }
+
+    /// The connections of this server, in the order they came.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.registry.lock().connections.values().cloned().collect()
+    }
+
+    /// How many connections there are.
+    pub fn connection_count(&self) -> usize {
+        self.registry.lock().connections.len()
+    }
+
+    /// Writes that were read and are not applied yet.
+    pub fn outstanding(&self) -> usize {
+        self.pending_writes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_flooded(&self) -> bool {
+        self.outstanding() >= self.options.outstanding_max
+    }
+
+    pub(super) fn submit(&self, submission: Submission) {
+        self.pending_writes.fetch_add(1, Ordering::Relaxed);
+        let mut inbox = self.inbox.lock();
+        inbox.push(submission);
+        let first = inbox.len() == 1;
+        drop(inbox);
+        if first && let Some(wake) = self.wake_node.get() {
+            wake();
+        }
+    }
+
+    pub(super) fn take_submissions(&self) -> Vec<Submission> {
+        std::mem::take(&mut *self.inbox.lock())
+    }
+
+    /// Whether commands wait for the node thread.
+    pub fn has_submissions(&self) -> bool {
+        !self.inbox.lock().is_empty()
+    }
+
+    pub(super) fn submission_done(&self) {
+        self.pending_writes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn next_session(&self) -> SessionId {
+        let counter = self.next_session.fetch_add(1, Ordering::Relaxed);
+        SessionId((self.session_prefix | u64::from(counter)) as i64)
+    }
+
+    pub(super) fn wait_behind(&self, connection: Arc<Connection>) {
+        self.behind.lock().push(connection);
+    }
+
+    /// Looks after the handshakes whose client is ahead of this server.
+    pub(super) fn retry_behind(&self, now_ms: u64) {
+        let waiting = std::mem::take(&mut *self.behind.lock());
+        if waiting.is_empty() {
+            return;
+        }
+        let applied = self.state.read().machine.zxid();
+        let still: Vec<_> = waiting
+            .into_iter()
+            .filter(|c| !c.retry_connect(applied, now_ms))
+            .collect();
+        self.behind.lock().extend(still);
+    }
+
+    pub(super) fn forget(&self, connection: &Connection) {
+        let state = self.state.read();
+        state.watches.lock().forget(connection.id());
+        let mut registry = self.registry.lock();
+        registry.connections.remove(&connection.id());
+        let session = SessionId(connection.stats.session.load(Ordering::Relaxed));
+        if registry
+            .sessions
+            .get(&session)
+            .is_some_and(|held| held.id() == connection.id())
+        {
+            registry.sessions.remove(&session);
+        }
+    }
+
+    pub(super) fn note_latency(&self, opcode: i32, latency_ms: u64) {
+        let write = matches!(
+            opcode,
+            op::CREATE
+                | op::CREATE2
+                | op::CREATE_CONTAINER
+                | op::CREATE_TTL
+                | op::DELETE
+                | op::SET_DATA
+                | op::SET_ACL
+                | op::MULTI
+                | op::RECONFIG
+                | op::CLOSE_SESSION
+        );
+        self.metrics.request_latency.note(latency_ms);
+        let metrics = &self.metrics;
+        let histogram = if write {
+            &metrics.updatelatency
+        } else {
+            &metrics.readlatency
+        };
+        histogram.note(latency_ms);
+    }
+
+    /// A client got another timeout than it asked for: worth a line, since its failover depends
+    /// on it, but one per address.
+    pub(super) fn note_timeout(&self, peer: SocketAddr, asked_ms: i32, given_ms: i32) {
+        if asked_ms == given_ms {
+            return;
+        }
+        let mut clamped = self.clamped.lock();
+        let known = clamped.contains(&(peer.ip(), asked_ms));
+        if !known && clamped.len() < CLAMPED_MAX {
+            clamped.insert((peer.ip(), asked_ms));
+            tracing::info!(
+                client = %peer.ip(), asked_ms, given_ms,
+                "session timeout adjusted to minSessionTimeout..maxSessionTimeout"
+            );
+        }
+    }
+}

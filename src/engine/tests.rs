@@ -1,0 +1,493 @@
+//! The engine driven by hand: one server, a disk that answers when told, frames in and out.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::*;
+use crate::wire::request::Create;
+use crate::wire::{
+    Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, Reader, Request, SubRequest, Text,
+    Zxid,
+};
+
+/// A server whose disk is under the test's control.
+struct Bench {
+    engine: Engine,
+    shared: Arc<Shared>,
+    now_ms: u64,
+    /// Written, not durable.
+    written: Vec<Append>,
+    /// Whether the disk answers by itself.
+    automatic: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Frame {
+    Reply { xid: i32, error: i32 },
+    Event(i32, String),
+}
+
+struct Client {
+    connection: Arc<Connection>,
+    output: BytesMut,
+    closed: bool,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Self {
+        let setup = Setup {
+            origin: OriginId {
+                server: 1,
+                disk: 7,
+                incarnation: 1,
+            },
+            options,
+            random: Box::new(|| [9; 16]),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            machine: Machine::new(),
+            hard_state: proto::log::HardState::default(),
+            membership: proto::log::Membership {
+                voters: vec![1],
+                ..Default::default()
+            },
+            entries: Vec::new(),
+        };
+        let engine = Engine::new(setup, 0);
+        let shared = engine.shared();
+        let mut bench = Self {
+            engine,
+            shared,
+            now_ms: 0,
+            written: Vec::new(),
+            automatic: true,
+        };
+        bench.turn();
+        assert!(bench.shared.is_serving(), "a sole voter serves at once");
+        bench
+    }
+
+    fn turn(&mut self) {
+        loop {
+            let mut out = Outputs::default();
+            self.engine
+                .turn(self.now_ms, 1_000_000 + self.now_ms as i64, &mut out);
+            self.written.append(&mut out.append);
+            if !self.automatic || self.written.is_empty() {
+                return;
+            }
+            self.persist();
+        }
+    }
+
+    fn persist(&mut self) {
+        if let Some(last) = self.written.drain(..).last() {
+            let mut out = Outputs::default();
+            self.engine
+                .handle(Event::Persisted(last.number), self.now_ms, &mut out);
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.now_ms += 50;
+            self.engine
+                .handle(Event::Tick, self.now_ms, &mut Outputs::default());
+            self.turn();
+        }
+    }
+
+    fn open(&mut self) -> Client {
+        let peer = "127.0.0.1:1234".parse().unwrap();
+        let connection = self.shared.connect(peer, Box::new(|| {}));
+        Client {
+            connection,
+            output: BytesMut::new(),
+            closed: false,
+        }
+    }
+
+    fn handshake(&mut self, session: SessionId, password: &[u8], zxid: Zxid) -> Client {
+        let client = self.open();
+        let request = ConnectRequest {
+            last_zxid_seen: zxid,
+            timeout_ms: 4_000,
+            session,
+            password: Bytes::copy_from_slice(password),
+            read_only: Some(false),
+        };
+        let mut frame = BytesMut::new();
+        request.encode(&mut frame);
+        client
+            .connection
+            .receive(frame.freeze(), self.now_ms)
+            .unwrap();
+        self.turn();
+        client
+    }
+
+    /// A client with a new session.
+    fn client(&mut self) -> (Client, ConnectResponse) {
+        let mut client = self.handshake(SessionId(0), &[0; 16], Zxid(0));
+        let response = client.connect_response().expect("a session is given");
+        (client, response)
+    }
+
+    fn send(&mut self, client: &Client, xid: i32, request: &Request) {
+        let mut frame = BytesMut::new();
+        frame.extend_from_slice(&xid.to_be_bytes());
+        frame.extend_from_slice(&request.opcode().to_be_bytes());
+        request.encode(&mut frame);
+        let _ = client.connection.receive(frame.freeze(), self.now_ms);
+        self.turn();
+    }
+}
+
+impl Client {
+    fn raw(&mut self) -> Option<Bytes> {
+        if self.connection.take_output(&mut self.output) == Remaining::Closed {
+            self.closed = true;
+        }
+        if self.output.is_empty() {
+            return None;
+        }
+        let length = self.output.get_i32() as usize;
+        Some(self.output.split_to(length).freeze())
+    }
+
+    fn connect_response(&mut self) -> Option<ConnectResponse> {
+        self.raw()
+            .map(|frame| ConnectResponse::decode(frame).unwrap())
+    }
+
+    fn frames(&mut self) -> Vec<Frame> {
+        std::iter::from_fn(|| self.raw())
+            .map(|frame| {
+                let mut reader = Reader::new(frame);
+                let xid = reader.int().unwrap();
+                let _zxid = reader.long().unwrap();
+                let error = reader.int().unwrap();
+                if xid != -1 {
+                    return Frame::Reply { xid, error };
+                }
+                let kind = reader.int().unwrap();
+                let _state = reader.int().unwrap();
+                Frame::Event(kind, reader.required_text().unwrap().to_string())
+            })
+            .collect()
+    }
+}
+
+fn create(path: &str, flags: i32) -> Request {
+    Request::Create(Create {
+        opcode: op::CREATE,
+        path: path.into(),
+        data: Some(Bytes::from_static(b"data")),
+        acl: Some(vec![Acl::open()]),
+        flags,
+        ttl: None,
+    })
+}
+
+fn exists(path: &str) -> Request {
+    Request::Exists {
+        path: path.into(),
+        watch: false,
+    }
+}
+
+fn ok(xid: i32) -> Frame {
+    Frame::Reply { xid, error: 0 }
+}
+
+fn failed(xid: i32, code: ErrorCode) -> Frame {
+    Frame::Reply {
+        xid,
+        error: code.number(),
+    }
+}
+
+fn event(kind: EventType, path: &str) -> Frame {
+    Frame::Event(kind as i32, path.to_owned())
+}
+
+#[test]
+fn a_write_is_answered_only_once_it_is_durable() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    bench.pass(500);
+    assert_eq!(client.frames(), []);
+    assert!(bench.written.iter().any(|append| append.sync));
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(1)]);
+}
+
+#[test]
+fn a_read_behind_a_write_waits_and_sees_it() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &exists("/a"));
+    bench.send(&client, 2, &create("/a", 0));
+    bench.send(&client, 3, &exists("/a"));
+    bench.send(
+        &client,
+        4,
+        &Request::Sync {
+            path: Some("/".into()),
+        },
+    );
+    bench.send(&client, 5, &exists("/a"));
+    assert_eq!(client.frames(), [failed(1, ErrorCode::NoNode)]);
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(2), ok(3), ok(4), ok(5)]);
+}
+
+#[test]
+fn s47_events_come_before_the_reply_of_the_write_that_caused_them() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.send(&client, 1, &create("/w", 0));
+    bench.send(
+        &client,
+        2,
+        &Request::Exists {
+            path: "/w/x".into(),
+            watch: true,
+        },
+    );
+    let children = Request::GetChildren {
+        path: "/w".into(),
+        watch: true,
+        with_stat: false,
+    };
+    bench.send(&client, 3, &children);
+    client.frames();
+    bench.send(&client, 4, &create("/w/x", 0));
+    assert_eq!(
+        client.frames(),
+        [
+            event(EventType::NodeCreated, "/w/x"),
+            event(EventType::NodeChildrenChanged, "/w"),
+            ok(4)
+        ]
+    );
+}
+
+#[test]
+fn s7_attaching_a_session_closes_its_older_connection() {
+    let mut bench = Bench::new();
+    let (mut old, given) = bench.client();
+    let mut new = bench.handshake(given.session, &given.password, Zxid(0));
+    assert_eq!(new.connect_response().unwrap().session, given.session);
+    assert_eq!(old.frames(), []);
+    assert!(old.closed);
+    bench.send(&new, 1, &create("/a", 1));
+    assert_eq!(new.frames(), [ok(1)]);
+}
+
+#[test]
+fn a_wrong_password_is_refused_and_leaves_the_owner_alone() {
+    let mut bench = Bench::new();
+    let (mut owner, given) = bench.client();
+    let mut thief = bench.handshake(given.session, &[1; 16], Zxid(0));
+    assert_eq!(thief.connect_response().unwrap().timeout_ms, 0);
+    assert_eq!(thief.frames(), []);
+    assert!(thief.closed);
+    bench.send(&owner, 1, &create("/a", 0));
+    assert_eq!(owner.frames(), [ok(1)]);
+}
+
+#[test]
+fn s82_a_silent_session_ends_with_its_ephemerals() {
+    let mut bench = Bench::new();
+    let (mut silent, _) = bench.client();
+    let (mut witness, _) = bench.client();
+    bench.send(&silent, 1, &create("/e", 1));
+    silent.frames();
+    bench.send(
+        &witness,
+        1,
+        &Request::Exists {
+            path: "/e".into(),
+            watch: true,
+        },
+    );
+    witness.frames();
+    for second in 0..6 {
+        bench.pass(1_000);
+        bench.send(&witness, -2, &Request::Ping);
+        let frames = witness.frames();
+        if second < 3 {
+            assert_eq!(frames, [ok(-2)]);
+        } else if frames.len() == 2 {
+            assert_eq!(frames, [event(EventType::NodeDeleted, "/e"), ok(-2)]);
+        }
+    }
+    assert_eq!(silent.frames(), []);
+    assert!(silent.closed, "its connection is closed without a message");
+    assert_eq!(bench.shared.state.read().machine.session_count(), 1);
+}
+
+#[test]
+fn a_client_that_is_ahead_waits_half_a_second_and_is_closed() {
+    let mut bench = Bench::new();
+    let mut client = bench.handshake(SessionId(0), &[0; 16], Zxid::new(7, 7));
+    bench.pass(400);
+    assert_eq!(client.frames(), []);
+    assert!(!client.closed);
+    bench.pass(200);
+    assert_eq!(client.frames(), []);
+    assert!(client.closed);
+}
+
+#[test]
+fn s14_an_unknown_opcode_is_answered_after_what_stands_before_it() {
+    let mut bench = Bench::new();
+    let (mut client, given) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    bench.send(&client, 2, &Request::Unknown(99));
+    assert_eq!(client.frames(), []);
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(
+        client.frames(),
+        [ok(1), failed(2, ErrorCode::Unimplemented)]
+    );
+    assert!(client.closed);
+    assert!(
+        bench
+            .shared
+            .state
+            .read()
+            .machine
+            .session(given.session)
+            .is_some()
+    );
+}
+
+#[test]
+fn s19_a_closed_session_is_answered_and_then_the_connection_ends() {
+    let mut bench = Bench::new();
+    let (mut client, given) = bench.client();
+    bench.send(&client, 1, &create("/e", 1));
+    bench.send(&client, 2, &Request::CloseSession);
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    assert!(client.closed);
+    let state = bench.shared.state.read();
+    assert!(state.machine.session(given.session).is_none());
+    assert!(state.machine.peek("/e").is_none());
+}
+
+#[test]
+fn a_lost_connection_takes_its_watches_along_but_not_its_session() {
+    let mut bench = Bench::new();
+    let (client, given) = bench.client();
+    bench.send(
+        &client,
+        1,
+        &Request::Exists {
+            path: "/a".into(),
+            watch: true,
+        },
+    );
+    client.connection.lost();
+    assert_eq!(bench.shared.state.read().watches.lock().len(), 0);
+    assert_eq!(bench.shared.connection_count(), 0);
+    let mut back = bench.handshake(given.session, &given.password, Zxid(0));
+    assert_eq!(back.connect_response().unwrap().session, given.session);
+}
+
+#[test]
+fn writes_of_a_lost_connection_are_still_applied_once() {
+    let mut bench = Bench::new();
+    let (client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    client.connection.lost();
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert!(bench.shared.state.read().machine.peek("/a").is_some());
+    assert_eq!(bench.shared.outstanding(), 0);
+}
+
+#[test]
+fn settings_are_in_the_log_before_the_first_client_is_served() {
+    let settings = vec![("extended_types", 1), ("enforce_quota", 1)];
+    let bench = Bench::with(Options {
+        settings,
+        ..Options::default()
+    });
+    let state = bench.shared.state.read();
+    assert_eq!(state.machine.setting("extended_types"), 1);
+    assert_eq!(state.machine.setting("enforce_quota"), 1);
+}
+
+#[test]
+fn emptied_containers_are_removed() {
+    let cleaner = CleanerOptions {
+        interval_ms: 1_000,
+        ..CleanerOptions::default()
+    };
+    let mut bench = Bench::with(Options {
+        cleaner,
+        ..Options::default()
+    });
+    let (mut client, _) = bench.client();
+    let container = Request::Create(Create {
+        opcode: op::CREATE_CONTAINER,
+        path: "/c".into(),
+        data: None,
+        acl: Some(vec![Acl::open()]),
+        flags: 4,
+        ttl: None,
+    });
+    bench.send(&client, 1, &container);
+    bench.pass(1_500);
+    bench.send(&client, 2, &create("/c/x", 0));
+    bench.send(
+        &client,
+        3,
+        &Request::Delete {
+            path: "/c/x".into(),
+            version: -1,
+        },
+    );
+    bench.send(
+        &client,
+        4,
+        &Request::Exists {
+            path: "/c".into(),
+            watch: true,
+        },
+    );
+    assert_eq!(
+        client.frames(),
+        [ok(1), ok(2), ok(3), ok(4)],
+        "an unused one stays"
+    );
+    bench.pass(1_500);
+    assert_eq!(client.frames(), [event(EventType::NodeDeleted, "/c")]);
+}
+
+#[test]
+fn s61_a_failed_multi_answers_with_success_in_its_header() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let check = SubRequest::Check {
+        path: Text::from("/none"),
+        version: 0,
+    };
+    bench.send(&client, 1, &Request::Multi(vec![check]));
+    assert_eq!(client.frames(), [ok(1)]);
+}

@@ -1,0 +1,218 @@
+//! The socket of one client: bytes ↔ frames of its [`Connection`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::engine::{Connection, Remaining};
+use crate::metrics::Metrics;
+use crate::wire::{FrameLength, frame_length};
+
+use super::Context;
+
+/// Bytes read at once when nothing is known about what comes.
+const READ_BYTES: usize = 4 << 10;
+/// Bytes of an emptied buffer that are kept for the next frames.
+const KEEP_BYTES: usize = 64 << 10;
+/// How long a client may refuse to read what it is sent.
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a connection ended.
+#[derive(Debug)]
+enum End {
+    /// By the client, or by the protocol.
+    Orderly,
+    /// Worth a line for those who look for it.
+    Because(String),
+}
+
+/// Serves one client until its connection ends.
+pub async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    context: &Arc<Context>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let wake = Arc::new(Notify::new());
+    let notify = wake.clone();
+    let connection = context
+        .shared
+        .connect(peer, Box::new(move || notify.notify_one()));
+    connection
+        .stats
+        .established_ms
+        .store(context.clock.wall_ms(), Ordering::Relaxed);
+    let mut client = Client {
+        stream: &mut stream,
+        connection: &connection,
+        context,
+        wake,
+    };
+    let end = client.run(&mut stop).await;
+    connection.lost();
+    context.shared.metrics.connection_drop_count.add(1);
+    // The client sees an orderly end rather than a reset, if it is there at all.
+    let _ = stream.shutdown().await;
+    match end {
+        End::Orderly => tracing::debug!(client = %peer, "connection closed"),
+        End::Because(reason) => tracing::debug!(client = %peer, reason, "connection closed"),
+    }
+}
+
+struct Client<'a> {
+    stream: &'a mut TcpStream,
+    connection: &'a Arc<Connection>,
+    context: &'a Context,
+    wake: Arc<Notify>,
+}
+
+impl Client<'_> {
+    async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
+        let handshake_until = Instant::now() + self.context.limits.handshake;
+        let mut input = BytesMut::new();
+        let mut output = BytesMut::new();
+        let mut first = true;
+        loop {
+            if first && input.len() >= 4 {
+                first = false;
+                let word = [input[0], input[1], input[2], input[3]];
+                if let Some(answer) = self.context.words.answer(word, &input[4..]) {
+                    let _ = timeout(WRITE_PATIENCE, self.stream.write_all(&answer)).await;
+                    return End::Orderly;
+                }
+            }
+            if let Err(end) = self.take_frames(&mut input) {
+                return end;
+            }
+            if let Some(end) = self.send(&mut output).await {
+                return end;
+            }
+            let wants_input = self.connection.wants_input();
+            if wants_input && self.holds_frame(&input) {
+                continue;
+            }
+            // A connection without a session may not stay for ever (§2.7).
+            let sessionless = self.connection.stats.session.load(Ordering::Relaxed) == 0;
+            tokio::select! {
+                read = read_some(self.stream, &mut input), if wants_input => match read {
+                    Ok(0) => return End::Orderly,
+                    Ok(count) => {
+                        self.metrics().bytes_received_count.add(count as u64);
+                    }
+                    Err(error) => return End::Because(error.to_string()),
+                },
+                () = self.wake.notified() => {}
+                () = sleep_until(handshake_until), if sessionless => {
+                    self.metrics().sessionless_connections_expired.add(1);
+                    return End::Because("no session was asked for in time".into());
+                }
+                () = super::told_to_stop(stop) => return self.say_goodbye(&mut output).await,
+            }
+        }
+    }
+
+    /// Hands whole frames to the connection, as many as it wants.
+    fn take_frames(&self, input: &mut BytesMut) -> Result<(), End> {
+        while self.connection.wants_input() {
+            let body = match frame_length(input, self.context.limits.frame_bytes) {
+                FrameLength::Incomplete => break,
+                FrameLength::Refused(length) => {
+                    self.metrics().large_requests_rejected.add(1);
+                    return Err(End::Because(format!(
+                        "frame length {length} (0x{length:x}) is not allowed; jute.maxbuffer is {}",
+                        self.context.limits.frame_bytes
+                    )));
+                }
+                FrameLength::Body(body) => body,
+            };
+            if input.len() < 4 + body {
+                input.reserve(4 + body - input.len());
+                break;
+            }
+            input.advance(4);
+            let frame = input.split_to(body).freeze();
+            self.metrics().packets_received.add(1);
+            let now_ms = self.context.clock.now_ms();
+            if let Err(refused) = self.connection.receive(frame, now_ms) {
+                return Err(End::Because(refused.0.into()));
+            }
+        }
+        if input.is_empty() && input.capacity() > KEEP_BYTES {
+            *input = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.context.shared.metrics
+    }
+
+    fn holds_frame(&self, input: &BytesMut) -> bool {
+        match frame_length(input, self.context.limits.frame_bytes) {
+            FrameLength::Incomplete => false,
+            FrameLength::Refused(_) => true,
+            FrameLength::Body(body) => input.len() >= 4 + body,
+        }
+    }
+
+    /// Sends what is queued. `Some`: nothing can or will follow.
+    async fn send(&mut self, output: &mut BytesMut) -> Option<End> {
+        loop {
+            let before = self.connection.sent();
+            let remaining = self.connection.take_output(output);
+            let frames = self.connection.sent() - before;
+            if !output.is_empty() {
+                self.metrics().packets_sent.add(frames);
+                self.metrics().response_bytes.add(output.len() as u64);
+                self.metrics()
+                    .client_response_size
+                    .note(output.len() as u64 / frames.max(1));
+                match timeout(WRITE_PATIENCE, self.stream.write_all(output)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Some(End::Because(error.to_string())),
+                    Err(_) => return Some(End::Because("the client does not read".into())),
+                }
+                if output.capacity() > KEEP_BYTES {
+                    *output = BytesMut::new();
+                }
+                output.clear();
+            }
+            match remaining {
+                Remaining::Nothing => return None,
+                Remaining::More => {}
+                Remaining::Closed => return Some(End::Orderly),
+            }
+        }
+    }
+
+    /// The server stops: replies that are under way are still sent, then the socket closes. The
+    /// session lives on.
+    async fn say_goodbye(&mut self, output: &mut BytesMut) -> End {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let until = Instant::now() + PATIENCE;
+        while self.connection.unanswered() > 0 && Instant::now() < until {
+            if let Some(end) = self.send(output).await {
+                return end;
+            }
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = sleep_until(until) => {}
+            }
+        }
+        self.send(output).await.unwrap_or(End::Orderly)
+    }
+}
+
+async fn read_some(stream: &mut TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
+    if input.capacity() == input.len() {
+        input.reserve(READ_BYTES);
+    }
+    stream.read_buf(input).await
+}

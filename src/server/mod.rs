@@ -1,0 +1,370 @@
+//! Builds the parts of a server, wires them together, starts and stops them.
+
+mod view;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::cli::RunningServer;
+use crate::config::Config;
+use crate::engine::{
+    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Setup, Shared, SnapshotMeta,
+};
+use crate::machine::{Image, Machine, OriginId, RestoreError};
+use crate::net::{self, Clock, Context, Limits};
+use crate::node::{self, Doorbell, Log};
+use crate::proto::log::{HardState, Membership, Record};
+use crate::storage::{Fault, LogHandle, Progress, Recovered, Storage, StorageConfig};
+
+pub use view::ServerView;
+
+/// Time between two ticks of the engine.
+const ENGINE_TICK_MS: u64 = 50;
+/// How long a stopping server waits for its connections.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// Server ids stand in the top byte of session ids.
+const MEMORY_DISK: u64 = 0;
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Storage(#[from] Fault),
+    #[error("cannot listen on {address}: {source}{}", listen_advice(.source))]
+    Listen { address: String, source: io::Error },
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    #[error("the system gives no random bytes: {0}")]
+    Entropy(String),
+}
+
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another server has this port: stop it, or choose another with --client-port"
+        }
+        io::ErrorKind::AddrNotAvailable => "; clientPortAddress must be an address of this machine",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+        _ => "",
+    }
+}
+
+/// Makes servers.
+#[derive(Debug)]
+pub struct Server;
+
+/// A server that runs.
+pub struct Running {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    doorbell: Arc<Doorbell>,
+    node: JoinHandle<()>,
+    faults: watch::Receiver<Option<Arc<Fault>>>,
+    stop_clients: watch::Sender<bool>,
+    clients: tokio::task::JoinHandle<()>,
+    runtime: Runtime,
+}
+
+impl Server {
+    /// Recovers what is on disk, takes the client port, and begins to serve. Blocks until the data
+    /// is loaded; `progress` is told how far that is, in bytes done and in all.
+    ///
+    /// # Errors
+    ///
+    /// Each says what to do.
+    pub fn start(config: &Config, progress: Option<Progress>) -> Result<Running, StartError> {
+        let clock = Clock::start();
+        let doorbell = Arc::new(Doorbell::default());
+        let (fault_sender, faults) = watch::channel(None);
+
+        // The port first: an occupied one is told before minutes of loading.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("net")
+            .enable_all()
+            .build()
+            .map_err(StartError::Thread)?;
+        let listener = {
+            let _inside = runtime.enter();
+            bind(config)?
+        };
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            address: config.client.to_string(),
+            source,
+        })?;
+
+        let bell = doorbell.clone();
+        let on_persisted = move |number| bell.persisted(number);
+        let (recovered, log) = if config.in_memory {
+            (in_memory(config), LogHandle::memory(on_persisted))
+        } else {
+            let (recovered, storage) = Storage::open(storage_config(config, progress), load)?;
+            let on_fault = move |fault| {
+                fault_sender.send_replace(Some(Arc::new(fault)));
+            };
+            (recovered, storage.start(on_persisted, on_fault)?)
+        };
+        let engine = engine(config, recovered, clock)?;
+        let shared = engine.shared();
+        let log = Files {
+            log,
+            doorbell: doorbell.clone(),
+            number: 0,
+        };
+        let node = node::start(engine, log, doorbell.clone(), clock).map_err(StartError::Thread)?;
+
+        let limits = Limits {
+            frame_bytes: config.jute_max_buffer,
+            per_address: config.max_client_cnxns as usize,
+            total: config.max_cnxns as usize,
+            handshake: Duration::from_millis(config.sessionless_timeout_ms.into()),
+        };
+        let words = ServerView::new(config, address, shared.clone(), clock);
+        let context = Context::new(shared.clone(), clock, limits, Box::new(words));
+        let (stop_clients, stop) = watch::channel(false);
+        let clients = runtime.spawn(net::serve(listener, context, stop));
+        Ok(Running {
+            address,
+            shared,
+            doorbell,
+            node,
+            faults,
+            stop_clients,
+            clients,
+            runtime,
+        })
+    }
+}
+
+impl Running {
+    /// What connections see of the server.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+}
+
+impl RunningServer for Running {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What was acknowledged is safe; a process that went on could not say the same of the next
+    /// write.
+    fn fault(&self) -> Pin<Box<dyn Future<Output = anyhow::Error> + Send>> {
+        let mut faults = self.faults.clone();
+        Box::pin(async move {
+            let fault = faults
+                .wait_for(Option::is_some)
+                .await
+                .ok()
+                .and_then(|fault| fault.clone());
+            match fault {
+                Some(fault) => anyhow::Error::new(fault),
+                // In memory there is no log thread, so nothing can fail.
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    /// No new connections, replies that are under way are sent, the log is closed. Sessions live
+    /// on.
+    fn stop(self: Box<Self>) {
+        self.stop_clients.send_replace(true);
+        let clients = self.clients;
+        let waited = async { tokio::time::timeout(STOP_PATIENCE, clients).await };
+        if self.runtime.block_on(waited).is_err() {
+            tracing::warn!("some connections were cut off");
+        }
+        self.doorbell.stop();
+        if self.node.join().is_err() {
+            tracing::error!("the node thread panicked");
+        }
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+fn bind(config: &Config) -> Result<tokio::net::TcpListener, StartError> {
+    let backlog = config
+        .listen_backlog
+        .map(|backlog| i32::try_from(backlog).unwrap_or(i32::MAX));
+    let failed = |source| StartError::Listen {
+        address: config.client.to_string(),
+        source,
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in config.client.addresses().map_err(failed)? {
+        match net::listen(address, backlog) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn storage_config(config: &Config, progress: Option<Progress>) -> StorageConfig {
+    StorageConfig {
+        log_dir: config.log_dir.clone(),
+        sync: config.force_sync,
+        segment_bytes: config.segment_bytes,
+        keep_snapshots: config.snap_retain_count,
+        purge: config.purge,
+        fsync_warn_ms: config.fsync_warn_ms.into(),
+        progress,
+        ..StorageConfig::new(&config.data_dir, config.server_id)
+    }
+}
+
+fn in_memory(config: &Config) -> Recovered<Machine> {
+    Recovered {
+        identity: crate::storage::Identity {
+            cluster: 0,
+            server: config.server_id,
+            disk: MEMORY_DISK,
+        },
+        incarnation: 1,
+        hard_state: HardState::default(),
+        membership: None,
+        snapshot: None,
+        machine: Machine::new(),
+        entries: Vec::new(),
+        clean_shutdown: true,
+        warnings: Vec::new(),
+    }
+}
+
+fn engine(
+    config: &Config,
+    recovered: Recovered<Machine>,
+    clock: Clock,
+) -> Result<Engine, StartError> {
+    // Asked once here, so that a system without entropy fails at the start and not in a handshake.
+    getrandom::fill(&mut [0; 16]).map_err(|error| StartError::Entropy(error.to_string()))?;
+    let random = || {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("the system gave random bytes at the start");
+        bytes
+    };
+    let Recovered {
+        identity,
+        incarnation,
+        hard_state,
+        membership,
+        machine,
+        entries,
+        ..
+    } = recovered;
+    let alone = Membership {
+        voters: vec![identity.server.into()],
+        ..Membership::default()
+    };
+    let setup = Setup {
+        origin: OriginId {
+            server: identity.server,
+            disk: identity.disk,
+            incarnation,
+        },
+        options: options(config),
+        random: Box::new(random),
+        logger: crate::logging::raft_logger(),
+        machine,
+        hard_state,
+        membership: membership.unwrap_or(alone),
+        entries,
+    };
+    Ok(Engine::new(setup, clock.now_ms()))
+}
+
+fn options(config: &Config) -> Options {
+    let ms = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+    Options {
+        tick_ms: ENGINE_TICK_MS,
+        session_tick_ms: config.tick_ms.into(),
+        min_session_timeout_ms: ms(config.min_session_timeout_ms),
+        max_session_timeout_ms: ms(config.max_session_timeout_ms),
+        snap_count: config.snap_count,
+        outstanding_max: config.global_outstanding_limit as usize,
+        cleaner: CleanerOptions {
+            interval_ms: config.container_check_interval_ms.into(),
+            per_minute: config.container_max_per_minute.into(),
+            never_used_ms: i64::try_from(config.container_max_never_used_ms).unwrap_or(i64::MAX),
+        },
+        auth: AuthOptions {
+            digest_enabled: config.digest_enabled,
+            super_digest: config.super_digest.clone(),
+            skip_acl: config.skip_acl,
+        },
+        settings: vec![
+            ("enforce_quota", config.enforce_quota.into()),
+            ("extended_types", config.extended_types.into()),
+            ("digest_enabled", config.digest_enabled.into()),
+            ("reconfig_enabled", config.reconfig_enabled.into()),
+        ],
+    }
+}
+
+/// The node thread's view of the log and snapshot threads.
+struct Files {
+    log: LogHandle,
+    doorbell: Arc<Doorbell>,
+    /// The highest number that was appended.
+    number: u64,
+}
+
+impl Log for Files {
+    fn append(&mut self, append: Append) {
+        self.number = append.number;
+        self.log.append(append);
+    }
+
+    fn take_snapshot(&mut self, meta: SnapshotMeta, image: Image) {
+        let doorbell = self.doorbell.clone();
+        let index = meta.index;
+        let chunks = move |push: &mut dyn FnMut(bytes::Bytes) -> Result<(), Fault>| {
+            image.chunks().try_for_each(push)
+        };
+        let done = move |result: Result<u64, Fault>| match result {
+            Ok(bytes) => doorbell.event(Event::SnapshotTaken { index, bytes }),
+            Err(error) => {
+                tracing::warn!(%error, "no snapshot was written; the log is kept instead");
+                doorbell.event(Event::SnapshotFailed);
+            }
+        };
+        self.log.take_snapshot(meta, chunks, done);
+    }
+
+    fn close(&mut self, hard_state: HardState) {
+        let record = Record {
+            hard_state: Some(hard_state),
+            ..Record::default()
+        };
+        self.log.append(Append {
+            number: self.number + 1,
+            record,
+            sync: true,
+        });
+        self.log.stop();
+    }
+}
+
+/// Makes the machine from a snapshot, or an empty one.
+fn load(reader: Option<crate::storage::SnapshotReader>) -> Result<Machine, Fault> {
+    match reader {
+        None => Ok(Machine::new()),
+        Some(reader) => {
+            let path = reader.path().to_owned();
+            Machine::restore(reader).map_err(|error| match error {
+                RestoreError::Source(fault) => fault,
+                other => Fault::RejectedSnapshot {
+                    path,
+                    reason: other.to_string(),
+                },
+            })
+        }
+    }
+}

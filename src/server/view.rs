@@ -1,0 +1,258 @@
+//! The running server as operators see it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::admin::{
+    ConnectionView, Mode, SessionView, TRACE_MASK_DEFAULT, View, WatchSummary, four_letter,
+};
+use crate::config::Config;
+use crate::engine::{Connection, Shared};
+use crate::metrics::Metrics;
+use crate::net::{Clock, Words};
+use crate::wire::{SessionId, Text, Zxid};
+
+/// What four-letter words are answered from.
+pub struct ServerView {
+    config: Config,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    clock: Clock,
+    trace_mask: AtomicI64,
+}
+
+impl ServerView {
+    pub fn new(config: &Config, address: SocketAddr, shared: Arc<Shared>, clock: Clock) -> Self {
+        let trace_mask = AtomicI64::new(TRACE_MASK_DEFAULT);
+        Self {
+            config: config.clone(),
+            address,
+            shared,
+            clock,
+            trace_mask,
+        }
+    }
+
+    /// When a connection is given up, in ms since 1970, unless something is received.
+    fn expires_ms(&self, connection: &Connection) -> i64 {
+        let stats = &connection.stats;
+        let heard_ms = stats.heard_ms.load(Ordering::Relaxed);
+        let silent_ms = self.clock.now_ms().saturating_sub(heard_ms) as i64;
+        let timeout_ms = match stats.timeout_ms.load(Ordering::Relaxed) {
+            0 => i64::from(self.config.sessionless_timeout_ms),
+            timeout_ms => i64::from(timeout_ms),
+        };
+        self.clock.wall_ms() - silent_ms + timeout_ms
+    }
+
+    /// Expiry happens on multiples of the tick (§8.2).
+    fn bucket(&self, expires_ms: i64) -> i64 {
+        let tick_ms = i64::from(self.config.tick_ms);
+        (expires_ms / tick_ms + 1) * tick_ms
+    }
+
+    fn connection_view(&self, connection: &Connection) -> ConnectionView {
+        let stats = &connection.stats;
+        let session = SessionId(stats.session.load(Ordering::Relaxed));
+        let answered = stats.answered.load(Ordering::Relaxed);
+        let min_latency_ms = stats.min_latency_ms.load(Ordering::Relaxed);
+        let session = (session.0 != 0).then(|| SessionView {
+            id: session,
+            timeout_ms: stats.timeout_ms.load(Ordering::Relaxed),
+            established_ms: stats.established_ms.load(Ordering::Relaxed),
+            last_opcode: stats.last_opcode.load(Ordering::Relaxed),
+            last_xid: stats.last_xid.load(Ordering::Relaxed),
+            last_zxid: Zxid(stats.last_zxid.load(Ordering::Relaxed)),
+            last_response_ms: stats.last_answered_ms.load(Ordering::Relaxed),
+            last_latency_ms: stats.last_latency_ms.load(Ordering::Relaxed),
+            min_latency_ms: if answered == 0 { 0 } else { min_latency_ms },
+            average_latency_ms: stats
+                .total_latency_ms
+                .load(Ordering::Relaxed)
+                .checked_div(answered)
+                .unwrap_or(0),
+            max_latency_ms: stats.max_latency_ms.load(Ordering::Relaxed),
+        });
+        ConnectionView {
+            peer: connection.peer(),
+            reading: connection.wants_input() && session.is_some(),
+            queued: connection.unanswered() as u64,
+            received: stats.received.load(Ordering::Relaxed),
+            sent: connection.sent(),
+            expires_ms: self.expires_ms(connection),
+            session,
+        }
+    }
+}
+
+impl Words for ServerView {
+    fn answer(&self, word: [u8; 4], argument: &[u8]) -> Option<Vec<u8>> {
+        four_letter::answer(word, argument, self).map(String::into_bytes)
+    }
+}
+
+impl View for ServerView {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    fn is_serving(&self) -> bool {
+        self.shared.is_serving()
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::Standalone
+    }
+
+    fn zxid(&self) -> Zxid {
+        self.shared.state.read().machine.zxid()
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    fn client_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn directory_bytes(&self) -> (u64, u64) {
+        if self.config.in_memory {
+            return (0, 0);
+        }
+        (
+            bytes_below(&self.config.data_dir),
+            bytes_below(&self.config.log_dir),
+        )
+    }
+
+    fn znode_count(&self) -> u64 {
+        self.shared.state.read().machine.znode_count() as u64
+    }
+
+    fn ephemeral_count(&self) -> u64 {
+        self.shared.state.read().machine.ephemeral_count() as u64
+    }
+
+    fn data_bytes(&self) -> u64 {
+        self.shared.state.read().machine.data_bytes()
+    }
+
+    fn session_count(&self) -> u64 {
+        self.shared.state.read().machine.session_count() as u64
+    }
+
+    fn connection_count(&self) -> u64 {
+        self.shared.connection_count() as u64
+    }
+
+    fn outstanding(&self) -> u64 {
+        self.shared.outstanding() as u64
+    }
+
+    fn watches(&self) -> WatchSummary {
+        let state = self.shared.state.read();
+        let watches = state.watches.lock();
+        WatchSummary {
+            connections: watches.connections() as u64,
+            paths: watches.paths() as u64,
+            watches: watches.total() as u64,
+        }
+    }
+
+    fn connections(&self) -> Vec<ConnectionView> {
+        let connections = self.shared.connections();
+        connections
+            .iter()
+            .map(|connection| self.connection_view(connection))
+            .collect()
+    }
+
+    fn expiries(&self) -> Vec<(i64, SessionId)> {
+        let held: std::collections::BTreeMap<SessionId, i64> = self
+            .shared
+            .connections()
+            .iter()
+            .map(|connection| {
+                let session = SessionId(connection.stats.session.load(Ordering::Relaxed));
+                (session, self.expires_ms(connection))
+            })
+            .collect();
+        let now_ms = self.clock.wall_ms();
+        let state = self.shared.state.read();
+        state
+            .machine
+            .sessions()
+            .map(|(session, info)| {
+                // A session without a connection here was heard at most its timeout ago.
+                let expires = held.get(&session).copied();
+                let expires_ms = expires.unwrap_or(now_ms + i64::from(info.timeout_ms));
+                (self.bucket(expires_ms), session)
+            })
+            .collect()
+    }
+
+    fn ephemerals(&self) -> Vec<(SessionId, Vec<Text>)> {
+        let state = self.shared.state.read();
+        let owners = state.machine.sessions_with_ephemerals();
+        owners
+            .map(|session| (session, state.machine.ephemerals(session)))
+            .collect()
+    }
+
+    fn data_watches(&self) -> Vec<(SessionId, Text)> {
+        let sessions: std::collections::BTreeMap<_, _> = self
+            .shared
+            .connections()
+            .iter()
+            .map(|c| (c.id(), SessionId(c.stats.session.load(Ordering::Relaxed))))
+            .collect();
+        let state = self.shared.state.read();
+        let watches = state.watches.lock();
+        let mut found = Vec::new();
+        for (connection, paths) in watches.by_connection() {
+            if let Some(session) = sessions.get(&connection) {
+                found.extend(paths.into_iter().map(|path| (*session, Text::from(path))));
+            }
+        }
+        found
+    }
+
+    fn digests(&self) -> Vec<(Zxid, u64)> {
+        // Kept for ensembles that compare them: a server alone has no one to compare with.
+        let state = self.shared.state.read();
+        vec![(state.machine.zxid(), state.machine.digest())]
+    }
+
+    fn reset_connections(&self) {
+        for connection in self.shared.connections() {
+            connection.reset_stats();
+        }
+    }
+
+    fn trace_mask(&self) -> &AtomicI64 {
+        &self.trace_mask
+    }
+}
+
+/// Bytes of all files below a directory. What cannot be read counts as nothing.
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
