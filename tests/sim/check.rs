@@ -65,7 +65,10 @@ pub type Verdict = Result<(), Violation>;
 
 /// A failed check as a value.
 pub fn broken<T>(group: Group, what: impl Into<String>) -> Result<T, Violation> {
-    Err(Violation { group, what: what.into() })
+    Err(Violation {
+        group,
+        what: what.into(),
+    })
 }
 
 /// All checkers of a run, and what they know.
@@ -124,7 +127,12 @@ impl Checks {
         else {
             return;
         };
-        if self.model.sessions.get(&session).is_some_and(|now| now.generation == generation) {
+        if self
+            .model
+            .sessions
+            .get(&session)
+            .is_some_and(|now| now.generation == generation)
+        {
             self.sessions.heard(session, ran_ms);
         }
     }
@@ -139,7 +147,10 @@ impl Checks {
             // found out again nobody may be served.
             if shared.is_serving() {
                 let (now, before) = (applied.index, self.model.index);
-                return broken(Group::Log, format!("6: applied went back from {before} to {now}"));
+                return broken(
+                    Group::Log,
+                    format!("6: applied went back from {before} to {now}"),
+                );
             }
             return Ok(());
         }
@@ -162,7 +173,11 @@ impl Checks {
         let before = self.model.zxid;
         for done in self.model.apply(entry.index, entry.term, &content) {
             match &done.outcome {
-                Outcome::Attached { session, generation, .. } => {
+                Outcome::Attached {
+                    session,
+                    generation,
+                    ..
+                } => {
                     let Some(conn) = conn_of(&done.identities) else {
                         return broken(Group::Replies, "an attachment without an address");
                     };
@@ -170,7 +185,7 @@ impl Checks {
                         return broken(Group::Sessions, format!("session id {session} came twice"));
                     }
                     self.attachments.insert((*session, *generation), conn);
-                    self.sessions.heard(*session, self.ran_ms);
+                    self.sessions.attached(*session, self.ran_ms);
                     let session = (*session, *generation);
                     if let Some(conn) = self.conns.get_mut(&conn) {
                         conn.attached(session, done)?;
@@ -197,15 +212,24 @@ impl Checks {
             }
         }
         if self.model.zxid < before {
-            return broken(Group::State, format!("11: zxid went back to {}", self.model.zxid));
+            return broken(
+                Group::State,
+                format!("11: zxid went back to {}", self.model.zxid),
+            );
         }
         Ok(())
     }
 
     /// A frame left the server for the client of this connection.
     pub fn frame(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
-        let conn = self.conns.get_mut(&conn).expect("a connection that was opened");
-        let view = replies::View { model: &self.model, durable: self.log.durable };
+        let conn = self
+            .conns
+            .get_mut(&conn)
+            .expect("a connection that was opened");
+        let view = replies::View {
+            model: &self.model,
+            durable: self.log.durable,
+        };
         let shown = conn.frame(frame, &view)?;
         if let Some((session, _)) = conn.session() {
             let last = self.shown.entry(session).or_insert(Zxid(0));
@@ -224,7 +248,10 @@ impl Checks {
 
     /// The server closed this connection by itself.
     pub fn closed_by_server(&mut self, conn: ConnId) -> Verdict {
-        let conn = self.conns.get_mut(&conn).expect("a connection that was opened");
+        let conn = self
+            .conns
+            .get_mut(&conn)
+            .expect("a connection that was opened");
         conn.closed(&self.model)
     }
 

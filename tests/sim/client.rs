@@ -9,9 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use zkraft::wire::request::SetWatches;
-use zkraft::wire::{
-    ConnectRequest, ErrorCode, EventType, Request, SessionId, Text, Zxid, op,
-};
+use zkraft::wire::{ConnectRequest, ErrorCode, EventType, Request, SessionId, Text, Zxid, op};
 
 use crate::mix::SECRETS;
 use crate::reply::{self, Event, Frame};
@@ -32,7 +30,12 @@ impl Sent {
     pub fn new(xid: i32, request: Request) -> Self {
         let mut body = BytesMut::new();
         request.encode(&mut body);
-        Self { xid, opcode: request.opcode(), body: body.freeze(), request: Some(request) }
+        Self {
+            xid,
+            opcode: request.opcode(),
+            body: body.freeze(),
+            request: Some(request),
+        }
     }
 
     /// Whether it goes through the log (§3.1).
@@ -69,7 +72,9 @@ pub enum Action {
     Connect(ConnectRequest),
     Send(Sent),
     /// Gives its connection up. Silent: the server is not told.
-    Drop { silent: bool },
+    Drop {
+        silent: bool,
+    },
     /// Wants to be woken at this time, in µs.
     Wake(u64),
 }
@@ -95,8 +100,13 @@ pub struct Manners {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Phase {
-    Away { until_us: u64 },
-    Connecting { since_us: u64, foreign: bool },
+    Away {
+        until_us: u64,
+    },
+    Connecting {
+        since_us: u64,
+        foreign: bool,
+    },
     Open,
     /// Silent for ever.
     Dead,
@@ -152,7 +162,10 @@ impl Client {
             last_heard_us: 0,
             alive_until_us: 0,
             secrets: BTreeSet::new(),
-            watched: SetWatches { persistent: Some(Default::default()), ..SetWatches::default() },
+            watched: SetWatches {
+                persistent: Some(Default::default()),
+                ..SetWatches::default()
+            },
             next_wake_us: 0,
             finishing: None,
             expirations: 0,
@@ -212,7 +225,9 @@ impl Client {
                         self.event(&event);
                         self.workload.event(&event);
                     }
-                    Frame::Reply { zxid, error, body, .. } => {
+                    Frame::Reply {
+                        zxid, error, body, ..
+                    } => {
                         self.reply(now_us, zxid, error, body);
                     }
                 }
@@ -258,23 +273,29 @@ impl Client {
     }
 
     fn connect(&mut self, now_us: u64, other: SessionId, out: &mut Vec<Action>) {
-        let foreign = other.0 != 0
-            && other != self.session
-            && self.rng.permille(self.manners.intrudes * 10);
+        let foreign =
+            other.0 != 0 && other != self.session && self.rng.permille(self.manners.intrudes * 10);
         let (session, password) = match foreign {
             true => (other, Bytes::copy_from_slice(&self.rng.bytes16())),
             false => (self.session, self.password.clone()),
         };
         let future = foreign && self.rng.percent(30);
         out.push(Action::Connect(ConnectRequest {
-            last_zxid_seen: if future { Zxid(i64::MAX / 2) } else { self.last_zxid },
+            last_zxid_seen: if future {
+                Zxid(i64::MAX / 2)
+            } else {
+                self.last_zxid
+            },
             timeout_ms: self.manners.timeout_ms,
             session,
             password,
             read_only: self.rng.percent(80).then_some(false),
         }));
         self.unanswered.clear();
-        self.phase = Phase::Connecting { since_us: now_us, foreign };
+        self.phase = Phase::Connecting {
+            since_us: now_us,
+            foreign,
+        };
     }
 
     /// What a client that came back sends first.
@@ -283,10 +304,16 @@ impl Client {
             self.send(now_us, auth("digest", secret), out);
         }
         let watched = self.watched.clone();
-        self.watched = SetWatches { persistent: Some(Default::default()), ..SetWatches::default() };
+        self.watched = SetWatches {
+            persistent: Some(Default::default()),
+            ..SetWatches::default()
+        };
         let empty = watched == self.watched;
         if !empty && self.rng.percent(80) {
-            let mut set = SetWatches { relative_zxid: self.last_zxid, ..watched };
+            let mut set = SetWatches {
+                relative_zxid: self.last_zxid,
+                ..watched
+            };
             if set.persistent == Some(Default::default()) && self.rng.percent(50) {
                 set.persistent = None;
             }
@@ -305,7 +332,13 @@ impl Client {
         match self.finishing {
             None => {}
             Some(Finish::Wanted) if !waiting => {
-                self.send(now_us, Request::Sync { path: Some("/".into()) }, out);
+                self.send(
+                    now_us,
+                    Request::Sync {
+                        path: Some("/".into()),
+                    },
+                    out,
+                );
                 self.send(now_us, Request::Ping, out);
                 self.finishing = Some(Finish::Asked);
                 return;
@@ -346,7 +379,9 @@ impl Client {
         if self.rng.permille(manners.vanishes) {
             // Silence, with the connection up: nobody can tell until the timeout.
             self.next_wake_us = now_us + self.rng.between(0, self.timeout_us * 3);
-            self.phase = Phase::Away { until_us: self.next_wake_us };
+            self.phase = Phase::Away {
+                until_us: self.next_wake_us,
+            };
             self.unanswered_lost();
             return true;
         }
@@ -417,7 +452,10 @@ impl Client {
     }
 
     fn reply(&mut self, now_us: u64, zxid: Zxid, error: i32, body: Bytes) {
-        let (sent, sent_us) = self.unanswered.pop_front().expect("the checker has looked at it");
+        let (sent, sent_us) = self
+            .unanswered
+            .pop_front()
+            .expect("the checker has looked at it");
         self.alive_until_us = self.alive_until_us.max(sent_us + self.timeout_us);
         let Some(request) = sent.request else { return };
         if matches!(request, Request::Unknown(_)) {
@@ -446,7 +484,9 @@ impl Client {
                 watched.exist.push(path.clone());
             }
             Request::GetData { path, watch: true } if ok => watched.data.push(path.clone()),
-            Request::GetChildren { path, watch: true, .. } if ok => {
+            Request::GetChildren {
+                path, watch: true, ..
+            } if ok => {
                 watched.child.push(path.clone());
             }
             Request::AddWatch { path, mode: 0 } if ok => persistent.push(path.clone()),
@@ -491,15 +531,20 @@ impl Client {
             self.finishing = Some(Finish::Wanted);
         }
         let backoff_us = self.rng.between(1_000, 300_000);
-        self.phase = Phase::Away { until_us: now_us + backoff_us };
+        self.phase = Phase::Away {
+            until_us: now_us + backoff_us,
+        };
         self.next_wake_us = now_us + backoff_us;
         out.push(Action::Wake(self.next_wake_us));
     }
 
     /// Nobody will tell what became of these.
     fn unanswered_lost(&mut self) {
-        let unanswered: Vec<Request> =
-            self.unanswered.drain(..).filter_map(|(sent, _)| sent.request).collect();
+        let unanswered: Vec<Request> = self
+            .unanswered
+            .drain(..)
+            .filter_map(|(sent, _)| sent.request)
+            .collect();
         self.workload.lost(&unanswered);
     }
 
@@ -508,7 +553,10 @@ impl Client {
         self.password = Bytes::from_static(&[0; 16]);
         self.alive_until_us = 0;
         self.expirations += 1;
-        self.watched = SetWatches { persistent: Some(Default::default()), ..SetWatches::default() };
+        self.watched = SetWatches {
+            persistent: Some(Default::default()),
+            ..SetWatches::default()
+        };
         self.workload.session_over();
     }
 
@@ -517,10 +565,18 @@ impl Client {
     }
 
     fn view(&self, now_us: u64) -> View {
-        View { client: self.id, now_us, session: self.session, last_zxid: self.last_zxid }
+        View {
+            client: self.id,
+            now_us,
+            session: self.session,
+            last_zxid: self.last_zxid,
+        }
     }
 }
 
 fn auth(scheme: &str, secret: &str) -> Request {
-    Request::Auth { scheme: scheme.into(), auth: Bytes::copy_from_slice(secret.as_bytes()) }
+    Request::Auth {
+        scheme: scheme.into(),
+        auth: Bytes::copy_from_slice(secret.as_bytes()),
+    }
 }

@@ -69,9 +69,21 @@ impl Source {
         let mut rng = Rng::new(seed);
         let mut mix = Mix::new(&mut rng, "");
         mix.acls = mix.acls.max(10);
-        let origin = |server| log::Origin { server, disk: u64::from(server) * 7, incarnation: 2 };
-        let streams = (1..=rng.between(1, 3) as u32).map(|server| (origin(server), 0)).collect();
-        Self { rng, mix, streams, time_ms: 1_000_000, term: 1 }
+        let origin = |server| log::Origin {
+            server,
+            disk: u64::from(server) * 7,
+            incarnation: 2,
+        };
+        let streams = (1..=rng.between(1, 3) as u32)
+            .map(|server| (origin(server), 0))
+            .collect();
+        Self {
+            rng,
+            mix,
+            streams,
+            time_ms: 1_000_000,
+            term: 1,
+        }
     }
 
     fn entry(&mut self, model: &Model) -> log::Entry {
@@ -80,11 +92,15 @@ impl Source {
             self.term += self.rng.between(1, 3);
             return log::Entry::default();
         }
-        let mut entry = log::Entry { time_ms: self.time_ms, ..log::Entry::default() };
+        let mut entry = log::Entry {
+            time_ms: self.time_ms,
+            ..log::Entry::default()
+        };
         for _ in 0..self.rng.between(1, 2) {
             let place = self.rng.below(self.streams.len() as u64) as usize;
-            let commands: Vec<_> =
-                (0..self.rng.between(1, 5)).map(|_| self.command(model)).collect();
+            let commands: Vec<_> = (0..self.rng.between(1, 5))
+                .map(|_| self.command(model))
+                .collect();
             let (origin, last) = &mut self.streams[place];
             let mut first = *last + 1;
             match self.rng.below(40) {
@@ -98,11 +114,18 @@ impl Source {
             }
             let stale = self.rng.permille(20);
             let incarnation = origin.incarnation - u64::from(stale);
-            let origin = log::Origin { incarnation, ..*origin };
+            let origin = log::Origin {
+                incarnation,
+                ..*origin
+            };
             if !stale && first <= *last + 1 {
                 *last = (*last).max(first + commands.len() as u64 - 1);
             }
-            entry.batches.push(log::Batch { origin: Some(origin), first, commands });
+            entry.batches.push(log::Batch {
+                origin: Some(origin),
+                first,
+                commands,
+            });
         }
         if self.rng.percent(10) {
             entry.internal.push(self.internal(model));
@@ -135,7 +158,11 @@ impl Source {
                     false => session.password.clone(),
                 };
                 let identities = vec![address(rng)];
-                let body = log::Attach { timeout_ms: 5000, password, identities };
+                let body = log::Attach {
+                    timeout_ms: 5000,
+                    password,
+                    identities,
+                };
                 command(id, 0, own::ATTACH, body.encode_to_vec())
             }
             4..7 => {
@@ -166,9 +193,17 @@ impl Source {
         let paths: Vec<_> = model.now.iter().collect();
         match rng.below(3) {
             0 => {
-                let names = ["extended_types", "enforce_quota", "digest_enabled", "reconfig_enabled"];
+                let names = [
+                    "extended_types",
+                    "enforce_quota",
+                    "digest_enabled",
+                    "reconfig_enabled",
+                ];
                 let name = (*rng.pick(&names)).into();
-                let body = log::Set { name, value: i64::from(rng.percent(80)) };
+                let body = log::Set {
+                    name,
+                    value: i64::from(rng.percent(80)),
+                };
                 command(0, 0, own::SET, body.encode_to_vec())
             }
             1 => {
@@ -184,7 +219,10 @@ impl Source {
                 };
                 let candidates: Vec<_> = paths.iter().filter(removable).collect();
                 if candidates.is_empty() {
-                    let body = log::Remove { path: "/none".into(), ..log::Remove::default() };
+                    let body = log::Remove {
+                        path: "/none".into(),
+                        ..log::Remove::default()
+                    };
                     return command(0, 0, own::REMOVE, body.encode_to_vec());
                 }
                 let (path, znode) = **rng.pick(&candidates);
@@ -218,15 +256,26 @@ impl Source {
 }
 
 fn command(session: i64, generation: u64, op: i32, body: Vec<u8>) -> log::Command {
-    log::Command { session, generation, op, body: body.into() }
+    log::Command {
+        session,
+        generation,
+        op,
+        body: body.into(),
+    }
 }
 
 fn identity(scheme: &str, id: &str) -> log::Identity {
-    log::Identity { scheme: scheme.into(), id: id.into() }
+    log::Identity {
+        scheme: scheme.into(),
+        id: id.into(),
+    }
 }
 
 fn address(rng: &mut Rng) -> log::Identity {
-    identity("ip", *rng.pick(&["10.0.0.1", "10.0.0.2", "10.9.9.9", "192.168.0.1"]))
+    identity(
+        "ip",
+        *rng.pick(&["10.0.0.1", "10.0.0.2", "10.9.9.9", "192.168.0.1"]),
+    )
 }
 
 /// One stream of entries; `Err` says how machine and model differ.
@@ -244,11 +293,20 @@ fn run(seed: u64) -> Result<(), String> {
             data: entry.encode_to_vec().into(),
             ..log::LogEntry::default()
         };
-        machine.apply(LogId { term: source.term, index }, &entry, &mut seen);
+        machine.apply(
+            LogId {
+                term: source.term,
+                index,
+            },
+            &entry,
+            &mut seen,
+        );
         state.replay(&raw, &entry);
         let done = model.apply(index, source.term, &entry);
-        let outcomes: Vec<_> =
-            done.iter().filter(|done| done.outcome != Outcome::Internal).collect();
+        let outcomes: Vec<_> = done
+            .iter()
+            .filter(|done| done.outcome != Outcome::Internal)
+            .collect();
         if outcomes.len() != seen.outcomes.len() {
             return Err(format!("{entry:?}\n{:?}\n{outcomes:?}", seen.outcomes));
         }
@@ -256,7 +314,9 @@ fn run(seed: u64) -> Result<(), String> {
             source.saw(outcome);
             if translate(outcome) != wanted.outcome {
                 let request = Request::decode(wanted.opcode, wanted.body.clone());
-                return Err(format!("{request:?}\n machine: {outcome:?}\n model: {wanted:?}"));
+                return Err(format!(
+                    "{request:?}\n machine: {outcome:?}\n model: {wanted:?}"
+                ));
             }
         }
         let changes = |list: &[ModelChange]| {
@@ -269,10 +329,15 @@ fn run(seed: u64) -> Result<(), String> {
         };
         if changes(&seen.changes) != changes(&model.changes[before..]) {
             let wanted = &model.changes[before..];
-            return Err(format!("{entry:?}\n machine: {:?}\n model: {wanted:?}", seen.changes));
+            return Err(format!(
+                "{entry:?}\n machine: {:?}\n model: {wanted:?}",
+                seen.changes
+            ));
         }
         let deep = index % 10 == 0 || index == ENTRIES;
-        state.compare(&model, &machine, deep).map_err(|violation| violation.what)?;
+        state
+            .compare(&model, &machine, deep)
+            .map_err(|violation| violation.what)?;
         reads(&mut source, &machine, &model)?;
     }
     Ok(())
@@ -300,11 +365,16 @@ fn reads(source: &mut Source, machine: &Machine, model: &Model) -> Result<(), St
         if rng.percent(50) {
             ids.push(Id::new("digest", &digest_id(rng.pick::<&str>(&SECRETS))));
         }
-        let caller = machine::Caller { session, identities: &ids };
+        let caller = machine::Caller {
+            session,
+            identities: &ids,
+        };
         let seen = machine.read(&request, &caller);
         let wanted = model.read(model.zxid, &request, session, &ids);
         if seen != wanted {
-            return Err(format!("{request:?} by {ids:?}\n machine: {seen:?}\n model: {wanted:?}"));
+            return Err(format!(
+                "{request:?} by {ids:?}\n machine: {seen:?}\n model: {wanted:?}"
+            ));
         }
     }
     Ok(())
@@ -326,7 +396,10 @@ fn translate(outcome: &machine::Outcome) -> Outcome {
 
 #[test]
 fn the_machine_does_what_the_model_does() {
-    let seeds = std::env::var("SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    let seeds = std::env::var("SIM_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(150);
     let seeds = match std::env::var("SIM_SEED") {
         Ok(seed) => {
             let seed: u64 = seed.parse().expect("SIM_SEED is a number");
@@ -348,5 +421,8 @@ fn the_machine_does_what_the_model_does() {
 fn an_infallible_source_is_what_restore_takes() {
     let chunks: Vec<Bytes> = Machine::new().image().chunks().collect();
     let restored = Machine::restore(chunks.into_iter().map(Ok::<_, Infallible>));
-    assert_eq!(restored.map(|machine| machine.digest()).ok(), Some(Machine::new().digest()));
+    assert_eq!(
+        restored.map(|machine| machine.digest()).ok(),
+        Some(Machine::new().digest())
+    );
 }

@@ -49,7 +49,10 @@ impl Run {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).into()));
             let what = text.unwrap_or_else(|| "no message".into());
-            Err(Violation { group: Group::Panic, what })
+            Err(Violation {
+                group: Group::Panic,
+                what,
+            })
         });
         Self {
             seed,
@@ -63,7 +66,9 @@ impl Run {
     /// # Panics
     /// If something was violated, with all that is needed to find out why.
     fn check(&self) {
-        let Some(Violation { group, what }) = &self.violation else { return };
+        let Some(Violation { group, what }) = &self.violation else {
+            return;
+        };
         for line in &self.tail {
             println!("{line}");
         }
@@ -76,19 +81,30 @@ impl Run {
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
 }
 
 /// Not a test of its own: what a range of seeds finds, one line per seed.
 #[test]
 fn survey() {
-    let Some(count) = number("SIM_SURVEY") else { return };
+    let Some(count) = number("SIM_SURVEY") else {
+        return;
+    };
     let first = number("SIM_FIRST").unwrap_or(1);
     std::panic::set_hook(Box::new(|_| {}));
     for seed in first..first + count {
         let run = Run::new(seed, Sabotage::None, false);
-        let verdict = run.violation.map_or("ok".into(), |v| format!("{:?}: {}", v.group, v.what));
-        println!("{seed} {:?} {}", run.stats, &verdict[..verdict.len().min(300)]);
+        let verdict = run
+            .violation
+            .map_or("ok".into(), |v| format!("{:?}: {}", v.group, v.what));
+        println!(
+            "{seed} {:?} {}",
+            run.stats,
+            &verdict[..verdict.len().min(300)]
+        );
     }
 }
 
@@ -131,7 +147,11 @@ fn one() {
 fn the_same_seed_gives_the_same_run() {
     for seed in 100..105 {
         let [a, b] = [(); 2].map(|()| Run::new(seed, Sabotage::None, false));
-        assert_eq!((a.hash, a.stats.replies), (b.hash, b.stats.replies), "seed {seed}");
+        assert_eq!(
+            (a.hash, a.stats.replies),
+            (b.hash, b.stats.replies),
+            "seed {seed}"
+        );
     }
 }
 
@@ -147,7 +167,13 @@ fn sabotages_are_caught() {
         let Some((seed, violation)) = caught else {
             panic!("{sabotage:?} was not caught in {SEEDS} seeds");
         };
-        println!("{sabotage:?}: seed {seed}: {:?}: {}", violation.group, violation.what);
-        assert!(groups.contains(&violation.group), "{sabotage:?} was caught as {violation:?}");
+        println!(
+            "{sabotage:?}: seed {seed}: {:?}: {}",
+            violation.group, violation.what
+        );
+        assert!(
+            groups.contains(&violation.group),
+            "{sabotage:?} was caught as {violation:?}"
+        );
     }
 }

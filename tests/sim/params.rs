@@ -48,7 +48,7 @@ impl Params {
             false => 0,
         };
         Self {
-            faulty_us: rng.between(5, 25) * 1_000_000,
+            faulty_us: rng.between(3, 12) * 1_000_000,
             session_tick_ms,
             timeouts_ms,
             snap_count: *rng.pick(&[20, 100, 500, 1_000_000]),
@@ -71,7 +71,9 @@ impl Params {
     }
 
     pub fn clients(&self, rng: &mut Rng) -> Vec<Client> {
-        (0..rng.between(2, 8) as usize).map(|id| self.client(id, rng)).collect()
+        (0..rng.between(2, 8) as usize)
+            .map(|id| self.client(id, rng))
+            .collect()
     }
 
     fn client(&self, id: usize, rng: &mut Rng) -> Client {

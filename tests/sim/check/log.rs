@@ -33,7 +33,10 @@ impl LogCheck {
         for entry in &record.entries {
             if entry.index == 0 || entry.index > self.last() + 1 {
                 let (last, index) = (self.last(), entry.index);
-                return broken(Group::Log, format!("entry {index} is appended after {last}"));
+                return broken(
+                    Group::Log,
+                    format!("entry {index} is appended after {last}"),
+                );
             }
             if entry.index <= self.applied && entry != self.entry(entry.index) {
                 let index = entry.index;
@@ -85,7 +88,10 @@ impl LogCheck {
         }
         for (index, entry) in (base + 1..).zip(entries) {
             if entry != self.entry(index) {
-                return broken(Group::Log, format!("8: entry {index} was found as {entry:?}"));
+                return broken(
+                    Group::Log,
+                    format!("8: entry {index} was found as {entry:?}"),
+                );
             }
         }
         goes_on(&self.durable_state, &state)?;
@@ -102,7 +108,10 @@ impl LogCheck {
 fn goes_on(before: &HardState, after: &HardState) -> Verdict {
     let revoked = after.term == before.term && before.vote != 0 && after.vote != before.vote;
     if after.term < before.term || revoked || after.commit < before.commit {
-        return broken(Group::Log, format!("6: hard state {before:?} becomes {after:?}"));
+        return broken(
+            Group::Log,
+            format!("6: hard state {before:?} becomes {after:?}"),
+        );
     }
     Ok(())
 }

@@ -49,8 +49,13 @@ impl RecipeCheck {
                 }
             }
         }
-        let holds = |client: &&Client| client.workload.holds_lock() && now_us < client.alive_until_us;
-        let holders: Vec<_> = clients.iter().filter(holds).map(|client| client.id).collect();
+        let holds =
+            |client: &&Client| client.workload.holds_lock() && now_us < client.alive_until_us;
+        let holders: Vec<_> = clients
+            .iter()
+            .filter(holds)
+            .map(|client| client.id)
+            .collect();
         if locked && holders.len() > 1 {
             return broken(Group::Recipes, format!("clients {holders:?} hold one lock"));
         }
@@ -70,7 +75,10 @@ impl RecipeCheck {
         }
         if let Some(counter) = model.now.get("/counter") {
             let data = counter.data.as_deref().unwrap_or_default();
-            let value: u64 = std::str::from_utf8(data).ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+            let value: u64 = std::str::from_utf8(data)
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0);
             let (low, high) = (self.confirmed, self.confirmed + self.unknown);
             if !(low..=high).contains(&value) {
                 let what = format!("22: the counter is {value}, confirmed {low}, at most {high}");

@@ -9,9 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use zkraft::wire::{
-    Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op,
-};
+use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op};
 
 use super::watches::{Delivery, Watcher};
 use super::{ConnId, Group, Verdict, Violation, broken};
@@ -100,7 +98,10 @@ impl Conn {
 
     /// Session and generation, once the client was told.
     pub fn session(&self) -> Option<(SessionId, u64)> {
-        self.attachment.as_ref().filter(|_| self.phase == Phase::Open).map(|(at, _)| *at)
+        self.attachment
+            .as_ref()
+            .filter(|_| self.phase == Phase::Open)
+            .map(|(at, _)| *at)
     }
 
     /// Session and generation, once they are in the log.
@@ -116,11 +117,19 @@ impl Conn {
         });
         let adds = match &sent.request {
             Some(Request::Auth { scheme, auth }) if &**scheme == "digest" => {
-                vec![Id::new("digest", &digest_id(&String::from_utf8_lossy(auth)))]
+                vec![Id::new(
+                    "digest",
+                    &digest_id(&String::from_utf8_lossy(auth)),
+                )]
             }
             _ => Vec::new(),
         };
-        self.unanswered.push_back(Expected { sent, write, acknowledged, adds });
+        self.unanswered.push_back(Expected {
+            sent,
+            write,
+            acknowledged,
+            adds,
+        });
     }
 
     /// The command that attaches this connection is in the log.
@@ -131,7 +140,10 @@ impl Conn {
             return broken(Group::Sessions, what);
         }
         if self.attachment.is_some() {
-            return broken(Group::Replies, format!("22: {:?} was attached twice", self.id));
+            return broken(
+                Group::Replies,
+                format!("22: {:?} was attached twice", self.id),
+            );
         }
         self.attachment = Some((attachment, done));
         Ok(())
@@ -163,12 +175,16 @@ impl Conn {
                     }
                     self.durable(event.zxid, view)?;
                     let pending = self.pending_identities();
-                    self.watcher.event(event, view.model, &self.identities, &pending)?;
+                    self.watcher
+                        .event(event, view.model, &self.identities, &pending)?;
                     Ok(Shown::default())
                 }
-                Ok(Frame::Reply { xid, zxid, error, body }) => {
-                    self.reply(xid, zxid, error, body, view)
-                }
+                Ok(Frame::Reply {
+                    xid,
+                    zxid,
+                    error,
+                    body,
+                }) => self.reply(xid, zxid, error, body, view),
             },
             Phase::Refused | Phase::Gone => self.violation("a frame on a closed connection"),
         }
@@ -177,9 +193,15 @@ impl Conn {
     /// The server closed the connection: there must be a reason (§2, §8.5).
     pub fn closed(&mut self, model: &Model) -> Verdict {
         let ahead = self.handshake.last_zxid_seen > model.zxid;
-        let moved = self.attachment.as_ref().is_some_and(|((session, generation), _)| {
-            model.sessions.get(session).is_none_or(|now| now.generation != *generation)
-        });
+        let moved = self
+            .attachment
+            .as_ref()
+            .is_some_and(|((session, generation), _)| {
+                model
+                    .sessions
+                    .get(session)
+                    .is_none_or(|now| now.generation != *generation)
+            });
         let cause = match self.phase {
             Phase::Waiting => ahead || moved,
             Phase::Open => self.last_word || moved,
@@ -227,7 +249,12 @@ impl Conn {
         if done.index > view.durable {
             return self.violation("7: accepted before its attachment was durable");
         }
-        let Outcome::Attached { timeout_ms, password, .. } = &done.outcome else {
+        let Outcome::Attached {
+            timeout_ms,
+            password,
+            ..
+        } = &done.outcome
+        else {
             return self.violation(format!("accepted with the outcome {:?}", done.outcome));
         };
         if (answer.session, answer.timeout_ms, &answer.password)
@@ -237,7 +264,10 @@ impl Conn {
         }
         self.watcher.begin(view.model);
         self.phase = Phase::Open;
-        Ok(Shown { attached: true, ..Shown::default() })
+        Ok(Shown {
+            attached: true,
+            ..Shown::default()
+        })
     }
 
     fn reply(
@@ -257,7 +287,13 @@ impl Conn {
             return self.violation(format!("{context}: after the last reply"));
         }
         // §2.5: the request's own xid; pings are always answered with -2.
-        if xid != if sent.opcode == op::PING { -2 } else { sent.xid } {
+        if xid
+            != if sent.opcode == op::PING {
+                -2
+            } else {
+                sent.xid
+            }
+        {
             return self.violation(format!("17: {context}: its xid is {xid}"));
         }
         let Some(request) = &sent.request else {
@@ -266,7 +302,10 @@ impl Conn {
             if error != ErrorCode::MarshallingError as i32 {
                 return self.violation(format!("s17: {context}"));
             }
-            return Ok(Shown { zxid: Some(zxid), ..Shown::default() });
+            return Ok(Shown {
+                zxid: Some(zxid),
+                ..Shown::default()
+            });
         };
         if let Request::Unknown(_) = request {
             self.last_word = true;
@@ -282,7 +321,11 @@ impl Conn {
         match request {
             Request::Auth { scheme, .. } => {
                 let good = matches!(&**scheme, "digest" | "ip");
-                let wanted = if good { Ok(Answer::Empty) } else { Err(ErrorCode::AuthFailed) };
+                let wanted = if good {
+                    Ok(Answer::Empty)
+                } else {
+                    Err(ErrorCode::AuthFailed)
+                };
                 self.last_word = !good;
                 if (zxid.0, &result) != (0, &wanted) {
                     return self.violation(format!("§7.6: {context}: {result:?}"));
@@ -303,7 +346,10 @@ impl Conn {
             _ => {}
         }
         self.at_a_state(zxid, &expected, view, &context)?;
-        let mut shown = Shown { zxid: Some(zxid), ..Shown::default() };
+        let mut shown = Shown {
+            zxid: Some(zxid),
+            ..Shown::default()
+        };
         if let Some(place) = expected.write {
             self.write_answered(place, zxid, &result, view, &context)?;
             shown.acknowledged = Some(zxid);
@@ -345,7 +391,14 @@ impl Conn {
         }
         let pending = self.pending_identities();
         let rearming = matches!(expected.sent.request, Some(Request::SetWatches(_)));
-        self.watcher.reply(zxid, view.model, &self.identities, &pending, rearming, context)
+        self.watcher.reply(
+            zxid,
+            view.model,
+            &self.identities,
+            &pending,
+            rearming,
+            context,
+        )
     }
 
     fn durable(&self, zxid: Zxid, view: &View<'_>) -> Verdict {
@@ -470,7 +523,10 @@ impl Conn {
 
     /// Identities that the server may or may not know already.
     fn pending_identities(&self) -> Vec<Id> {
-        self.unanswered.iter().flat_map(|later| later.adds.clone()).collect()
+        self.unanswered
+            .iter()
+            .flat_map(|later| later.adds.clone())
+            .collect()
     }
 
     fn violation<T>(&self, what: impl AsRef<str>) -> Result<T, Violation> {
@@ -485,6 +541,9 @@ pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Deliv
         return Delivery::Sure;
     }
     let all: Vec<Id> = sure.iter().chain(pending).cloned().collect();
-    if crate::model::check_acl(acl, read, &all).is_ok() { Delivery::Maybe } else { Delivery::Never }
+    if crate::model::check_acl(acl, read, &all).is_ok() {
+        Delivery::Maybe
+    } else {
+        Delivery::Never
+    }
 }
-

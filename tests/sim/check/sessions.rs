@@ -11,6 +11,7 @@ use zkraft::wire::{SessionId, op};
 
 use super::{Group, Verdict, broken};
 use crate::model::Model;
+use crate::world::TICK_MS;
 
 #[derive(Debug, Default)]
 pub struct SessionCheck {
@@ -21,9 +22,16 @@ pub struct SessionCheck {
 }
 
 impl SessionCheck {
-    /// The server got a frame on the session's present connection, or attached it.
+    /// The server got a frame on the session's present connection.
     pub fn heard(&mut self, session: SessionId, ran_ms: u64) {
-        self.heard.insert(session, ran_ms);
+        let heard = self.heard.entry(session).or_default();
+        *heard = ran_ms.max(*heard);
+    }
+
+    /// The session was created or attached. The client was heard when its handshake came, which
+    /// may be long ago; the engine counts from its last tick.
+    pub fn attached(&mut self, session: SessionId, ran_ms: u64) {
+        self.heard(session, ran_ms.saturating_sub(TICK_MS));
     }
 
     /// The server serves after a start: everyone has a full timeout from now (§8.4).
@@ -33,9 +41,14 @@ impl SessionCheck {
 
     /// The leader wrote these commands of its own into the log.
     pub fn proposed(&self, commands: &[log::Command], ran_ms: u64, model: &Model) -> Verdict {
-        for command in commands.iter().filter(|command| command.op == op::CLOSE_SESSION) {
+        for command in commands
+            .iter()
+            .filter(|command| command.op == op::CLOSE_SESSION)
+        {
             let id = SessionId(command.session);
-            let Some(session) = model.sessions.get(&id) else { continue };
+            let Some(session) = model.sessions.get(&id) else {
+                continue;
+            };
             if session.generation != command.generation {
                 continue;
             }

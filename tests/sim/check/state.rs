@@ -5,9 +5,7 @@
 //! same digest at the same index, and images of the same state the same bytes.
 
 use bytes::Bytes;
-use zkraft::machine::{
-    Attached, Caller, Change, CommandId, LogId, Machine, Outcome, Sink,
-};
+use zkraft::machine::{Attached, Caller, Change, CommandId, LogId, Machine, Outcome, Sink};
 use zkraft::proto::log;
 use zkraft::wire::{Answer, Id, Request, SessionId};
 
@@ -33,11 +31,17 @@ impl Sink for Deaf {
 
 impl StateCheck {
     pub fn new() -> Self {
-        Self { replayed: Machine::new(), restored: Machine::new() }
+        Self {
+            replayed: Machine::new(),
+            restored: Machine::new(),
+        }
     }
 
     pub fn replay(&mut self, entry: &log::LogEntry, content: &log::Entry) {
-        let at = LogId { term: entry.term, index: entry.index };
+        let at = LogId {
+            term: entry.term,
+            index: entry.index,
+        };
         self.replayed.apply(at, content, &mut Deaf);
         self.restored.apply(at, content, &mut Deaf);
     }
@@ -47,10 +51,17 @@ impl StateCheck {
         let digests = [machine, &self.replayed, &self.restored].map(Machine::digest);
         if digests.iter().any(|digest| *digest != digests[0]) {
             let index = model.index;
-            return broken(Group::State, format!("9/10/15: digests at {index}: {digests:x?}"));
+            return broken(
+                Group::State,
+                format!("9/10/15: digests at {index}: {digests:x?}"),
+            );
         }
         // ZooKeeper's tools count the root twice (s40).
-        let seen = (machine.zxid(), machine.session_count(), machine.znode_count());
+        let seen = (
+            machine.zxid(),
+            machine.session_count(),
+            machine.znode_count(),
+        );
         let wanted = (model.zxid, model.sessions.len(), model.now.len() + 1);
         if seen != wanted {
             let what = format!("9: zxid, sessions, znodes: {seen:?}; expected {wanted:?}");
@@ -86,13 +97,25 @@ impl StateCheck {
 
 fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
     let everything = [Id::new("super", "")];
-    let caller = Caller { session: SessionId(0), identities: &everything };
+    let caller = Caller {
+        session: SessionId(0),
+        identities: &everything,
+    };
     for (path, znode) in &model.now {
         let wanted = Ok(Answer::Data(znode.data.clone(), znode.stat()));
         let text = path.as_str().into();
-        let seen = machine.read(&Request::GetData { path: text, watch: false }, &caller);
+        let seen = machine.read(
+            &Request::GetData {
+                path: text,
+                watch: false,
+            },
+            &caller,
+        );
         if seen != wanted {
-            return broken(Group::State, format!("9: {path}: {seen:?}; expected {wanted:?}"));
+            return broken(
+                Group::State,
+                format!("9: {path}: {seen:?}; expected {wanted:?}"),
+            );
         }
         let acl = machine.acl(path);
         if acl != Some(&znode.acl) {
@@ -104,10 +127,17 @@ fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
             watch: false,
             with_stat: false,
         };
-        let wanted = znode.children.iter().map(|name| name.as_str().into()).collect();
+        let wanted = znode
+            .children
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect();
         let seen = machine.read(&request, &caller);
         if seen != Ok(Answer::Children(wanted)) {
-            let what = format!("14: children of {path}: {seen:?}; expected {:?}", znode.children);
+            let what = format!(
+                "14: children of {path}: {seen:?}; expected {:?}",
+                znode.children
+            );
             return broken(Group::State, what);
         }
     }
@@ -124,13 +154,25 @@ fn compare_sessions(model: &Model, machine: &Machine) -> Verdict {
     }
     let mut ephemerals = 0;
     for (path, znode) in &model.now {
-        let Kind::Ephemeral(owner) = znode.kind else { continue };
+        let Kind::Ephemeral(owner) = znode.kind else {
+            continue;
+        };
         ephemerals += 1;
         if !model.sessions.contains_key(&owner) {
-            return broken(Group::State, format!("13: {path} belongs to the ended {owner}"));
+            return broken(
+                Group::State,
+                format!("13: {path} belongs to the ended {owner}"),
+            );
         }
-        if !machine.ephemerals(owner).iter().any(|owned| *owned == path.as_str()) {
-            return broken(Group::State, format!("13: {path} is not among those of {owner}"));
+        if !machine
+            .ephemerals(owner)
+            .iter()
+            .any(|owned| *owned == path.as_str())
+        {
+            return broken(
+                Group::State,
+                format!("13: {path} is not among those of {owner}"),
+            );
         }
     }
     if machine.ephemeral_count() != ephemerals {

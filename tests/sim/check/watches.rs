@@ -56,7 +56,10 @@ impl Watcher {
             return Ok(());
         }
         if !self.synthetic.is_empty() {
-            return broken(Group::Watches, format!("{event:?} between setWatches and its events"));
+            return broken(
+                Group::Watches,
+                format!("{event:?} between setWatches and its events"),
+            );
         }
         self.walk(event.zxid, model, sure, pending);
         loop {
@@ -82,9 +85,15 @@ impl Watcher {
         context: &str,
     ) -> Verdict {
         self.walk(zxid, model, sure, pending);
-        let missing = self.expected.drain(..).find(|(_, delivery)| *delivery == Delivery::Sure);
+        let missing = self
+            .expected
+            .drain(..)
+            .find(|(_, delivery)| *delivery == Delivery::Sure);
         if let Some((event, _)) = missing {
-            return broken(Group::Watches, format!("20: {context} came before {event:?}"));
+            return broken(
+                Group::Watches,
+                format!("20: {context} came before {event:?}"),
+            );
         }
         if !self.synthetic.is_empty() && !rearming {
             let what = format!("§6.7: {:?} came before {context}", self.synthetic);
@@ -104,7 +113,9 @@ impl Watcher {
             Request::GetData { path, watch: true } if result.is_ok() => {
                 self.data.insert(path.to_string());
             }
-            Request::GetChildren { path, watch: true, .. } if result.is_ok() => {
+            Request::GetChildren {
+                path, watch: true, ..
+            } if result.is_ok() => {
                 self.child.insert(path.to_string());
             }
             _ => {}
@@ -131,13 +142,23 @@ impl Watcher {
             5 => self.recursive.contains(path),
             _ => return Err(ErrorCode::MarshallingError),
         };
-        if present { Ok(Answer::Empty) } else { Err(ErrorCode::NoWatcher) }
+        if present {
+            Ok(Answer::Empty)
+        } else {
+            Err(ErrorCode::NoWatcher)
+        }
     }
 
     /// §6.8 removeWatches.
     pub fn remove(&mut self, path: &str, kind: i32) -> Result<Answer, ErrorCode> {
         let outcome = self.check(path, kind);
-        let Self { data, child, persistent, recursive, .. } = self;
+        let Self {
+            data,
+            child,
+            persistent,
+            recursive,
+            ..
+        } = self;
         let tables = match kind {
             1 => vec![child],
             2 => vec![data],
@@ -157,7 +178,11 @@ impl Watcher {
     pub fn rearm(&mut self, set: &SetWatches, at: Zxid, model: &Model, context: &str) -> Verdict {
         let mut events = Vec::new();
         let mut missed = |path: &Text, kind| {
-            events.push(Event { kind, path: path.to_string(), zxid: Zxid(-1) });
+            events.push(Event {
+                kind,
+                path: path.to_string(),
+                zxid: Zxid(-1),
+            });
         };
         for path in &set.data {
             match model.at(at, path) {
@@ -184,7 +209,8 @@ impl Watcher {
             }
         }
         let [persistent, recursive] = set.persistent.clone().unwrap_or_default();
-        self.persistent.extend(persistent.iter().map(Text::to_string));
+        self.persistent
+            .extend(persistent.iter().map(Text::to_string));
         self.recursive.extend(recursive.iter().map(Text::to_string));
         let came = std::mem::take(&mut self.synthetic);
         if came != events {
@@ -221,16 +247,30 @@ impl Watcher {
         if change.kind == EventType::NodeDeleted && self.child.remove(path) && !told {
             self.expect(change.kind, path, change.zxid, own);
         }
-        let parent = ancestors(path).nth(1).expect("the root is neither created nor deleted");
+        let parent = ancestors(path)
+            .nth(1)
+            .expect("the root is neither created nor deleted");
         if self.child.remove(parent) | self.persistent.contains(parent) {
             let delivery = delivery(&change.parent_acl, sure, pending);
-            self.expect(EventType::NodeChildrenChanged, parent, change.zxid, delivery);
+            self.expect(
+                EventType::NodeChildrenChanged,
+                parent,
+                change.zxid,
+                delivery,
+            );
         }
     }
 
     fn expect(&mut self, kind: EventType, path: &str, zxid: Zxid, delivery: Delivery) {
         if delivery != Delivery::Never {
-            self.expected.push_back((Event { kind, path: path.into(), zxid }, delivery));
+            self.expected.push_back((
+                Event {
+                    kind,
+                    path: path.into(),
+                    zxid,
+                },
+                delivery,
+            ));
         }
     }
 
