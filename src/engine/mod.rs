@@ -333,7 +333,11 @@ impl Engine {
                 "the process did not run; session deadlines were moved"
             );
         }
-        // Touches first, so that a client that spoke is never expired in the same tick.
+        // Touches first, so that a client that spoke is never expired in the same tick, not even
+        // if its connection is gone already.
+        for (session, heard_ms) in self.shared.take_touched() {
+            self.expiry.touch(session, heard_ms);
+        }
         for (session, connection) in &self.shared.registry.lock().sessions {
             let heard_ms = connection
                 .stats
