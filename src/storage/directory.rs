@@ -111,13 +111,13 @@ impl Directory {
         self.identity
     }
 
-    /// The log below this index is not needed by any snapshot that is kept. With one snapshot, all
-    /// of the log is: should that file rot, the log is what is left.
+    /// The index of the oldest snapshot that is kept: the log below it is not needed. With one
+    /// snapshot, all of the log is: should that file rot, the log is what is left.
     pub(super) fn floor(&self) -> u64 {
         let snapshots = &self.facts.snapshots;
         match snapshots.len() {
             0 | 1 => 0,
-            count => snapshots[count.min(self.keep) - 1].index + 1,
+            count => snapshots[count.min(self.keep) - 1].index,
         }
     }
 }

@@ -44,8 +44,8 @@ pub struct Recovery<M> {
     pub warnings: Vec<String>,
 }
 
-/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new segment.
-/// `dirs`: log, snapshots.
+/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new
+/// segment. `dirs`: log, snapshots.
 ///
 /// # Errors
 /// See [`Fault`].
@@ -61,6 +61,10 @@ pub fn recover<M>(
     disk.create_dir(snapshots_in)
         .map_err(|error| Fault::io("create", snapshots_in, error))?;
     let files = list_snapshots(&**disk, snapshots_in)?;
+    // A snapshot may have got its name just before the last stop. The log below it may be removed
+    // from now on, so the name must stay.
+    disk.sync_dir(snapshots_in)
+        .map_err(|error| Fault::sync(snapshots_in, error))?;
     let mut warnings = Vec::new();
     let (machine, snapshot) = load_newest(
         &**disk,
