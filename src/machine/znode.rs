@@ -427,6 +427,33 @@ mod tests {
     use crate::machine::slab::Slot;
 
     #[test]
+    fn large_data_is_shared_with_its_readers() {
+        let znode = |data: &[u8]| {
+            let new = NewZnode {
+                parent: NodeId::ROOT,
+                name: "name",
+                data: Some(data),
+                acl: &[],
+                kind: Kind::Persistent,
+                zxid: Zxid(1),
+                time_ms: 1,
+            };
+            Znode::new(&new, AclId(0))
+        };
+        for (bytes, is_shared) in [(1, false), (LARGE_FROM - 5, false), (LARGE_FROM - 4, true)] {
+            let data = vec![7; bytes];
+            let znode = znode(&data);
+            let reads = [&znode, &znode.clone()].map(|znode| znode.shared_data().unwrap());
+            assert_eq!((&reads[0], znode.name()), (&Bytes::from(data), "name"));
+            assert_eq!(
+                reads[0].as_ptr() == reads[1].as_ptr(),
+                is_shared,
+                "{bytes} bytes"
+            );
+        }
+    }
+
+    #[test]
     fn a_slot_takes_96_bytes() {
         assert_eq!(size_of::<Slot<Znode>>(), 96);
     }
