@@ -50,10 +50,10 @@ struct Place {
 pub struct Tree {
     znodes: Slab<Znode>,
     acls: Acls,
-    /// From the hash of (parent, name). Never iterated. The seed is fixed: whoever may create names
-    /// that collide may do worse by creating more of them.
+    /// From the hash of (parent, name), seeded at random so that no client can choose names that
+    /// collide. Never iterated, so the seed shows nowhere.
     index: HashTable<Place>,
-    hasher: foldhash::fast::FixedState,
+    hasher: foldhash::fast::RandomState,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
     ephemeral_count: usize,
     /// Containers and TTL znodes.
@@ -383,7 +383,7 @@ impl Tree {
             znodes,
             acls,
             index: HashTable::new(),
-            hasher: foldhash::fast::FixedState::default(),
+            hasher: foldhash::fast::RandomState::default(),
             ephemerals: BTreeMap::new(),
             ephemeral_count: 0,
             cleanable: BTreeSet::new(),

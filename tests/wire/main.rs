@@ -29,6 +29,8 @@
 //!    elsewhere.
 //! 7. *The session password.* ZooKeeper computes it from the session id; zkraft draws 16 random
 //!    bytes. The computation is public, so the id alone would do to take a session over.
+//! 8. *A write that does not decode.* ZooKeeper gives it a zxid like any failing write; zkraft does
+//!    not. It never enters the log.
 //!
 //! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client.
 //!

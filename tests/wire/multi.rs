@@ -283,6 +283,87 @@ fn s65_results_with_a_stat_have_type_15() {
 }
 
 #[test]
+fn s65_a_result_has_the_type_of_what_was_made() {
+    let server = Server::brisk();
+    let mut client = server.client();
+    client.make("/s65-types");
+    let error = |code| Err::<i32, i32>(code);
+    // What each operation makes of the flags 0 to 7: the type of its result, or an error.
+    let plain = [
+        Ok(1),
+        Ok(1),
+        Ok(1),
+        Ok(1),
+        Ok(15),
+        error(-5),
+        error(-5),
+        error(-5),
+    ];
+    let with_stat = [
+        Ok(15),
+        Ok(15),
+        Ok(15),
+        Ok(15),
+        Ok(15),
+        error(-5),
+        error(-5),
+        error(-5),
+    ];
+    let ttl = [
+        Ok(1),
+        Ok(1),
+        Ok(1),
+        Ok(1),
+        Ok(15),
+        Ok(15),
+        Ok(15),
+        error(-8),
+    ];
+    let mut old = plain;
+    old[7] = error(-8);
+    let table = match server.is_zookeeper_38() {
+        true => [
+            (op::CREATE, old),
+            (op::CREATE2, old),
+            (op::CREATE_CONTAINER, old),
+            (op::CREATE_TTL, ttl),
+        ],
+        false => [
+            (op::CREATE, plain),
+            (op::CREATE2, with_stat),
+            (op::CREATE_CONTAINER, with_stat),
+            (op::CREATE_TTL, ttl),
+        ],
+    };
+    for (operation, expected) in table {
+        for (flags, expected) in expected.into_iter().enumerate() {
+            let path = format!("/s65-types/{operation}-{flags}-");
+            let mut record = record::create(&path, None, &open_acl(), flags as i32);
+            if operation == op::CREATE_TTL {
+                record = record.long(1 << 30);
+            }
+            let outcome = Multi::new().operation(operation, record).call(&mut client);
+            let case = format!("operation {operation} with flags {flags}: {outcome:?}");
+            let (path, kind) = match outcome.as_deref() {
+                Ok([Outcome::Create(path)]) => (path, Ok(1)),
+                Ok([Outcome::Create2(path, _)]) => (path, Ok(15)),
+                Ok([Outcome::Error(code)]) => (&path, Err(*code)),
+                Err(code) => (&path, Err(*code)),
+                _ => panic!("{case}"),
+            };
+            assert_eq!(kind, expected, "{case}");
+            // The flags alone decide about ephemerals, except that a container is never one.
+            let ephemeral = [mode::EPHEMERAL, mode::EPHEMERAL_SEQUENTIAL].contains(&(flags as i32))
+                && (operation != op::CREATE_CONTAINER || server.is_zookeeper_38());
+            if expected.is_ok() {
+                let owner = client.exists(path).unwrap().ephemeral_owner;
+                assert_eq!(owner != 0, ephemeral, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
 fn s66_sequence_numbers_go_on_within_a_multi() {
     let mut client = client_at("/s66");
     let multi = Multi::new()
