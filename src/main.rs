@@ -13,7 +13,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     cli::main(Box::new(|config| {
-        let running = Server::start(&config, Some(Progress::new(cli::log_progress())))?;
+        let running = Server::start(&config, Some(Progress::new(cli::log_progress())))
+            // Its text has the cause already.
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(Box::new(running) as Box<dyn RunningServer>)
     }))
 }

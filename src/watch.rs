@@ -161,7 +161,7 @@ pub struct Watches {
     free: Vec<u32>,
     /// From the hash of a path to its number. Never iterated.
     index: HashTable<u32>,
-    hasher: foldhash::fast::RandomState,
+    hasher: foldhash::fast::FixedState,
     /// The paths each connection watches, by number.
     connections: BTreeMap<ConnectionId, BTreeSet<u32>>,
     /// Pairs of path and connection in the data table and in the child table.

@@ -26,6 +26,7 @@
 //! clean NOW [never-used=MS] [limit=N]   what the leader would remove, and its removal
 //! remove PATH [created=N] [mzxid=…]     a removal the leader decided earlier
 //! totals                                counts of znodes, ephemerals, bytes, sessions
+//! digest                                of the state, and what its image is
 //! ```
 //!
 //! An ACL entry is `perms:scheme:id`. A result is the outcome, `@EPOCH.COUNTER` if there was a
@@ -288,6 +289,17 @@ impl World {
                     machine.ephemeral_count(),
                     machine.data_bytes(),
                     machine.session_count()
+                )]
+            }
+            "digest" => {
+                let chunks: Vec<Bytes> = self.machine.image().chunks().collect();
+                let bytes: usize = chunks.iter().map(Bytes::len).sum();
+                let crc = chunks
+                    .iter()
+                    .fold(0, |crc, chunk| crc32c::crc32c_append(crc, chunk));
+                let digest = self.machine.digest();
+                vec![format!(
+                    "{digest:016x}, image of {bytes} bytes with CRC-32C {crc:08x}"
                 )]
             }
             _ => self.request(session, &words.request(operations)),

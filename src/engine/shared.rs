@@ -47,6 +47,9 @@ pub struct Shared {
     wake_node: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Handshakes that wait until this server has caught up with their client.
     behind: Mutex<Vec<Arc<Connection>>>,
+    /// When sessions were last heard on connections that are gone since. A client that spoke just
+    /// before its connection broke has its full timeout from then on (§8.3).
+    touched: Mutex<Vec<(SessionId, u64)>>,
     serving: AtomicBool,
     pending_writes: AtomicUsize,
     next_connection: AtomicU64,
@@ -79,6 +82,7 @@ impl Shared {
         incarnation: u64,
     ) -> Self {
         // Server in the top byte, start of the server, then a counter: unique across restarts.
+        let metrics = options.metrics.clone();
         let session_prefix = (u64::from(server) << 56) | ((incarnation & 0xff_ffff) << 32);
         Self {
             state: RwLock::new(State {
@@ -91,13 +95,14 @@ impl Shared {
             inbox: Mutex::default(),
             wake_node: OnceLock::new(),
             behind: Mutex::default(),
+            touched: Mutex::default(),
             serving: AtomicBool::new(false),
             pending_writes: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
             session_prefix,
             next_session: AtomicU32::new(0),
             clamped: Mutex::default(),
-            metrics: Arc::default(),
+            metrics,
         }
     }
 
@@ -209,7 +214,14 @@ impl Shared {
             .is_some_and(|held| held.id() == connection.id())
         {
             registry.sessions.remove(&session);
+            let heard_ms = connection.stats.heard_ms.load(Ordering::Relaxed);
+            self.touched.lock().push((session, heard_ms));
         }
+    }
+
+    /// Sessions of connections that are gone since the last call, and when they were last heard.
+    pub(super) fn take_touched(&self) -> Vec<(SessionId, u64)> {
+        std::mem::take(&mut *self.touched.lock())
     }
 
     pub(super) fn note_latency(&self, opcode: i32, latency_ms: u64) {

@@ -180,7 +180,7 @@ pub(super) struct Entry {
 pub(super) struct Acls {
     entries: Slab<Entry>,
     /// Derived; never iterated.
-    ids: HashMap<Arc<[Acl]>, AclId, foldhash::fast::RandomState>,
+    ids: HashMap<Arc<[Acl]>, AclId, foldhash::fast::FixedState>,
 }
 
 impl Acls {

@@ -224,10 +224,11 @@ impl Machine {
         if !path::has_shape(path) || path::is_undeletable(path) {
             return Err(ErrorCode::BadArguments);
         }
-        let (parent_path, name) = path::split(path).ok_or(ErrorCode::BadArguments)?;
+        let (parent_path, _) = path::split(path).ok_or(ErrorCode::BadArguments)?;
         let parent = self.tree.lookup(parent_path).ok_or(ErrorCode::NoNode)?;
         self.check(parent, perms::DELETE, caller)?;
-        let id = self.tree.child(parent, name).ok_or(ErrorCode::NoNode)?;
+        // By the whole path: the parent of `//a` is the root, but `//a` is not `/a`.
+        let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
         expect_version(version, self.tree.get(id).version)?;
         if self.tree.get(id).count() > 0 {
             return Err(ErrorCode::NotEmpty);

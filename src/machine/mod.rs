@@ -32,9 +32,6 @@ pub use image::{Image, RestoreError};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};
 
-#[cfg(test)]
-mod tests;
-
 use digest::{Part, Term};
 use origin::Origins;
 use session::Sessions;
@@ -443,3 +440,6 @@ fn system_znodes() -> Tree {
     assert_eq!(tree.lookup("/zookeeper/quota"), Some(NodeId::QUOTA));
     tree
 }
+
+#[cfg(test)]
+mod tests;

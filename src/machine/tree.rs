@@ -50,9 +50,10 @@ struct Place {
 pub struct Tree {
     znodes: Slab<Znode>,
     acls: Acls,
-    /// From the hash of (parent, name). Never iterated; the seed of the hash shows nowhere.
+    /// From the hash of (parent, name). Never iterated. The seed is fixed: whoever may create names
+    /// that collide may do worse by creating more of them.
     index: HashTable<Place>,
-    hasher: foldhash::fast::RandomState,
+    hasher: foldhash::fast::FixedState,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
     ephemeral_count: usize,
     /// Containers and TTL znodes.
@@ -350,8 +351,8 @@ impl Tree {
         }
     }
 
-    /// The tree of an image. `None` if a znode names an access control list that is not there, or
-    /// if the znodes are not those of this digest; nothing else is checked.
+    /// The tree of an image, with nothing derived yet. `None` if a znode names an access control
+    /// list that is not there; nothing else is checked.
     pub fn restore(znodes: Slab<Znode>, acls: Slab<acl::Entry>) -> Option<Self> {
         let mut tree = Self::empty(znodes, Acls::restore(acls));
         if tree
@@ -365,8 +366,8 @@ impl Tree {
         Some(tree)
     }
 
-    /// Rebuilds what is derived, after [`Self::restore`] and a look at the digest: it follows
-    /// links.
+    /// Rebuilds what is derived after [`Self::restore`]. It follows links, so the digest must have
+    /// been looked at.
     pub fn derive_all(&mut self) {
         self.index
             .reserve(self.znodes.used(), |place| spread(place.hash));
@@ -382,7 +383,7 @@ impl Tree {
             znodes,
             acls,
             index: HashTable::new(),
-            hasher: foldhash::fast::RandomState::default(),
+            hasher: foldhash::fast::FixedState::default(),
             ephemerals: BTreeMap::new(),
             ephemeral_count: 0,
             cleanable: BTreeSet::new(),

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::engine::{Append, SnapshotMeta};
+use crate::metrics::Metrics;
 
 use self::directory::Directory;
 pub use self::disk::{Disk, File, RealDisk};
@@ -42,7 +43,7 @@ pub use self::recovery::{Known, Recovery, recover};
 pub use self::snapshot::{
     SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots, write_snapshot,
 };
-pub use self::thread::{LogHandle, LogStats};
+pub use self::thread::LogHandle;
 pub use self::wal::{Replay, Wal, WalOptions, WalStart};
 use crate::proto::log::{HardState, LogEntry, Membership};
 
@@ -134,6 +135,8 @@ pub struct StorageConfig {
     /// A sync slower than this is logged.
     pub fsync_warn_ms: u64,
     pub progress: Option<Progress>,
+    /// Where syncs and snapshots are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl StorageConfig {
@@ -150,6 +153,7 @@ impl StorageConfig {
             purge: true,
             fsync_warn_ms: 1000,
             progress: None,
+            metrics: Arc::default(),
         }
     }
 

@@ -334,9 +334,9 @@ fn what_no_kept_snapshot_needs_is_removed() {
     }
     running.write(number + 1, entries(61..=61, 1));
     running.log.stop();
-    let stats = running.log.stats();
-    let groups = stats.groups.load(Ordering::Relaxed);
+    let groups = config.metrics.sync_processor_batch_size.totals().count;
     assert!(groups >= 61, "{groups}");
+    assert_eq!(config.metrics.snapshottime.totals().count, 6);
     drop(running);
 
     let names = |sub: &str| {
@@ -367,7 +367,9 @@ fn what_no_kept_snapshot_needs_is_removed() {
 #[test]
 fn what_gathers_during_a_sync_shares_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, storage) = Storage::open(StorageConfig::new(dir.path(), 1), load).unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let metrics = config.metrics.clone();
+    let (_, storage) = Storage::open(config, load).unwrap();
     let (go, gathered) = mpsc::channel::<()>();
     let (sender, persisted) = mpsc::channel();
     let on_persisted = move |number| {
@@ -380,7 +382,7 @@ fn what_gathers_during_a_sync_shares_the_next() {
         .start(on_persisted, |fault| panic!("{fault}"))
         .unwrap();
     log.append(put(1, entries(1..=1, 1)));
-    while log.stats().syncs.load(Ordering::Relaxed) == 0 {
+    while metrics.fsynctime.totals().count == 0 {
         std::thread::yield_now();
     }
     for number in 2..=2000 {
@@ -390,11 +392,9 @@ fn what_gathers_during_a_sync_shares_the_next() {
     assert_eq!(persisted.recv_timeout(DEADLINE), Ok(1));
     assert_eq!(persisted.recv_timeout(DEADLINE), Ok(2000));
     log.stop();
-    let stats = log.stats();
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    assert_eq!((read(&stats.groups), read(&stats.syncs)), (2, 2));
-    assert!(read(&stats.sync_max_us) <= read(&stats.sync_total_us));
-    assert_eq!(read(&stats.queued_bytes), 0);
+    let groups = metrics.sync_processor_batch_size.totals();
+    assert_eq!((groups.count, groups.max), (2, 1999));
+    assert_eq!(metrics.fsynctime.totals().count, 2);
 }
 
 #[test]
@@ -406,8 +406,7 @@ fn without_force_sync_nothing_is_synced_until_the_stop() {
     };
     let running = Running::open(&config);
     running.write(1, entries(1..=3, 1));
-    let syncs = &running.log.stats().syncs;
-    assert_eq!(syncs.load(Ordering::Relaxed), 0);
+    assert_eq!(config.metrics.fsynctime.totals().count, 0);
     running.log.stop();
     drop(running);
     let (found, _storage) = Storage::open(config, load).unwrap();

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use zkraft::storage::{Disk, File};
 
 /// The unit that a disk writes whole, nearly always.
-const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 /// What goes wrong while the power is on.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,0 +1,549 @@
+//! Replies (architecture §2.6, 17–19, 22, 23; protocol facts §2.5, §9.1).
+//!
+//! Every reply says at which zxid it was made, so nothing has to be searched: the reply must be
+//! what the model answers there. Writes are found in the log instead: the commands of an attachment
+//! are the writes sent on its connection, in that order, from the first on, each at most once.
+//! What was acknowledged is therefore in the log, and the log is durable up to there.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op};
+
+use super::watches::{Delivery, Watcher};
+use super::{ConnId, Group, Verdict, Violation, broken};
+use crate::client::Sent;
+use crate::mix::digest_id;
+use crate::model::{Done, Model, Outcome};
+use crate::reply::{self, Frame};
+
+/// What the checkers of replies see of the rest.
+pub struct View<'a> {
+    pub model: &'a Model,
+    /// The last log index that is on the disk for sure.
+    pub durable: u64,
+}
+
+/// What a frame has shown to the client.
+#[derive(Debug, Default)]
+pub struct Shown {
+    pub zxid: Option<Zxid>,
+    /// It acknowledged a write with this zxid.
+    pub acknowledged: Option<Zxid>,
+    /// It told the client that it is attached to its session.
+    pub attached: bool,
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+pub struct Conn {
+    id: ConnId,
+    handshake: ConnectRequest,
+    phase: Phase,
+    /// The log index at which its attachment was refused.
+    pub refused_at: Option<u64>,
+    /// Session and generation, and the command that made it, once committed.
+    attachment: Option<((SessionId, u64), Done)>,
+    /// Requests without a reply.
+    unanswered: VecDeque<Expected>,
+    /// Writes sent so far, and those of them that are in the log.
+    writes: Vec<Arc<Sent>>,
+    committed: Vec<Done>,
+    identities: Vec<Id>,
+    watcher: Watcher,
+    /// No reply may show less than this.
+    pub floor: Zxid,
+    /// A reply was sent after which the server closes.
+    last_word: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// No handshake was answered.
+    Waiting,
+    Open,
+    Refused,
+    Gone,
+}
+
+#[derive(Debug)]
+struct Expected {
+    sent: Arc<Sent>,
+    /// The place among the connection's writes.
+    write: Option<usize>,
+    /// The highest zxid acknowledged to anyone when it was sent.
+    acknowledged: Zxid,
+    /// What an authentication will add, if it succeeds.
+    adds: Vec<Id>,
+}
+
+impl Conn {
+    pub fn new(id: ConnId, handshake: ConnectRequest) -> Self {
+        Self {
+            id,
+            handshake,
+            phase: Phase::Waiting,
+            refused_at: None,
+            attachment: None,
+            unanswered: VecDeque::new(),
+            writes: Vec::new(),
+            committed: Vec::new(),
+            identities: vec![Id::new("ip", &id.address().to_string())],
+            watcher: Watcher::default(),
+            floor: Zxid(0),
+            last_word: false,
+        }
+    }
+
+    /// Session and generation, once the client was told.
+    pub fn session(&self) -> Option<(SessionId, u64)> {
+        self.attachment
+            .as_ref()
+            .filter(|_| self.phase == Phase::Open)
+            .map(|(at, _)| *at)
+    }
+
+    /// Session and generation, once they are in the log.
+    pub fn attachment(&self) -> Option<(SessionId, u64)> {
+        self.attachment.as_ref().map(|(attachment, _)| *attachment)
+    }
+
+    pub fn sent(&mut self, sent: Sent, acknowledged: Zxid) {
+        let sent = Arc::new(sent);
+        let write = sent.is_write().then(|| {
+            self.writes.push(sent.clone());
+            self.writes.len() - 1
+        });
+        let adds = match &sent.request {
+            Some(Request::Auth { scheme, auth }) if &**scheme == "digest" => {
+                vec![Id::new(
+                    "digest",
+                    &digest_id(&String::from_utf8_lossy(auth)),
+                )]
+            }
+            _ => Vec::new(),
+        };
+        self.unanswered.push_back(Expected {
+            sent,
+            write,
+            acknowledged,
+            adds,
+        });
+    }
+
+    /// The command that attaches this connection is in the log.
+    pub fn attached(&mut self, attachment: (SessionId, u64), done: Done) -> Verdict {
+        let asked = self.handshake.session;
+        if asked.0 != 0 && asked != attachment.0 {
+            let what = format!("{:?} asked for {asked} and got {}", self.id, attachment.0);
+            return broken(Group::Sessions, what);
+        }
+        if self.attachment.is_some() {
+            return broken(
+                Group::Replies,
+                format!("22: {:?} was attached twice", self.id),
+            );
+        }
+        self.attachment = Some((attachment, done));
+        Ok(())
+    }
+
+    /// A command of this attachment is in the log: it must be the next write that was sent.
+    pub fn committed(&mut self, done: Done) -> Verdict {
+        let place = self.committed.len();
+        let sent = self.writes.get(place);
+        if !sent.is_some_and(|sent| (sent.opcode, &sent.body) == (done.opcode, &done.body)) {
+            let what = format!(
+                "18/22: write {place} of {:?} in the log is {done:?}, but what was sent is {sent:?}",
+                self.id
+            );
+            return broken(Group::Replies, what);
+        }
+        self.committed.push(done);
+        Ok(())
+    }
+
+    pub fn frame(&mut self, frame: Bytes, view: &View<'_>) -> Result<Shown, Violation> {
+        match self.phase {
+            Phase::Waiting => self.handshake_answered(frame, view),
+            Phase::Open => match reply::frame(frame) {
+                Err(error) => self.violation(format!("a frame that is none: {error}")),
+                Ok(Frame::Event(event)) => {
+                    if self.last_word {
+                        return self.violation(format!("{event:?} after the last reply"));
+                    }
+                    self.durable(event.zxid, view)?;
+                    let pending = self.pending_identities();
+                    self.watcher
+                        .event(event, view.model, &self.identities, &pending)?;
+                    Ok(Shown::default())
+                }
+                Ok(Frame::Reply {
+                    xid,
+                    zxid,
+                    error,
+                    body,
+                }) => self.reply(xid, zxid, error, body, view),
+            },
+            Phase::Refused | Phase::Gone => self.violation("a frame on a closed connection"),
+        }
+    }
+
+    /// The server closed the connection: there must be a reason (§2, §8.5).
+    pub fn closed(&mut self, model: &Model) -> Verdict {
+        let ahead = self.handshake.last_zxid_seen > model.zxid;
+        let moved = self
+            .attachment
+            .as_ref()
+            .is_some_and(|((session, generation), _)| {
+                model
+                    .sessions
+                    .get(session)
+                    .is_none_or(|now| now.generation != *generation)
+            });
+        let cause = match self.phase {
+            Phase::Waiting => ahead || moved,
+            Phase::Open => self.last_word || moved,
+            Phase::Refused | Phase::Gone => true,
+        };
+        if !cause {
+            return self.violation("closed by the server without a cause");
+        }
+        Ok(())
+    }
+
+    pub fn gone(&mut self) {
+        self.phase = Phase::Gone;
+        self.unanswered.clear();
+    }
+
+    fn handshake_answered(&mut self, frame: Bytes, view: &View<'_>) -> Result<Shown, Violation> {
+        let answer = match reply::connected(frame) {
+            Ok(answer) => answer,
+            Err(error) => return self.violation(format!("a handshake's answer: {error}")),
+        };
+        if answer.read_only != self.handshake.read_only.map(|_| false) {
+            return self.violation("§2.1: the readOnly byte comes if and only if it was sent");
+        }
+        let asked = &self.handshake;
+        if asked.last_zxid_seen > view.model.zxid {
+            return self.violation("s4: a handshake that has seen the future was answered");
+        }
+        if answer.timeout_ms == 0 {
+            self.phase = Phase::Refused;
+            self.last_word = true;
+            let known = view.model.sessions.get(&asked.session);
+            let right = known.is_some_and(|session| session.password == asked.password);
+            if asked.session.0 == 0 || (right && self.refused_at.is_none()) {
+                return self.violation("§2.2: refused, but the session is alive");
+            }
+            if answer.session.0 != 0 || answer.password.iter().any(|byte| *byte != 0) {
+                return self.violation("s5: a refusal has no session and no password");
+            }
+            return Ok(Shown::default());
+        }
+        let Some(((session, _), done)) = &self.attachment else {
+            return self.violation("accepted, but its attachment is not in the log");
+        };
+        if done.index > view.durable {
+            return self.violation("7: accepted before its attachment was durable");
+        }
+        let Outcome::Attached {
+            timeout_ms,
+            password,
+            ..
+        } = &done.outcome
+        else {
+            return self.violation(format!("accepted with the outcome {:?}", done.outcome));
+        };
+        if (answer.session, answer.timeout_ms, &answer.password)
+            != (*session, *timeout_ms, password)
+        {
+            return self.violation(format!("accepted as {answer:?}, but the log says {done:?}"));
+        }
+        self.watcher.begin(view.model);
+        self.phase = Phase::Open;
+        Ok(Shown {
+            attached: true,
+            ..Shown::default()
+        })
+    }
+
+    fn reply(
+        &mut self,
+        xid: i32,
+        zxid: Zxid,
+        error: i32,
+        body: Bytes,
+        view: &View<'_>,
+    ) -> Result<Shown, Violation> {
+        let Some(expected) = self.unanswered.pop_front() else {
+            return self.violation(format!("a reply with xid {xid} to no request"));
+        };
+        let sent = expected.sent.clone();
+        let context = format!("the reply to {sent:?} (zxid {zxid}, error {error})");
+        if self.last_word {
+            return self.violation(format!("{context}: after the last reply"));
+        }
+        // §2.5: the request's own xid; pings are always answered with -2.
+        if xid
+            != if sent.opcode == op::PING {
+                -2
+            } else {
+                sent.xid
+            }
+        {
+            return self.violation(format!("17: {context}: its xid is {xid}"));
+        }
+        let Some(request) = &sent.request else {
+            // s17: it could not be decoded.
+            self.at_a_state(zxid, &expected, view, &context)?;
+            if error != ErrorCode::MarshallingError as i32 {
+                return self.violation(format!("s17: {context}"));
+            }
+            return Ok(Shown {
+                zxid: Some(zxid),
+                ..Shown::default()
+            });
+        };
+        if let Request::Unknown(_) = request {
+            self.last_word = true;
+            if (zxid.0, error, body.len()) != (-1, ErrorCode::Unimplemented as i32, 0) {
+                return self.violation(format!("s14: {context}"));
+            }
+            return Ok(Shown::default());
+        }
+        let result = match reply::result(request, error, body) {
+            Ok(result) => result,
+            Err(error) => return self.violation(format!("{context}: {error}")),
+        };
+        match request {
+            Request::Auth { scheme, .. } => {
+                let good = matches!(&**scheme, "digest" | "ip");
+                let wanted = if good {
+                    Ok(Answer::Empty)
+                } else {
+                    Err(ErrorCode::AuthFailed)
+                };
+                self.last_word = !good;
+                if (zxid.0, &result) != (0, &wanted) {
+                    return self.violation(format!("§7.6: {context}: {result:?}"));
+                }
+                for id in expected.adds {
+                    if !self.identities.contains(&id) {
+                        self.identities.push(id);
+                    }
+                }
+                return Ok(Shown::default());
+            }
+            Request::Sasl { .. } => {
+                if (zxid.0, &result) != (0, &Ok(Answer::Token(None))) {
+                    return self.violation(format!("s80: {context}: {result:?}"));
+                }
+                return Ok(Shown::default());
+            }
+            _ => {}
+        }
+        self.at_a_state(zxid, &expected, view, &context)?;
+        let mut shown = Shown {
+            zxid: Some(zxid),
+            ..Shown::default()
+        };
+        if let Some(place) = expected.write {
+            self.write_answered(place, zxid, &result, view, &context)?;
+            shown.acknowledged = Some(zxid);
+            self.last_word = sent.opcode == op::CLOSE_SESSION && result.is_ok();
+        } else {
+            self.read_answered(request, zxid, &result, view, &context)?;
+        }
+        Ok(shown)
+    }
+
+    /// The zxid of a reply names a state that exists, is durable and does not go back; all events
+    /// up to it were delivered.
+    fn at_a_state(
+        &mut self,
+        zxid: Zxid,
+        expected: &Expected,
+        view: &View<'_>,
+        context: &str,
+    ) -> Verdict {
+        self.durable(zxid, view)?;
+        if zxid < self.floor {
+            return self.violation(format!("19: {context}: {} was shown before", self.floor));
+        }
+        self.floor = zxid;
+        if matches!(expected.sent.request, Some(Request::Sync { .. }))
+            && zxid < expected.acknowledged
+        {
+            let before = expected.acknowledged;
+            return self.violation(format!("23: {context}: {before} was acknowledged before"));
+        }
+        // 18: the write behind it is not in the state yet.
+        let next = self.unanswered.iter().find_map(|later| later.write);
+        let next = next.filter(|_| expected.write.is_none());
+        if let Some(done) = next.and_then(|place| self.committed.get(place))
+            && done.stepped
+            && zxid >= done.zxid
+        {
+            return self.violation(format!("18: {context}: it shows a later write, {done:?}"));
+        }
+        let pending = self.pending_identities();
+        let rearming = matches!(expected.sent.request, Some(Request::SetWatches(_)));
+        self.watcher.reply(
+            zxid,
+            view.model,
+            &self.identities,
+            &pending,
+            rearming,
+            context,
+        )
+    }
+
+    fn durable(&self, zxid: Zxid, view: &View<'_>) -> Verdict {
+        if zxid.0 < 0 {
+            return Ok(());
+        }
+        match view.model.index_of(zxid) {
+            None => self.violation(format!("19: no state ever had zxid {zxid}")),
+            Some(index) if index > view.durable => {
+                let durable = view.durable;
+                let what = format!("7: {zxid} is index {index}, durable is {durable}");
+                broken(Group::Log, format!("{:?}: {what}", self.id))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn write_answered(
+        &mut self,
+        place: usize,
+        zxid: Zxid,
+        result: &Result<Answer, ErrorCode>,
+        view: &View<'_>,
+        context: &str,
+    ) -> Verdict {
+        let Some(done) = self.committed.get(place) else {
+            return self.violation(format!("22: {context}: acknowledged, but not in the log"));
+        };
+        if done.index > view.durable {
+            return self.violation(format!("7: {context}: acknowledged before it was durable"));
+        }
+        if done.outcome != Outcome::Reply(result.clone()) || done.zxid != zxid {
+            let wanted = (&done.outcome, done.zxid);
+            return self.violation(format!("19: {context}: {result:?}; expected {wanted:?}"));
+        }
+        Ok(())
+    }
+
+    fn read_answered(
+        &mut self,
+        request: &Request,
+        zxid: Zxid,
+        result: &Result<Answer, ErrorCode>,
+        view: &View<'_>,
+        context: &str,
+    ) -> Verdict {
+        let wanted: Result<Answer, ErrorCode> = match request {
+            Request::Ping => Ok(Answer::Empty),
+            Request::Sync { path } => Ok(Answer::Echo(path.clone())),
+            Request::WhoAmI => return self.who_am_i(result, context),
+            Request::SetWatches(set) => {
+                self.watcher.rearm(set, zxid, view.model, context)?;
+                Ok(Answer::Empty)
+            }
+            Request::AddWatch { path, mode } => self.watcher.add(path, *mode),
+            Request::CheckWatches { path, kind } => self.watcher.check(path, *kind),
+            Request::RemoveWatches { path, kind } => self.watcher.remove(path, *kind),
+            _ => return self.tree_read(request, zxid, result, view, context),
+        };
+        if *result != wanted {
+            return self.violation(format!("19: {context}: {result:?}; expected {wanted:?}"));
+        }
+        Ok(())
+    }
+
+    fn tree_read(
+        &mut self,
+        request: &Request,
+        zxid: Zxid,
+        result: &Result<Answer, ErrorCode>,
+        view: &View<'_>,
+        context: &str,
+    ) -> Verdict {
+        let (session, _) = self.session().expect("an open connection has a session");
+        // An authentication takes effect when it is received, maybe before the reads ahead of it
+        // are answered (§2.5: its reply may even overtake them).
+        let mut ids = self.identities.clone();
+        let later = self.unanswered.iter().flat_map(|later| later.adds.clone());
+        let mut later = later.collect::<Vec<_>>().into_iter();
+        let mut wanted = Vec::new();
+        loop {
+            wanted.push(view.model.read(zxid, request, session, &ids));
+            if wanted.last() == Some(result) {
+                break;
+            }
+            let Some(id) = later.next() else {
+                return self.violation(format!("19: {context}: {result:?}; expected {wanted:?}"));
+            };
+            ids.push(id);
+        }
+        self.watcher.after_read(request, result);
+        Ok(())
+    }
+
+    /// §3.6: an entry per identity, in any order.
+    fn who_am_i(&self, result: &Result<Answer, ErrorCode>, context: &str) -> Verdict {
+        let shown = |id: &Id| match &*id.scheme {
+            "digest" => Id::new("digest", id.id.split(':').next().unwrap_or_default()),
+            _ => id.clone(),
+        };
+        let sorted = |mut ids: Vec<Id>| {
+            ids.sort();
+            ids
+        };
+        let Ok(Answer::WhoAmI(ids)) = result else {
+            return self.violation(format!("§3.6: {context}: {result:?}"));
+        };
+        let ids = sorted(ids.clone());
+        let mut own = self.identities.clone();
+        let mut later = self.unanswered.iter().flat_map(|later| &later.adds);
+        loop {
+            if ids == sorted(own.iter().map(shown).collect()) {
+                return Ok(());
+            }
+            match later.next() {
+                Some(id) if own.contains(id) => {}
+                Some(id) => own.push(id.clone()),
+                None => return self.violation(format!("§3.6: {context}: {result:?}, not {own:?}")),
+            }
+        }
+    }
+
+    /// Identities that the server may or may not know already.
+    fn pending_identities(&self) -> Vec<Id> {
+        self.unanswered
+            .iter()
+            .flat_map(|later| later.adds.clone())
+            .collect()
+    }
+
+    fn violation<T>(&self, what: impl AsRef<str>) -> Result<T, Violation> {
+        broken(Group::Replies, format!("{:?}: {}", self.id, what.as_ref()))
+    }
+}
+
+/// Whether a change of this kind reaches a connection for sure, maybe or not.
+pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Delivery {
+    let read = zkraft::wire::perms::READ;
+    if crate::model::check_acl(acl, read, sure).is_ok() {
+        return Delivery::Sure;
+    }
+    let all: Vec<Id> = sure.iter().chain(pending).cloned().collect();
+    if crate::model::check_acl(acl, read, &all).is_ok() {
+        Delivery::Maybe
+    } else {
+        Delivery::Never
+    }
+}

@@ -1,0 +1,179 @@
+//! The simulator: the core of a server under faults, in one thread, from one seed.
+//!
+//! A run ([`world::World`]) draws its parameters and every delay, fault and request from its seed;
+//! the same seed gives the same run to the byte. The checkers ([`check`]) compare everything that
+//! clients, disk and state show with a naive model that was told the same log.
+//!
+//! * `cargo test --test sim`: the fixed seeds, fresh ones, and the sabotages that must be caught.
+//! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search.
+//! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed.
+
+mod check;
+mod client;
+mod differential;
+mod disk;
+mod mix;
+mod model;
+mod params;
+mod reply;
+mod rng;
+mod sabotage;
+mod seeds;
+mod trace;
+mod workload;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use check::{Group, Violation};
+use sabotage::Sabotage;
+use world::{Stats, World};
+
+/// Fresh seeds in an ordinary run of the tests.
+const FRESH: u64 = 200;
+
+/// What came out of a run.
+struct Run {
+    seed: u64,
+    hash: u64,
+    stats: Stats,
+    violation: Option<Violation>,
+    tail: Vec<String>,
+}
+
+impl Run {
+    fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
+        let mut world = World::new(seed, sabotage, print);
+        // An assertion of the server is a finding like any other, and needs its seed.
+        let verdict = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).into()));
+            let what = text.unwrap_or_else(|| "no message".into());
+            Err(Violation {
+                group: Group::Panic,
+                what,
+            })
+        });
+        Self {
+            seed,
+            hash: world.trace.hash(),
+            stats: world.stats,
+            violation: verdict.err(),
+            tail: world.trace.tail().map(String::from).collect(),
+        }
+    }
+
+    /// # Panics
+    /// If something was violated, with all that is needed to find out why.
+    fn check(&self) {
+        let Some(Violation { group, what }) = &self.violation else {
+            return;
+        };
+        for line in &self.tail {
+            println!("{line}");
+        }
+        panic!(
+            "seed {}: {group:?}: {what}\nrepeat: SIM_SEED={} cargo test --test sim one -- --nocapture",
+            self.seed, self.seed
+        );
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
+
+/// Not a test of its own: what a range of seeds finds, one line per seed.
+#[test]
+fn survey() {
+    let Some(count) = number("SIM_SURVEY") else {
+        return;
+    };
+    let first = number("SIM_FIRST").unwrap_or(1);
+    std::panic::set_hook(Box::new(|_| {}));
+    for seed in first..first + count {
+        let run = Run::new(seed, Sabotage::None, false);
+        let verdict = run
+            .violation
+            .map_or("ok".into(), |v| format!("{:?}: {}", v.group, v.what));
+        println!(
+            "{seed} {:?} {}",
+            run.stats,
+            &verdict[..verdict.len().min(300)]
+        );
+    }
+}
+
+#[test]
+fn fixed_seeds() {
+    for seed in seeds::FIXED {
+        Run::new(*seed, Sabotage::None, false).check();
+    }
+}
+
+/// Seeds that no one has run, from the clock: what they find is repeated by their number.
+#[test]
+fn fresh_seeds() {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let first = since.expect("after 1970").as_secs() * 1000;
+    let (mut entries, mut replies, mut crashes, mut expirations) = (0, 0, 0, 0);
+    for seed in first..first + number("SIM_SEEDS").unwrap_or(FRESH) {
+        let run = Run::new(seed, Sabotage::None, false);
+        run.check();
+        entries += run.stats.entries;
+        replies += run.stats.replies;
+        crashes += run.stats.crashes;
+        expirations += run.stats.expirations;
+    }
+    println!("{entries} entries, {replies} frames, {crashes} crashes, {expirations} expirations");
+    // Runs in which nothing happens would prove nothing.
+    assert!(entries > 0 && replies > 0 && crashes > 0);
+}
+
+/// One seed, `SIM_SEED`, with every event printed.
+#[test]
+fn one() {
+    let seed = number("SIM_SEED");
+    let run = Run::new(seed.unwrap_or(1), Sabotage::None, seed.is_some());
+    println!("{:?}, hash {:016x}", run.stats, run.hash);
+    run.check();
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 100..105 {
+        let [a, b] = [(); 2].map(|()| Run::new(seed, Sabotage::None, false));
+        assert_eq!(
+            (a.hash, a.stats.replies),
+            (b.hash, b.stats.replies),
+            "seed {seed}"
+        );
+    }
+}
+
+/// Each sabotage is noticed within a few seeds, by a checker that is there for it.
+#[test]
+fn sabotages_are_caught() {
+    const SEEDS: u64 = 40;
+    for (sabotage, groups) in sabotage::ALL {
+        let caught = (1..=SEEDS).find_map(|seed| {
+            let violation = Run::new(seed, *sabotage, false).violation?;
+            Some((seed, violation))
+        });
+        let Some((seed, violation)) = caught else {
+            panic!("{sabotage:?} was not caught in {SEEDS} seeds");
+        };
+        println!(
+            "{sabotage:?}: seed {seed}: {:?}: {}",
+            violation.group, violation.what
+        );
+        assert!(
+            groups.contains(&violation.group),
+            "{sabotage:?} was caught as {violation:?}"
+        );
+    }
+}

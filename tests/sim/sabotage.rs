@@ -1,0 +1,150 @@
+//! Deliberate bugs, so that the checkers are checked: each must be caught by the right one.
+//!
+//! A bug of the world around the core (log, disk, clocks, sockets) is played there; what the core
+//! would do wrong itself is shown by spoiling what it sends, which looks the same to a client.
+
+use bytes::{Bytes, BytesMut};
+use zkraft::proto::log::LogEntry;
+
+use crate::check::Group;
+use crate::params::Params;
+use crate::rng::Rng;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sabotage {
+    None,
+    /// Writes are reported durable when they are handed to the disk.
+    AckBeforeSync,
+    /// The log drops what it is given.
+    ForgetWrites,
+    /// Recovery finds one entry less.
+    LoseLastEntry,
+    /// A snapshot claims one entry more than it holds.
+    SnapshotOneShort,
+    /// Two replies of a connection change places.
+    SwapReplies,
+    /// An event comes after the reply that it had to precede.
+    EventAfterReply,
+    /// An event is lost.
+    DropEvent,
+    /// A client that comes back is not told what it missed.
+    ForgetMissed,
+    /// An event comes twice.
+    RepeatEvent,
+    /// A reply claims a later state than it shows.
+    OverstateZxid,
+    /// A read is answered from an earlier state.
+    UnderstateZxid,
+    /// The session clock runs twice as fast.
+    FastClock,
+    /// In a pause the session clock runs on, while nobody reads the sockets.
+    DeafPause,
+}
+
+/// Every sabotage, and the checkers that may notice it first.
+pub const ALL: &[(Sabotage, &[Group])] = &[
+    (Sabotage::AckBeforeSync, &[Group::Log]),
+    (Sabotage::ForgetWrites, &[Group::Log]),
+    (Sabotage::LoseLastEntry, &[Group::Log]),
+    (Sabotage::SnapshotOneShort, &[Group::State, Group::Panic]),
+    (Sabotage::SwapReplies, &[Group::Replies]),
+    (Sabotage::EventAfterReply, &[Group::Watches]),
+    (Sabotage::DropEvent, &[Group::Watches]),
+    (Sabotage::ForgetMissed, &[Group::Watches]),
+    (Sabotage::RepeatEvent, &[Group::Watches]),
+    (Sabotage::OverstateZxid, &[Group::Replies]),
+    (Sabotage::UnderstateZxid, &[Group::Replies]),
+    (Sabotage::FastClock, &[Group::Sessions]),
+    (Sabotage::DeafPause, &[Group::Sessions]),
+];
+
+impl Sabotage {
+    /// Makes runs likely in which the bug can show at all.
+    pub fn arrange(self, params: &mut Params) {
+        match self {
+            Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
+            Self::SnapshotOneShort => {
+                params.crash_every_us = 2_000_000;
+                params.snap_count = 20;
+            }
+            Self::DeafPause => {
+                params.pause_every_us = 2_000_000;
+                params.timeouts_ms = (500, 2000);
+                params.session_tick_ms = 250;
+            }
+            _ => {}
+        }
+    }
+
+    pub fn recovered(self, entries: &mut Vec<LogEntry>) {
+        if self == Self::LoseLastEntry {
+            entries.pop();
+        }
+    }
+
+    /// The server's clock, from the true one.
+    pub fn clock_ms(self, true_ms: u64) -> u64 {
+        if self == Self::FastClock {
+            true_ms + true_ms / 2
+        } else {
+            true_ms
+        }
+    }
+
+    /// Spoils what a connection sends.
+    pub fn frames(self, frames: &mut Vec<Bytes>, rng: &mut Rng) {
+        let pairs = frames.len().saturating_sub(1);
+        match self {
+            Self::SwapReplies if rng.percent(20) => {
+                let both = |at: &usize| is_reply(&frames[*at]) && is_reply(&frames[*at + 1]);
+                let other = |at: &usize| frames[*at][..4] != frames[*at + 1][..4];
+                if let Some(at) = (0..pairs).find(|at| both(at) && other(at)) {
+                    frames.swap(at, at + 1);
+                }
+            }
+            Self::EventAfterReply => {
+                let found = |at: &usize| is_event(&frames[*at]) && is_reply(&frames[*at + 1]);
+                if let Some(at) = (0..pairs).find(found) {
+                    frames.swap(at, at + 1);
+                }
+            }
+            Self::DropEvent if rng.percent(50) => {
+                if let Some(at) = frames.iter().position(is_event) {
+                    frames.remove(at);
+                }
+            }
+            Self::ForgetMissed => frames.retain(|frame| !is_event(frame) || zxid(frame) != -1),
+            Self::RepeatEvent => {
+                if let Some(at) = frames.iter().position(is_event) {
+                    frames.insert(at, frames[at].clone());
+                }
+            }
+            Self::OverstateZxid | Self::UnderstateZxid if rng.percent(20) => {
+                let by = if self == Self::OverstateZxid { 1 } else { -1 };
+                if let Some(at) = frames
+                    .iter()
+                    .position(|frame| is_reply(frame) && zxid(frame) > 0)
+                {
+                    let mut frame = BytesMut::from(&frames[at][..]);
+                    let zxid = zxid(&frames[at]) + by;
+                    frame[4..12].copy_from_slice(&zxid.to_be_bytes());
+                    frames[at] = frame.freeze();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn is_event(frame: &Bytes) -> bool {
+    frame.len() > 24 && frame[..4] == [255; 4]
+}
+
+/// Not of a handshake, which has protocol version 0 where replies have an xid.
+fn is_reply(frame: &Bytes) -> bool {
+    frame.len() >= 16 && frame[..4] != [255; 4] && frame[..4] != [0; 4]
+}
+
+fn zxid(frame: &Bytes) -> i64 {
+    i64::from_be_bytes(*frame[4..].first_chunk().expect("a reply has a header"))
+}
