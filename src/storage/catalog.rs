@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::Identity;
+use super::{Identity, Warnings};
 
 /// What is remembered. Each field is one key, its value JSON.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -64,10 +64,10 @@ struct Map {
 
 impl Catalog {
     /// Opens the catalog in `dir` and reads it. Never fails: see the head of the file.
-    pub(super) fn open(dir: &Path, warnings: &mut Vec<String>) -> (Self, Facts) {
+    pub(super) fn open(dir: &Path, warnings: &mut Warnings) -> (Self, Facts) {
         match Map::open(dir).and_then(|map| map.read().map(|facts| (map, facts))) {
             Ok((map, facts)) => return (Self { map: Some(map) }, facts),
-            Err(error) => warnings.push(format!(
+            Err(error) => warnings.add(format!(
                 "the catalog {} cannot be read and is rebuilt: {error}",
                 dir.display()
             )),
@@ -76,7 +76,7 @@ impl Catalog {
         match opened {
             Ok(map) => (Self { map: Some(map) }, Facts::default()),
             Err(error) => {
-                warnings.push(format!(
+                warnings.add(format!(
                     "the catalog {} cannot be rebuilt, going on without: {error}",
                     dir.display()
                 ));
@@ -189,9 +189,9 @@ mod tests {
     }
 
     fn open(dir: &Path) -> (Catalog, Facts, Vec<String>) {
-        let mut warnings = Vec::new();
+        let mut warnings = Warnings::default();
         let (catalog, facts) = Catalog::open(dir, &mut warnings);
-        (catalog, facts, warnings)
+        (catalog, facts, warnings.0)
     }
 
     #[test]

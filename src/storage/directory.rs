@@ -13,7 +13,7 @@ use super::disk::Disk;
 use super::recovery::{Known, Recovery};
 use super::snapshot::{SnapshotFile, list_snapshots};
 use super::wal::Wal;
-use super::{Fault, Identity, StorageConfig};
+use super::{Fault, Identity, StorageConfig, Warnings};
 
 const BALLAST_BYTES: usize = 4 << 20;
 /// With less free space than this, the ballast is thrown off.
@@ -37,7 +37,7 @@ impl Directory {
     pub(super) fn open(
         config: &StorageConfig,
         disk: &dyn Disk,
-        warnings: &mut Vec<String>,
+        warnings: &mut Warnings,
     ) -> Result<Self, Fault> {
         refuse_zookeeper(config)?;
         for dir in [
@@ -204,7 +204,7 @@ fn lock(dir: &Path) -> Result<fs::File, Fault> {
 }
 
 /// Makes room for recovery if the disk is nearly full.
-fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<(), Fault> {
+fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<(), Fault> {
     let path = dir.join("ballast");
     let free = disk
         .free_bytes(dir)
@@ -212,7 +212,7 @@ fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Resu
     if free < FREE_BYTES_SHORT && path.exists() {
         disk.remove(&path)
             .map_err(|error| Fault::io("remove", &path, error))?;
-        warnings.push(format!(
+        warnings.add(format!(
             "only {} KiB are free in {}; the reserve of {} KiB was released to start at all: make \
              room now",
             free / 1024,

@@ -104,6 +104,18 @@ impl Progress {
     }
 }
 
+/// What an operator should read. Logged at once, because the start may still fail for another
+/// reason; kept for those who ask later.
+#[derive(Debug, Default)]
+struct Warnings(Vec<String>);
+
+impl Warnings {
+    fn add(&mut self, text: String) {
+        warn!("{text}");
+        self.0.push(text);
+    }
+}
+
 /// Where and how to store.
 #[derive(Clone)]
 pub struct StorageConfig {
@@ -206,7 +218,7 @@ impl Storage {
         config: StorageConfig,
         load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
     ) -> Result<(Recovered<M>, Self), Fault> {
-        let mut warnings = Vec::new();
+        let mut warnings = Warnings::default();
         let mut directory = Directory::open(&config, &*disk, &mut warnings)?;
         let known = directory.known();
         let options = WalOptions {
@@ -216,12 +228,9 @@ impl Storage {
         let progress = config.progress.as_ref();
         let dirs = (&*config.log_files(), &*config.snapshot_files());
         let (mut recovery, wal) = recover(&disk, dirs, options, known, progress, load)?;
-        warnings.append(&mut recovery.warnings);
+        warnings.0.append(&mut recovery.warnings);
         let clean_shutdown = directory.started(&recovery, &config, &*disk);
 
-        for warning in &warnings {
-            warn!("{warning}");
-        }
         let snapshot = recovery.snapshot;
         info!(
             incarnation = recovery.incarnation,
@@ -239,7 +248,7 @@ impl Storage {
             machine: recovery.machine,
             entries: recovery.entries,
             clean_shutdown,
-            warnings,
+            warnings: warnings.0,
         };
         let storage = Self {
             config,

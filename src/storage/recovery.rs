@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Warnings;
 use super::disk::Disk;
 use super::snapshot::{SnapshotFile, list_snapshots};
 use super::wal::{Wal, WalOptions, WalStart};
@@ -65,7 +66,7 @@ pub fn recover<M>(
     // from now on, so the name must stay.
     disk.sync_dir(snapshots_in)
         .map_err(|error| Fault::sync(snapshots_in, error))?;
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings::default();
     let (machine, snapshot) = load_newest(
         &**disk,
         &files,
@@ -87,7 +88,7 @@ pub fn recover<M>(
         }
     };
     let (wal, replay) = Wal::open(disk.clone(), log_in, options, start, &mut report)?;
-    warnings.extend(replay.warnings);
+    warnings.0.extend(replay.warnings);
     let ends = Ends {
         last: wal.last_index(),
         term: replay.entries.last().map_or(0, |entry| entry.term),
@@ -107,7 +108,7 @@ pub fn recover<M>(
         entries: replay.entries,
         files,
         last_group: replay.last_group,
-        warnings,
+        warnings: warnings.0,
     };
     Ok((recovery, wal))
 }
@@ -119,7 +120,7 @@ fn load_newest<M>(
     identity: Identity,
     progress: Option<&Progress>,
     mut load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<(M, Option<SnapshotMeta>), Fault> {
     for file in files {
         let attempt = SnapshotReader::open(disk, file).and_then(|mut reader| {
@@ -132,7 +133,7 @@ fn load_newest<M>(
         });
         match attempt {
             Err(fault @ (Fault::CorruptSnapshot { .. } | Fault::RejectedSnapshot { .. })) => {
-                warnings.push(format!("{fault}; trying the one before it"));
+                warnings.add(format!("{fault}; trying the one before it"));
             }
             other => return other,
         }

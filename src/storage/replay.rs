@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Identity;
 use super::disk::{Disk, File};
 use super::fault::Fault;
 use super::segment::{self, HeaderFound, SECTOR};
 use super::wal::{Segment, WalStart};
+use super::{Identity, Warnings};
 use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 
 /// What is left of the runs before.
@@ -43,7 +43,7 @@ pub(super) fn read(
     start: &WalStart,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Past, Fault> {
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings::default();
     let found = find_segments(disk, dir, &mut warnings)?;
     for candidate in &found.segments {
         let identity = candidate.header.identity;
@@ -78,7 +78,7 @@ pub(super) fn read(
     }
     let (last_index, entries) = tail.finish(dir, found.broken.as_deref())?;
     if let Some(path) = &found.broken {
-        warnings.push(format!(
+        warnings.add(format!(
             "the header of {} is damaged; what it held is in the snapshot",
             path.display()
         ));
@@ -96,7 +96,7 @@ pub(super) fn read(
     let mut next_group = 1;
     if let (Some(last), Some(end)) = (segments.last_mut(), newest) {
         if end.dirty {
-            warnings.push(format!(
+            warnings.add(format!(
                 "cut a torn tail of {} at byte {}: group {} was not written whole before the \
                  last stop",
                 last.path.display(),
@@ -123,22 +123,28 @@ pub(super) fn read(
         hard_state: tail.hard_state,
         mark: tail.newest_mark,
         entries,
-        warnings,
+        warnings: warnings.0,
     })
 }
 
-/// Whose log `dir` holds, as the newest readable segment says.
+/// Whose log `dir` holds, as the newest readable segment says; `None` if no segment was ever used.
 ///
 /// # Errors
 /// As [`read`], as far as headers go.
 pub(super) fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Fault> {
+    let mut damaged = None;
     for (_, path) in segment_names(disk, dir)?.into_iter().rev() {
         let file = open_file(disk, &path)?;
-        if let HeaderFound::Valid(header, _) = segment::read_header(&*file, &path)? {
-            return Ok(Some(header.identity));
+        match segment::read_header(&*file, &path)? {
+            HeaderFound::Valid(header, _) => return Ok(Some(header.identity)),
+            HeaderFound::Damaged => damaged = damaged.or(Some(path)),
+            HeaderFound::Unused => {}
         }
     }
-    Ok(None)
+    match damaged {
+        Some(path) => Err(Fault::CorruptHeader { path }),
+        None => Ok(None),
+    }
 }
 
 /// A segment with a valid header.
@@ -160,7 +166,7 @@ struct Found {
 }
 
 /// Finds the segments, oldest first, and removes a newest one that was never used.
-fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<Found, Fault> {
+fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<Found, Fault> {
     let mut found = Found {
         segments: Vec::new(),
         stale: Vec::new(),
@@ -201,7 +207,7 @@ fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Res
                 remove(disk, &path)?;
                 disk.sync_dir(dir)
                     .map_err(|error| Fault::sync(dir, error))?;
-                warnings.push(format!("removed {}, which was never used", path.display()));
+                warnings.add(format!("removed {}, which was never used", path.display()));
             }
             HeaderFound::Unused | HeaderFound::Damaged if Some(number) == newest => {
                 return Err(Fault::CorruptHeader { path });

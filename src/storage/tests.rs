@@ -231,6 +231,29 @@ fn a_log_directory_of_its_own_must_be_there_and_belong() {
 }
 
 #[test]
+fn a_log_whose_only_header_is_damaged_is_not_taken_for_a_missing_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    drop(Storage::open(config.clone(), load).unwrap());
+    let segment = dir.path().join("log/segment.0000000000000001");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let refused = refusal(&config);
+    let expected = "segment.0000000000000001 is corrupt: its header is damaged";
+    assert!(refused.contains(expected), "{refused}");
+    fs::remove_dir_all(dir.path().join("catalog")).unwrap();
+    assert_eq!(refusal(&config), refused);
+}
+
+#[test]
+fn directories_are_made_with_their_parents() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path().join("a/b/c"), 1);
+    Storage::open(config, load).unwrap();
+}
+
+#[test]
 fn the_directory_of_a_zookeeper_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = StorageConfig::new(dir.path(), 1);

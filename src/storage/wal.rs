@@ -32,6 +32,9 @@ use super::replay::{self, cut, remove};
 use super::segment::{self, SECTOR};
 use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 
+/// A larger buffer, for a rare huge group, is given back.
+const BUFFER_BYTES_KEPT: usize = 16 << 20;
+
 /// Sizes of the files.
 #[derive(Clone, Copy, Debug)]
 pub struct WalOptions {
@@ -191,7 +194,8 @@ impl Wal {
         Ok((wal, replay))
     }
 
-    /// Whose log `dir` holds, as the newest readable segment says.
+    /// Whose log `dir` holds, as the newest readable segment says; `None` if no segment was ever
+    /// used.
     ///
     /// # Errors
     /// As [`Wal::open`], as far as headers go.
@@ -327,6 +331,9 @@ impl Wal {
             .map_err(|error| Fault::io("write to", &self.current().path, error))?;
         self.position = end;
         self.sealed = false;
+        if self.buffer.capacity() > BUFFER_BYTES_KEPT {
+            self.buffer = Vec::new();
+        }
         for record in records {
             self.note(record);
         }
