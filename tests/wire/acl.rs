@@ -99,6 +99,22 @@ fn s71_auth_becomes_every_authenticated_id() {
 }
 
 #[test]
+fn s71_the_id_of_an_auth_entry_may_be_null() {
+    let mut client = client_at("/s71-null");
+    assert_eq!(client.auth("digest", b"u:p"), 0);
+    let entry = Body::new().int(1).int(perm::ALL).string("auth").null();
+    let body = Body::new()
+        .string("/s71-null")
+        .raw(&entry.into_bytes())
+        .int(-1);
+    assert_eq!(client.call(op::SET_ACL, body).err, 0);
+    assert_eq!(
+        client.get_acl("/s71-null").unwrap().0,
+        [acl(perm::ALL, "digest", U)]
+    );
+}
+
+#[test]
 fn s71_an_address_is_no_authentication() {
     let mut client = client_at("/s71-ip");
     assert_eq!(client.auth("ip", b""), 0);
