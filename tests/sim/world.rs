@@ -197,6 +197,8 @@ pub struct World {
     pub trace: Trace,
     healed: bool,
     disk_trouble_until_us: u64,
+    /// The power goes in the middle of some call, or has gone.
+    power_fails: bool,
     pub stats: Stats,
 }
 
@@ -242,6 +244,7 @@ impl World {
             trace: Trace::new(print),
             healed: false,
             disk_trouble_until_us: 0,
+            power_fails: false,
             stats: Stats::default(),
         };
         note!(world, "seed {seed}: {:?}", world.params);
@@ -292,6 +295,12 @@ impl World {
             return broken(Group::Sessions, format!("24: {orphans:?} are never ended"));
         }
         note!(self, "end");
+        for (conn, link) in &self.links {
+            if link.server.is_some() && self.checks.is_superseded(*conn) {
+                let what = format!("§8.5: {conn:?} is open, but its session went elsewhere");
+                return broken(Group::Sessions, what);
+            }
+        }
         self.compare(true)?;
         let Self {
             checks,
@@ -524,7 +533,7 @@ impl World {
             self.paused_until_us = self.now_us;
         }
         if power {
-            self.disk.crash();
+            self.lose_power();
         }
         let silent = power && self.rng.percent(50);
         let conns: Vec<ConnId> = self.links.keys().copied().collect();
@@ -548,11 +557,11 @@ impl World {
     fn disk_died(&mut self, fault: &Fault) {
         self.stats.faults += 1;
         let lost = SYNC_FAILURES_LOSE_POWER && matches!(fault, Fault::Sync { .. });
-        let power = lost || self.rng.percent(50);
+        let power = lost || self.power_fails || self.rng.percent(50);
         if self.server.is_some() {
             self.stop("the disk failed", power);
         } else if power {
-            self.disk.crash();
+            self.lose_power();
         }
     }
 
@@ -1231,6 +1240,7 @@ impl World {
                         ..Faults::default()
                     },
                 };
+                self.power_fails |= faults.power_for.is_some();
                 note!(self, "disk: {faults:?}");
                 self.disk.set_faults(faults);
             }
@@ -1303,16 +1313,31 @@ impl World {
     /// A trouble of the disk is over.
     fn resume(&mut self) -> Verdict {
         if self.now_us >= self.disk_trouble_until_us {
-            note!(self, "disk well");
-            self.disk.set_faults(Faults::default());
+            self.disk_is_well();
         }
         Ok(())
+    }
+
+    fn disk_is_well(&mut self) {
+        note!(self, "disk well");
+        self.disk.set_faults(Faults::default());
+        if self.power_fails {
+            // Whoever met it or not: the machine restarts.
+            self.stop("power failure", true);
+            self.lose_power();
+        }
+    }
+
+    /// What the disk had not synced is gone; then it works again.
+    fn lose_power(&mut self) {
+        self.disk.crash();
+        self.power_fails = false;
     }
 
     /// The last fault is over.
     fn heal(&mut self) -> Verdict {
         note!(self, "heal");
-        self.disk.set_faults(Faults::default());
+        self.disk_is_well();
         self.params.slow_sync_permille = 0;
         if self.now_us < self.paused_until_us {
             self.not_run_us -= self.paused_until_us - self.now_us;
