@@ -1,4 +1,64 @@
 //! zkraft: a coordination server that speaks the ZooKeeper protocol and replicates with Raft.
+//!
+//! # The map
+//!
+//! ```text
+//!  clients (ZooKeeper protocol)                                      operators
+//!        │  TCP                                                          │ four-letter words
+//!  ┌─────▼───────────────┐                                         ┌─────▼─────┐
+//!  │ net                 │ one task per connection: bytes ↔ frames │ admin     │
+//!  └──┬───────────────┬──┘                                         └─────┬─────┘
+//!     │ frames        │                                                  │
+//!  ┌──▼───────────────▼──┐  commands    ┌────────────────────────────────▼──┐
+//!  │ engine::connection  ├─────────────►│ node: one thread, one loop        │
+//!  │ order, reads, auth  │   (inbox)    │  Engine::turn → Outputs           │
+//!  └──┬──────────────────┘              │   ├ forward   numbered writes     │
+//!     │ reads, under                    │   ├ replica   raft::RawNode       │
+//!     │ a read lock                     │   ├ expiry    session clock       │
+//!     │                                 │   └ apply ──► machine, watches    │──► outboxes
+//!     ▼                                 └──────┬─────────────▲──────────────┘
+//!  machine: tree, sessions                     │ Append      │ Persisted(n)
+//!  watch: who watches what              ┌──────▼─────────────┴──┐
+//!  (RwLock, written by the node)        │ storage: log thread,  │──► segments, snapshot files,
+//!                                       │ snapshot thread       │    sled catalog
+//!                                       └───────────────────────┘
+//! ```
+//!
+//! # The core is pure
+//!
+//! [`wire`], [`machine`], [`watch`] and [`engine`] contain no clock, socket, file, thread or
+//! randomness: time and entropy are arguments. The simulator (`tests/sim`) is their first client.
+//! The shell around them ([`net`], [`storage`], [`admin`], [`node`], [`server`], [`cli`]) carries
+//! bytes, time and durability and decides nothing. `tests/tidy.rs` checks who may use whom:
+//!
+//! ```text
+//! wire ◄── machine ◄── watch ◄── engine ◄── node ◄── server ◄── cli ◄── main
+//!                                  ▲  ▲                 ▲
+//!                        storage ──┘  └── net      admin┘
+//! ```
+//!
+//! # The life of a write
+//!
+//! 1. [`net::client`] splits frames; [`engine::connection`] decodes the request for its syntax,
+//!    gives it a place in the connection's [`engine::pipeline`], and hands the client's own bytes
+//!    as a command to the node thread.
+//! 2. [`engine::forward`] numbers it in this server's stream; the leader proposes all commands of a
+//!    turn as one Raft entry stamped with its wall clock.
+//! 3. [`engine::replica`] gives the entry to the log thread ([`storage`]), which writes what has
+//!    gathered and syncs once. Only then does raft commit it: nothing is answered before.
+//! 4. The node thread applies it under the write lock: [`machine::Machine::apply`] validates and
+//!    changes; each change fires [`watch`]es into [`engine::outbox`]es, then the reply follows,
+//!    then the reads of the same connection that stood behind the write.
+//! 5. The connection's task wakes, encodes outside of all locks, and sends.
+//!
+//! A read without a write before it runs in the connection's own task under the read lock. The log
+//! holds requests, not results: replicas validate when they apply, so that the state is a pure
+//! function of the log.
+//!
+//! # Where to add something
+//!
+//! An operation: `wire::request`, `machine::apply` or `machine::read`, a test in `tests/wire`. A
+//! key of `zoo.cfg`: [`config::keys`]. A metric: [`metrics`]. A format on disk: `proto/`.
 
 /// The formats that are ours, generated from `proto/` (see `proto/build.rs`).
 pub mod proto {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use zkraft::cli::{self, RunningServer};
 use zkraft::server::Server;
+use zkraft::storage::Progress;
 
 // Znodes are many small allocations of a few sizes, made by one thread and freed by another: the
 // case in which the system's allocator fragments most and mimalloc hardly at all.
@@ -12,7 +13,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     cli::main(Box::new(|config| {
-        let running = Server::start(&config, None)?;
+        let running = Server::start(&config, Some(Progress::new(cli::log_progress())))
+            // Its text has the cause already.
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(Box::new(running) as Box<dyn RunningServer>)
     }))
 }

@@ -1,9 +1,9 @@
 //! The watches that clients of this server have set: who is told of which change (§6).
 //!
 //! Watches belong to a connection and vanish with it. They are kept by path, since a path may be
-//! watched before its znode exists. This is bookkeeping only: it knows no znodes and no permissions,
-//! and it sends nothing. Whoever holds it says what changed and is told, in a fixed order, which
-//! connections get which event.
+//! watched before its znode exists. This is bookkeeping only: it knows no znodes and no
+//! permissions, and it sends nothing. Whoever holds it says what changed and is told, in a fixed
+//! order, which connections get which event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;

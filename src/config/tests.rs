@@ -565,3 +565,11 @@ fn addresses_are_tried_in_order() {
     assert_eq!(one.addresses().unwrap(), ["[::1]:1".parse().unwrap()]);
     assert_eq!(one.to_string(), "[::1]:1");
 }
+
+#[test]
+fn the_example_to_deploy_is_taken_without_a_word() {
+    let text = include_str!("../../deploy/zoo.cfg");
+    let loaded = load(text).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert_eq!(loaded.config.max_session_timeout_ms, 60_000);
+}

@@ -29,6 +29,7 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message};
 
 use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
+use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, Watches};
 use crate::wire::{SessionId, WatcherEvent, op, perms};
@@ -72,6 +73,8 @@ pub struct Options {
     pub auth: AuthOptions,
     /// Settings that all replicas must share; the leader writes them into the log.
     pub settings: Vec<(&'static str, i64)>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             settings: Vec::new(),
+            metrics: Arc::default(),
         }
     }
 }

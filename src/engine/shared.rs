@@ -82,6 +82,7 @@ impl Shared {
         incarnation: u64,
     ) -> Self {
         // Server in the top byte, start of the server, then a counter: unique across restarts.
+        let metrics = options.metrics.clone();
         let session_prefix = (u64::from(server) << 56) | ((incarnation & 0xff_ffff) << 32);
         Self {
             state: RwLock::new(State {
@@ -101,7 +102,7 @@ impl Shared {
             session_prefix,
             next_session: AtomicU32::new(0),
             clamped: Mutex::default(),
-            metrics: Arc::default(),
+            metrics,
         }
     }
 

@@ -83,7 +83,7 @@ impl Bench {
     }
 
     fn persist(&mut self) {
-        if let Some(last) = self.written.drain(..).last() {
+        if let Some(last) = std::mem::take(&mut self.written).pop() {
             let mut out = Outputs::default();
             self.engine
                 .handle(Event::Persisted(last.number), self.now_ms, &mut out);

@@ -164,7 +164,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 
 /// The number of a list in the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct AclId(pub u32);
+pub(super) struct AclId(pub u32);
 
 /// One distinct list.
 #[derive(Clone, Debug)]
@@ -177,7 +177,7 @@ pub(super) struct Entry {
 
 /// Every distinct list that a znode has, once.
 #[derive(Clone, Debug, Default)]
-pub struct Acls {
+pub(super) struct Acls {
     entries: Slab<Entry>,
     /// Derived; never iterated.
     ids: HashMap<Arc<[Acl]>, AclId, foldhash::fast::RandomState>,
@@ -202,12 +202,28 @@ impl Acls {
     }
 
     /// What an image holds of the table.
-    pub(super) fn slab(&self) -> &Slab<Entry> {
+    pub fn slab(&self) -> &Slab<Entry> {
         &self.entries
     }
 
+    /// Whether both hold the same lists as often.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let all = |acls: &Self| -> Vec<_> {
+            let entries = acls.entries.iter();
+            entries
+                .map(|(id, entry)| (id, entry.references, Arc::clone(&entry.list)))
+                .collect()
+        };
+        all(self) == all(other) && self.ids.len() == self.entries.used()
+    }
+
     /// The table of an image. Nothing is held yet.
-    pub(super) fn restore(entries: Slab<Entry>) -> Self {
+    pub fn restore(mut entries: Slab<Entry>) -> Self {
+        for id in 0..entries.slots() {
+            if let Some(entry) = entries.get_mut(id) {
+                entry.references = 0;
+            }
+        }
         let ids = entries
             .iter()
             .map(|(id, entry)| (Arc::clone(&entry.list), AclId(id)))

@@ -32,9 +32,6 @@ pub use image::{Image, RestoreError};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};
 
-#[cfg(test)]
-mod tests;
-
 use digest::{Part, Term};
 use origin::Origins;
 use session::Sessions;
@@ -222,7 +219,11 @@ impl Machine {
 
     /// A digest of everything replicated: equal on all servers at the same index.
     pub fn digest(&self) -> u64 {
+        let (znodes, acls) = self.tree.slabs();
         let clock = Term::new(Part::Clock)
+            .word(znodes.shape())
+            .word(acls.shape())
+            .word(self.sessions.slab().shape())
             .word(self.applied.term)
             .word(self.applied.index)
             .signed(self.zxid.0)
@@ -249,6 +250,25 @@ impl Machine {
         let replace =
             |sum: u64, (kept, fresh): &(u64, u64)| sum.wrapping_sub(*kept).wrapping_add(*fresh);
         parts.iter().fold(self.digest(), replace)
+    }
+
+    /// Checks the invariants of the whole state, for tests: it looks at every znode.
+    ///
+    /// # Panics
+    /// If one is broken.
+    pub fn audit(&self) {
+        self.tree.audit();
+        assert_eq!(
+            self.digest(),
+            self.recompute_digest(),
+            "the digest is kept right"
+        );
+        for owner in self.tree.owners() {
+            assert!(
+                self.sessions.get(owner).is_some(),
+                "{owner} owns ephemerals but is gone"
+            );
+        }
     }
 
     /// The Stat of a znode for `setWatches`, which checks no permission (§6.6).
@@ -420,3 +440,6 @@ fn system_znodes() -> Tree {
     assert_eq!(tree.lookup("/zookeeper/quota"), Some(NodeId::QUOTA));
     tree
 }
+
+#[cfg(test)]
+mod tests;

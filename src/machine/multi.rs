@@ -69,7 +69,8 @@ impl Machine {
     }
 }
 
-/// What a failed multi is answered: nothing before the failure happened, nothing after it was tried.
+/// What a failed multi is answered: what is before the failure did not happen, what is after it
+/// was not tried.
 fn failures(count: usize, failed: usize, code: ErrorCode) -> Vec<SubAnswer> {
     let entry = |index: usize| match index.cmp(&failed) {
         std::cmp::Ordering::Less => None,

@@ -10,7 +10,7 @@ impl Machine {
     /// Answers a read from the present state. Watches are the caller's business.
     ///
     /// # Errors
-    /// What the client is to be told; `Unimplemented` for a request that is not a read of the state.
+    /// What the client is to be told; `Unimplemented` for what is not a read of the state.
     pub fn read(&self, request: &Request, caller: &Caller<'_>) -> Result<Answer, ErrorCode> {
         Ok(match request {
             Request::Exists { path, .. } => Answer::Stat(self.exists(path, caller)?),

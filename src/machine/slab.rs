@@ -61,6 +61,11 @@ impl<T> Slab<T> {
         self.free
     }
 
+    /// Slots ever taken and the slot freed last, as one number for the digest.
+    pub fn shape(&self) -> u64 {
+        (u64::from(self.slots) << 32) | u64::from(self.free)
+    }
+
     /// The slot of this number, if there is one.
     pub fn slot(&self, number: u32) -> Option<&Slot<T>> {
         (number < self.slots)

@@ -1,11 +1,12 @@
 //! The machine as its callers see it: sessions, streams, zxids, images.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::wire::Request;
 use crate::wire::request::Create;
+use crate::wire::{Request, SubAnswer, SubRequest};
 
 /// Writes down what it is told.
 #[derive(Default)]
@@ -57,6 +58,29 @@ impl Rig {
         rig.entry(log::Entry::default());
         rig.run(vec![create_session(1)]);
         rig
+    }
+
+    /// Does without a look at everything afterwards.
+    fn run_unchecked(&mut self, commands: Vec<log::Command>) {
+        let origin = log::Origin {
+            server: 1,
+            disk: 9,
+            incarnation: self.incarnation,
+        };
+        let first = self.number + 1;
+        self.number += commands.len() as u64;
+        self.at.index += 1;
+        let batches = vec![log::Batch {
+            origin: Some(origin),
+            first,
+            commands,
+        }];
+        let entry = log::Entry {
+            time_ms: 1,
+            batches,
+            internal: Vec::new(),
+        };
+        self.machine.apply(self.at, &entry, &mut Journal::default());
     }
 
     fn entry(&mut self, entry: log::Entry) -> Journal {
@@ -360,5 +384,368 @@ fn an_image_is_the_machine() {
         let kept = chunks.iter().enumerate().filter(|(at, _)| *at != missing);
         let kept = kept.map(|(_, chunk)| Ok::<_, ()>(chunk.clone()));
         assert!(Machine::restore(kept).is_err(), "without chunk {missing}");
+    }
+}
+
+#[test]
+fn chunks_of_an_image_are_about_as_large_as_they_should_be() {
+    fn is_send<T: Send + 'static>(_: &T) {}
+    let mut rig = Rig::new();
+    for number in 0..4000 {
+        let mut request = create(&format!("/a{number}"), 0);
+        if let Request::Create(create) = &mut request {
+            create.data = Some(vec![1; if number == 2000 { 500_000 } else { 200 }].into());
+        }
+        rig.run_unchecked(vec![client(1, 1, &request)]);
+    }
+    let image = rig.machine.image();
+    is_send(&image);
+    let sizes: Vec<usize> = image.chunks().map(|chunk| chunk.len()).collect();
+    let large = sizes.iter().filter(|size| **size > 256 * 1024).count();
+    assert_eq!(large, 1, "only the chunk of the large znode: {sizes:?}");
+    assert!(
+        sizes.iter().sum::<usize>() / sizes.len() > 100_000,
+        "{sizes:?}"
+    );
+}
+
+/// Everything a client could see of the znodes, as lines.
+fn dump(machine: &Machine) -> Vec<String> {
+    let znodes = machine.tree.subtree(NodeId::ROOT);
+    znodes
+        .map(|(id, znode)| {
+            let (path, acl) = (machine.tree.path(id), machine.tree.acl(id));
+            format!(
+                "{path} {:?} {:?} {acl:?} {:?}",
+                znode.stat(),
+                znode.data(),
+                znode.kind()
+            )
+        })
+        .collect()
+}
+
+fn arbitrary_path() -> impl Strategy<Value = Text> {
+    let paths = [
+        "/a",
+        "/b",
+        "/a/a",
+        "/a/b",
+        "/a/b/a",
+        "/b/c",
+        "/a/",
+        "/zookeeper/quota/a",
+        "/zookeeper/quota/a/zookeeper_limits",
+        "/zookeeper/quota/a/zookeeper_stats",
+        "/zookeeper/quota/a/b",
+        "/zookeeper/quota/a/b/zookeeper_limits",
+        "/zookeeper/quota/a/b/zookeeper_stats",
+        "/",
+    ];
+    prop::sample::select(paths.to_vec()).prop_map(Text::from)
+}
+
+fn arbitrary_data() -> impl Strategy<Value = Option<Bytes>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(
+            "count=1,bytes=5=;byteHardLimit=20;countHardLimit=3".into()
+        )),
+        prop::collection::vec(any::<u8>(), 0..30).prop_map(|data| Some(data.into())),
+    ]
+}
+
+fn arbitrary_acl() -> impl Strategy<Value = Vec<Acl>> {
+    let entry = |perms, scheme, id| Acl {
+        perms,
+        id: Id::new(scheme, id),
+    };
+    prop_oneof![
+        6 => Just(vec![Acl::open()]),
+        1 => Just(vec![entry(31, "auth", "")]),
+        1 => (0..32).prop_map(move |perms| vec![entry(perms, "ip", "127.0.0.1")]),
+        1 => (0..32).prop_map(move |perms| vec![entry(perms, "digest", "a:b"), Acl::open()]),
+    ]
+}
+
+fn arbitrary_create() -> impl Strategy<Value = Create> {
+    use crate::wire::op::{CREATE, CREATE_CONTAINER, CREATE_TTL, CREATE2};
+    // Valid also inside a multi, where TTL flags go with their opcode only.
+    let kinds = [
+        (CREATE, 0),
+        (CREATE, 1),
+        (CREATE, 2),
+        (CREATE2, 0),
+        (CREATE2, 3),
+    ];
+    let more = [
+        (CREATE_CONTAINER, 4),
+        (CREATE_TTL, 5),
+        (CREATE_TTL, 6),
+        (CREATE, 4),
+    ];
+    let kind = prop::sample::select([&kinds[..], &more[..]].concat());
+    (kind, arbitrary_path(), arbitrary_data(), arbitrary_acl()).prop_map(
+        |((opcode, flags), path, data, acl)| Create {
+            opcode,
+            path,
+            data,
+            acl: Some(acl),
+            flags,
+            ttl: (opcode == CREATE_TTL).then_some(5),
+        },
+    )
+}
+
+fn arbitrary_operation() -> impl Strategy<Value = SubRequest> {
+    prop_oneof![
+        4 => arbitrary_create().prop_map(SubRequest::Create),
+        2 => (arbitrary_path(), -1..1)
+            .prop_map(|(path, version)| SubRequest::Delete { path, version }),
+        2 => (arbitrary_path(), arbitrary_data(), -1..2)
+            .prop_map(|(path, data, version)| SubRequest::SetData { path, data, version }),
+        1 => (arbitrary_path(), -1..2)
+            .prop_map(|(path, version)| SubRequest::Check { path, version }),
+    ]
+}
+
+fn arbitrary_request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        4 => arbitrary_operation().prop_map(|operation| match operation {
+            SubRequest::Create(create) => Request::Create(create),
+            SubRequest::Delete { path, version } => Request::Delete { path, version },
+            SubRequest::SetData { path, data, version } => Request::SetData { path, data, version },
+            other => Request::Multi(vec![other]),
+        }),
+        2 => prop::collection::vec(arbitrary_operation(), 0..8).prop_map(Request::Multi),
+        1 => (arbitrary_path(), arbitrary_acl())
+            .prop_map(|(path, acl)| Request::SetAcl { path, acl: Some(acl), version: -1 }),
+    ]
+}
+
+fn arbitrary_command() -> impl Strategy<Value = log::Command> {
+    let identity = || log::Identity {
+        scheme: "digest".into(),
+        id: "a:b".into(),
+    };
+    let identify = log::Identify {
+        identities: vec![identity()],
+    };
+    let close = log::Command {
+        op: op::CLOSE_SESSION,
+        generation: 1,
+        ..Default::default()
+    };
+    prop_oneof![
+        60 => (1..4i64, prop::sample::select(vec![1, 1, 1, 1, 1, 2]), arbitrary_request())
+            .prop_map(|(session, generation, request)| client(session, generation, &request)),
+        2 => (1..4i64).prop_map(create_session),
+        1 => (1..4i64).prop_map(|session| attach(session, PASSWORD)),
+        1 => (1..4i64).prop_map(move |session| ours(session, 1, op::IDENTIFY, &identify)),
+        1 => (1..4i64).prop_map(move |session| log::Command { session, ..close.clone() }),
+    ]
+}
+
+fn arbitrary_internal() -> impl Strategy<Value = log::Command> {
+    let set = |name: &str, value| {
+        ours(
+            0,
+            0,
+            op::SET,
+            &log::Set {
+                name: name.into(),
+                value,
+            },
+        )
+    };
+    let close = |session, generation| log::Command {
+        session,
+        generation,
+        op: op::CLOSE_SESSION,
+        body: Bytes::new(),
+    };
+    prop_oneof![
+        3 => (0..2i64).prop_map(move |value| set("enforce_quota", value)),
+        1 => (0..3i64).prop_map(move |value| set("extended_types", value)),
+        1 => (1..4i64, 1..3u64).prop_map(move |(session, generation)| close(session, generation)),
+    ]
+}
+
+fn arbitrary_entry() -> impl Strategy<Value = log::Entry> {
+    let commands = prop::collection::vec(arbitrary_command(), 0..6);
+    let batch = (1..3u32, 1..30u64, commands).prop_map(|(server, first, commands)| {
+        let origin = log::Origin {
+            server,
+            disk: 1,
+            incarnation: 1,
+        };
+        // Most of the time the test numbers batches itself; 1 is a duplicate.
+        log::Batch {
+            origin: Some(origin),
+            first: u64::from(first != 1),
+            commands,
+        }
+    });
+    let internal = prop::option::weighted(0.2, arbitrary_internal());
+    (0..100i64, prop::collection::vec(batch, 0..3), internal).prop_map(
+        |(time_ms, batches, internal)| log::Entry {
+            time_ms,
+            batches,
+            internal: internal.into_iter().collect(),
+        },
+    )
+}
+
+/// Sessions, and something for the others to be about.
+fn first_entry() -> log::Entry {
+    let paths = [
+        "/a",
+        "/b",
+        "/a/b",
+        "/zookeeper/quota/a",
+        "/zookeeper/quota/a/b",
+    ];
+    let creations = paths.map(|path| client(1, 1, &create(path, 0)));
+    let batch = log::Batch {
+        origin: Some(log::Origin {
+            server: 3,
+            disk: 1,
+            incarnation: 1,
+        }),
+        first: 1,
+        commands: (1..4).map(create_session).chain(creations).collect(),
+    };
+    let set = log::Set {
+        name: "extended_types".into(),
+        value: 1,
+    };
+    let internal = vec![ours(0, 0, op::SET, &set)];
+    log::Entry {
+        time_ms: 0,
+        batches: vec![batch],
+        internal,
+    }
+}
+
+/// Checks each outcome against the state before and after it.
+#[derive(Default)]
+struct Auditor {
+    outcomes: Vec<(CommandId, Outcome)>,
+    changes: usize,
+    zxid: Zxid,
+    before: Vec<String>,
+}
+
+impl Sink for Auditor {
+    fn changed(&mut self, change: &Change<'_>) {
+        self.changes += 1;
+        assert!(change.zxid > self.zxid, "a change has a zxid of its own");
+    }
+
+    fn done(&mut self, machine: &Machine, command: CommandId, outcome: Outcome) {
+        machine.audit();
+        let is_failed_multi = matches!(&outcome, Outcome::Reply(Ok(Answer::Multi(answers)))
+            if answers.iter().any(|answer| matches!(answer, SubAnswer::Error(_))));
+        let is_error = matches!(&outcome, Outcome::Reply(Err(_)));
+        let is_refused = matches!(&outcome, Outcome::Refused | Outcome::Moved);
+        let after = dump(machine);
+        if is_failed_multi || is_error || is_refused {
+            assert_eq!(self.changes, 0, "{outcome:?}");
+            assert_eq!(self.before, after, "{outcome:?}");
+        }
+        if is_refused {
+            assert_eq!(self.zxid, machine.zxid());
+        }
+        assert!(machine.zxid() >= self.zxid);
+        (self.changes, self.zxid, self.before) = (0, machine.zxid(), after);
+        self.outcomes.push((command, outcome));
+    }
+
+    fn session_attached(&mut self, _: &Attached) {}
+
+    fn session_closed(&mut self, session: SessionId) {
+        self.changes = 0;
+        assert!(session.0 > 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_image_and_the_rest_of_the_log_are_the_whole_log(
+        entries in prop::collection::vec(arbitrary_entry(), 1..25),
+        cut in any::<prop::sample::Index>(),
+        term_at in any::<prop::sample::Index>(),
+    ) {
+        let mut machine = Machine::new();
+        let mut shadow = Machine::new();
+        let mut next = std::collections::HashMap::from([(1, 1), (2, 1)]);
+        let first = first_entry();
+        let at = LogId { term: 1, index: 1 };
+        machine.apply(at, &first, &mut Journal::default());
+        shadow.apply(at, &first, &mut Journal::default());
+        let (cut, term_at) = (cut.index(entries.len()), term_at.index(entries.len()));
+        for (index, mut entry) in entries.into_iter().enumerate() {
+            for batch in &mut entry.batches {
+                let server = batch.origin.as_ref().unwrap().server;
+                let number = next.get_mut(&server).unwrap();
+                if batch.first != 0 {
+                    batch.first = *number;
+                    *number += batch.commands.len() as u64;
+                }
+                for command in batch.commands.iter_mut().filter(|command| command.generation == 1) {
+                    let present = machine.session(SessionId(command.session));
+                    command.generation = present.map_or(1, |session| session.generation);
+                }
+            }
+            let term = 1 + u64::from(index >= term_at);
+            let [leader, at] = [2, 3].map(|step| LogId { term, index: 2 * index as u64 + step });
+            machine.advance(leader);
+            shadow.advance(leader);
+            let auditor = |machine: &Machine| Auditor {
+                zxid: machine.zxid(),
+                before: dump(machine),
+                ..Auditor::default()
+            };
+            let (mut told, mut echo) = (auditor(&machine), auditor(&shadow));
+            machine.apply(at, &entry, &mut told);
+            shadow.apply(at, &entry, &mut echo);
+            prop_assert_eq!(told.outcomes, echo.outcomes);
+            machine.audit();
+            if index == cut {
+                let chunks: Vec<_> = machine.image().chunks().map(Ok::<_, ()>).collect();
+                shadow = Machine::restore(chunks.into_iter()).unwrap();
+                shadow.audit();
+            }
+        }
+        prop_assert_eq!(machine.digest(), shadow.digest());
+        let bytes = |machine: &Machine| machine.image().chunks().collect::<Vec<_>>();
+        prop_assert_eq!(bytes(&machine), bytes(&shadow));
+    }
+
+    #[test]
+    fn a_damaged_image_is_refused_unless_it_says_the_same(
+        entries in prop::collection::vec(arbitrary_entry(), 1..8),
+        chunk in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8u8,
+    ) {
+        let mut machine = Machine::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let at = LogId { term: 1, index: index as u64 + 1 };
+            machine.apply(at, entry, &mut Journal::default());
+        }
+        let whole: Vec<Bytes> = machine.image().chunks().collect();
+        let mut chunks = whole.clone();
+        let chunk = chunk.index(chunks.len());
+        let mut damaged = chunks[chunk].to_vec();
+        let at = at.index(damaged.len());
+        damaged[at] ^= 1 << bit;
+        chunks[chunk] = damaged.into();
+        // A boolean, for one, has many bytes that are true.
+        if let Ok(restored) = Machine::restore(chunks.into_iter().map(Ok::<_, ()>)) {
+            prop_assert_eq!(restored.image().chunks().collect::<Vec<_>>(), whole);
+        }
     }
 }

@@ -50,7 +50,8 @@ struct Place {
 pub struct Tree {
     znodes: Slab<Znode>,
     acls: Acls,
-    /// From the hash of (parent, name). Never iterated; the seed of the hash shows nowhere.
+    /// From the hash of (parent, name), seeded at random so that no client can choose names that
+    /// collide. Never iterated, so the seed shows nowhere.
     index: HashTable<Place>,
     hasher: foldhash::fast::RandomState,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
@@ -198,6 +199,60 @@ impl Tree {
         })
     }
 
+    /// Looks at everything.
+    ///
+    /// # Panics
+    /// If a list of siblings, a count, or anything else that is derived is not as it must be.
+    pub fn audit(&self) {
+        assert!(
+            self.journal.is_none(),
+            "between commands nothing can be taken back"
+        );
+        let mut fresh = Self::empty(self.znodes.clone(), Acls::restore(self.acls.slab().clone()));
+        fresh.derive_all();
+        assert_eq!(self.digest, self.recompute(), "digest");
+        assert_eq!(self.bytes, fresh.bytes, "bytes");
+        assert_eq!(self.ephemerals, fresh.ephemerals, "ephemerals");
+        assert_eq!(
+            self.ephemeral_count, fresh.ephemeral_count,
+            "count of ephemerals"
+        );
+        assert_eq!(self.cleanable, fresh.cleanable, "containers and TTL znodes");
+        assert!(self.acls.agrees_with(&fresh.acls), "references to ACLs");
+        assert_eq!(
+            self.index.len() + 1,
+            self.len(),
+            "the index has every znode but the root"
+        );
+        assert_eq!(
+            self.subtree(NodeId::ROOT).count(),
+            self.len(),
+            "every znode can be reached"
+        );
+        for (id, znode) in self.subtree(NodeId::ROOT) {
+            let mut previous = NodeId::NONE;
+            for (child, znode) in self.children(id) {
+                assert_eq!(
+                    (znode.parent, znode.previous),
+                    (id, previous),
+                    "links of {child:?}"
+                );
+                assert_eq!(
+                    self.child(id, znode.name()),
+                    Some(child),
+                    "place of {child:?}"
+                );
+                previous = child;
+            }
+            assert_eq!(znode.last(), previous, "last child of {id:?}");
+            assert_eq!(
+                self.children(id).count(),
+                znode.count() as usize,
+                "children of {id:?}"
+            );
+        }
+    }
+
     /// Adds a child at the end of its parent's list, which must not have one of that name.
     pub fn insert(&mut self, new: &NewZnode<'_>) -> NodeId {
         let parent = self.get(new.parent);
@@ -296,8 +351,8 @@ impl Tree {
         }
     }
 
-    /// The tree of an image. `None` if a znode names an access control list that is not there, or if
-    /// the znodes are not those of this digest; nothing else is checked.
+    /// The tree of an image, with nothing derived yet. `None` if a znode names an access control
+    /// list that is not there; nothing else is checked.
     pub fn restore(znodes: Slab<Znode>, acls: Slab<acl::Entry>) -> Option<Self> {
         let mut tree = Self::empty(znodes, Acls::restore(acls));
         if tree
@@ -311,7 +366,8 @@ impl Tree {
         Some(tree)
     }
 
-    /// Rebuilds what is derived, after [`Self::restore`] and a look at the digest: it follows links.
+    /// Rebuilds what is derived after [`Self::restore`]. It follows links, so the digest must have
+    /// been looked at.
     pub fn derive_all(&mut self) {
         self.index
             .reserve(self.znodes.used(), |place| spread(place.hash));

@@ -1,5 +1,6 @@
 //! One znode: its fields, its Stat, its terms of the digest, its record in an image.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +11,9 @@ use super::image::Record;
 use super::slab;
 use crate::wire::{Acl, DecodeError, Reader, SessionId, Stat, Text, Writer, Zxid};
 
-/// From this size on data is shared with its readers; below, a copy is cheaper than a reference
-/// count. In bytes.
-const SHARED_FROM: usize = 1024;
+/// From this size on, in bytes, the content of a znode is shared with its readers and with images;
+/// smaller ones are copied, which is cheaper than a reference count in each of millions.
+const LARGE_FROM: usize = 1024;
 
 /// The number of a znode; [`NodeId::NONE`] where there is none.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -69,6 +70,45 @@ pub struct Children {
     pub last: NodeId,
 }
 
+/// Name and data, in one allocation.
+#[derive(Clone, Debug)]
+enum Content {
+    Small(Box<[u8]>),
+    Large(Arc<Box<[u8]>>),
+}
+
+impl Content {
+    /// Copies both out of whatever buffer they came in.
+    fn new(name: &[u8], data: Option<&[u8]>) -> Self {
+        let bytes = [name, data.unwrap_or_default()].concat().into_boxed_slice();
+        if bytes.len() < LARGE_FROM {
+            Self::Small(bytes)
+        } else {
+            Self::Large(Arc::new(bytes))
+        }
+    }
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Large(bytes) => bytes,
+        }
+    }
+}
+
+/// The large content of a znode as a reply holds it.
+struct Shared(Arc<Box<[u8]>>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// One znode. There are millions: its size is asserted in a test.
 #[derive(Clone, Debug)]
 pub struct Znode {
@@ -81,7 +121,7 @@ pub struct Znode {
     /// `None` for one that never had a child.
     children: Option<Box<Children>>,
     /// Name and data in one allocation.
-    content: Arc<[u8]>,
+    content: Content,
     name_bytes: u32,
     pub version: i32,
     pub aversion: i32,
@@ -122,7 +162,7 @@ impl Znode {
             mtime: new.time_ms,
             owner,
             children: None,
-            content: join(new.name.as_bytes(), new.data),
+            content: Content::new(new.name.as_bytes(), new.data),
             name_bytes: u32::try_from(new.name.len()).expect("a name is shorter than a frame"),
             version: 0,
             aversion: 0,
@@ -160,23 +200,25 @@ impl Znode {
     }
 
     pub fn set_data(&mut self, data: Option<&[u8]>) {
-        self.content = join(self.name_bytes(), data);
+        self.content = Content::new(self.name_bytes(), data);
         self.has_data = data.is_some();
     }
 
     /// Takes name and data of an earlier self.
     pub fn take_content(&mut self, earlier: &Self) {
-        self.content = Arc::clone(&earlier.content);
+        self.content = earlier.content.clone();
         self.has_data = earlier.has_data;
     }
 
     /// The data for a reply: large data is shared, not copied.
     pub fn shared_data(&self) -> Option<Bytes> {
         let data = self.data()?;
-        if data.len() < SHARED_FROM {
-            return Some(Bytes::copy_from_slice(data));
-        }
-        Some(Bytes::from_owner(self.content.clone()).slice(self.name_bytes as usize..))
+        Some(match &self.content {
+            Content::Small(_) => Bytes::copy_from_slice(data),
+            Content::Large(large) => {
+                Bytes::from_owner(Shared(Arc::clone(large))).slice(self.name_bytes as usize..)
+            }
+        })
     }
 
     /// Children created so far.
@@ -333,7 +375,7 @@ impl Record for Znode {
             mtime,
             owner,
             children,
-            content: join(name.as_str().as_bytes(), data.as_deref()),
+            content: Content::new(name.as_str().as_bytes(), data.as_deref()),
             name_bytes: name.len() as u32,
             version,
             aversion,
@@ -379,20 +421,37 @@ impl Tag {
     }
 }
 
-/// Copies both out of whatever buffer they came in.
-fn join(name: &[u8], data: Option<&[u8]>) -> Arc<[u8]> {
-    let data = data.unwrap_or_default();
-    let mut content: Arc<[u8]> = std::iter::repeat_n(0, name.len() + data.len()).collect();
-    let bytes = Arc::get_mut(&mut content).expect("nobody else has it yet");
-    bytes[..name.len()].copy_from_slice(name);
-    bytes[name.len()..].copy_from_slice(data);
-    content
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::slab::Slot;
+
+    #[test]
+    fn large_data_is_shared_with_its_readers() {
+        let znode = |data: &[u8]| {
+            let new = NewZnode {
+                parent: NodeId::ROOT,
+                name: "name",
+                data: Some(data),
+                acl: &[],
+                kind: Kind::Persistent,
+                zxid: Zxid(1),
+                time_ms: 1,
+            };
+            Znode::new(&new, AclId(0))
+        };
+        for (bytes, is_shared) in [(1, false), (LARGE_FROM - 5, false), (LARGE_FROM - 4, true)] {
+            let data = vec![7; bytes];
+            let znode = znode(&data);
+            let reads = [&znode, &znode.clone()].map(|znode| znode.shared_data().unwrap());
+            assert_eq!((&reads[0], znode.name()), (&Bytes::from(data), "name"));
+            assert_eq!(
+                reads[0].as_ptr() == reads[1].as_ptr(),
+                is_shared,
+                "{bytes} bytes"
+            );
+        }
+    }
 
     #[test]
     fn a_slot_takes_96_bytes() {

@@ -18,6 +18,7 @@ use crate::engine::{
     Append, AuthOptions, CleanerOptions, Engine, Event, Options, Setup, Shared, SnapshotMeta,
 };
 use crate::machine::{Image, Machine, OriginId, RestoreError};
+use crate::metrics::Metrics;
 use crate::net::{self, Clock, Context, Limits};
 use crate::node::{self, Doorbell, Log};
 use crate::proto::log::{HardState, Membership, Record};
@@ -29,7 +30,7 @@ pub use view::ServerView;
 const ENGINE_TICK_MS: u64 = 50;
 /// How long a stopping server waits for its connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// Server ids stand in the top byte of session ids.
+/// The disk id of a server that has no disk.
 const MEMORY_DISK: u64 = 0;
 
 /// Why a server cannot start.
@@ -99,22 +100,26 @@ impl Server {
             source,
         })?;
 
+        let metrics = Arc::new(Metrics::default());
         let bell = doorbell.clone();
         let on_persisted = move |number| bell.persisted(number);
         let (recovered, log) = if config.in_memory {
             (in_memory(config), LogHandle::memory(on_persisted))
         } else {
-            let (recovered, storage) = Storage::open(storage_config(config, progress), load)?;
+            let (recovered, storage) =
+                Storage::open(storage_config(config, progress, &metrics), load)?;
             let on_fault = move |fault| {
                 fault_sender.send_replace(Some(Arc::new(fault)));
             };
             (recovered, storage.start(on_persisted, on_fault)?)
         };
-        let engine = engine(config, recovered, clock)?;
+        metrics.dbinittime.note(clock.now_ms());
+        let engine = engine(config, recovered, metrics, clock)?;
         let shared = engine.shared();
         let log = Files {
             log,
             doorbell: doorbell.clone(),
+            metrics: shared.metrics.clone(),
             number: 0,
         };
         let node = node::start(engine, log, doorbell.clone(), clock).map_err(StartError::Thread)?;
@@ -165,7 +170,8 @@ impl RunningServer for Running {
                 .ok()
                 .and_then(|fault| fault.clone());
             match fault {
-                Some(fault) => anyhow::Error::new(fault),
+                // Its text has the cause already.
+                Some(fault) => anyhow::anyhow!("{fault}"),
                 // In memory there is no log thread, so nothing can fail.
                 None => std::future::pending().await,
             }
@@ -207,7 +213,11 @@ fn bind(config: &Config) -> Result<tokio::net::TcpListener, StartError> {
     Err(failed(last))
 }
 
-fn storage_config(config: &Config, progress: Option<Progress>) -> StorageConfig {
+fn storage_config(
+    config: &Config,
+    progress: Option<Progress>,
+    metrics: &Arc<Metrics>,
+) -> StorageConfig {
     StorageConfig {
         log_dir: config.log_dir.clone(),
         sync: config.force_sync,
@@ -216,6 +226,7 @@ fn storage_config(config: &Config, progress: Option<Progress>) -> StorageConfig 
         purge: config.purge,
         fsync_warn_ms: config.fsync_warn_ms.into(),
         progress,
+        metrics: metrics.clone(),
         ..StorageConfig::new(&config.data_dir, config.server_id)
     }
 }
@@ -241,6 +252,7 @@ fn in_memory(config: &Config) -> Recovered<Machine> {
 fn engine(
     config: &Config,
     recovered: Recovered<Machine>,
+    metrics: Arc<Metrics>,
     clock: Clock,
 ) -> Result<Engine, StartError> {
     // Asked once here, so that a system without entropy fails at the start and not in a handshake.
@@ -269,7 +281,7 @@ fn engine(
             disk: identity.disk,
             incarnation,
         },
-        options: options(config),
+        options: options(config, metrics),
         random: Box::new(random),
         logger: crate::logging::raft_logger(),
         machine,
@@ -280,7 +292,7 @@ fn engine(
     Ok(Engine::new(setup, clock.now_ms()))
 }
 
-fn options(config: &Config) -> Options {
+fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
     let ms = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
     Options {
         tick_ms: ENGINE_TICK_MS,
@@ -305,6 +317,7 @@ fn options(config: &Config) -> Options {
             ("digest_enabled", config.digest_enabled.into()),
             ("reconfig_enabled", config.reconfig_enabled.into()),
         ],
+        metrics,
     }
 }
 
@@ -312,6 +325,7 @@ fn options(config: &Config) -> Options {
 struct Files {
     log: LogHandle,
     doorbell: Arc<Doorbell>,
+    metrics: Arc<Metrics>,
     /// The highest number that was appended.
     number: u64,
 }
@@ -323,7 +337,7 @@ impl Log for Files {
     }
 
     fn take_snapshot(&mut self, meta: SnapshotMeta, image: Image) {
-        let doorbell = self.doorbell.clone();
+        let (doorbell, metrics) = (self.doorbell.clone(), self.metrics.clone());
         let index = meta.index;
         let chunks = move |push: &mut dyn FnMut(bytes::Bytes) -> Result<(), Fault>| {
             image.chunks().try_for_each(push)
@@ -331,6 +345,7 @@ impl Log for Files {
         let done = move |result: Result<u64, Fault>| match result {
             Ok(bytes) => doorbell.event(Event::SnapshotTaken { index, bytes }),
             Err(error) => {
+                metrics.snapshot_error_count.add(1);
                 tracing::warn!(%error, "no snapshot was written; the log is kept instead");
                 doorbell.event(Event::SnapshotFailed);
             }

@@ -1,14 +1,14 @@
 //! What a server remembers about its own directory, beside the log: an ordered map in sled.
 //!
-//! The catalog is a second witness, not an authority: everything in it can be rebuilt from the headers
-//! of segments and snapshots, and it only lets a start notice that files have gone missing. Three
-//! guards make sled fit for that:
+//! The catalog is a second witness, not an authority: everything in it can be rebuilt from the
+//! headers of segments and snapshots, and it only lets a start notice that files have gone missing.
+//! Three guards make sled fit for that:
 //!
 //! 1. A `snap.*.generating` that a kill left half-written would be taken for the newest state:
 //!    such files are removed before opening.
 //! 2. sled's `flush` does not reach the drive: a change is followed by an fsync of its `db` file.
-//! 3. A catalog that cannot be opened or read is moved aside and begun anew, with a warning. One that
-//!    cannot be written is given up, with a warning: the server runs without.
+//! 3. A catalog that cannot be opened or read is moved aside and begun anew, with a warning. One
+//!    that cannot be written is given up, with a warning: the server runs without.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::Identity;
+use super::{Identity, Warnings};
 
 /// What is remembered. Each field is one key, its value JSON.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -64,10 +64,10 @@ struct Map {
 
 impl Catalog {
     /// Opens the catalog in `dir` and reads it. Never fails: see the head of the file.
-    pub(super) fn open(dir: &Path, warnings: &mut Vec<String>) -> (Self, Facts) {
+    pub(super) fn open(dir: &Path, warnings: &mut Warnings) -> (Self, Facts) {
         match Map::open(dir).and_then(|map| map.read().map(|facts| (map, facts))) {
             Ok((map, facts)) => return (Self { map: Some(map) }, facts),
-            Err(error) => warnings.push(format!(
+            Err(error) => warnings.add(format!(
                 "the catalog {} cannot be read and is rebuilt: {error}",
                 dir.display()
             )),
@@ -76,7 +76,7 @@ impl Catalog {
         match opened {
             Ok(map) => (Self { map: Some(map) }, Facts::default()),
             Err(error) => {
-                warnings.push(format!(
+                warnings.add(format!(
                     "the catalog {} cannot be rebuilt, going on without: {error}",
                     dir.display()
                 ));
@@ -168,5 +168,95 @@ fn move_aside(dir: &Path) -> io::Result<()> {
     match free {
         Some(path) => fs::rename(dir, path),
         None => Err(io::Error::other("no free name to move it to")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            identity: Some(Identity {
+                cluster: u64::MAX,
+                server: 3,
+                disk: 1,
+            }),
+            incarnation: Some(12),
+            clean_stop: Some(CleanStop { last_group: 99 }),
+            snapshots: vec![KnownSnapshot { index: 7, term: 2 }],
+        }
+    }
+
+    fn open(dir: &Path) -> (Catalog, Facts, Vec<String>) {
+        let mut warnings = Warnings::default();
+        let (catalog, facts) = Catalog::open(dir, &mut warnings);
+        (catalog, facts, warnings.0)
+    }
+
+    #[test]
+    fn what_is_saved_is_read_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let (mut catalog, found, warnings) = open(&path);
+        assert_eq!((found, warnings), (Facts::default(), vec![]));
+        catalog.save(&facts());
+        drop(catalog);
+        let (_catalog, found, warnings) = open(&path);
+        assert_eq!((found, warnings), (facts(), vec![]));
+    }
+
+    #[test]
+    fn a_half_written_file_of_sled_is_not_taken_for_its_newest_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let (mut catalog, ..) = open(&path);
+        catalog.save(&facts());
+        drop(catalog);
+        let half = path.join("snap.00000000FFFFFFFF.generating");
+        fs::write(&half, "half").unwrap();
+        let (_catalog, found, warnings) = open(&path);
+        assert_eq!((found, warnings), (facts(), vec![]));
+        assert!(!half.exists());
+    }
+
+    #[test]
+    fn a_damaged_catalog_is_moved_aside_and_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let not_a_file: fn(&Path) = |path| {
+            fs::remove_file(path.join("db")).unwrap();
+            fs::create_dir(path.join("db")).unwrap();
+        };
+        let not_json: fn(&Path) = |path| {
+            let db = sled::open(path).unwrap();
+            db.insert(IDENTITY, "{").unwrap();
+            db.flush().unwrap();
+        };
+        for (round, damage) in [(1, not_a_file), (2, not_json)] {
+            let (mut catalog, ..) = open(&path);
+            catalog.save(&facts());
+            drop(catalog);
+            damage(&path);
+            let (mut catalog, found, warnings) = open(&path);
+            assert_eq!(found, Facts::default());
+            assert_eq!(warnings.len(), 1);
+            let expected = "cannot be read and is rebuilt";
+            assert!(warnings[0].contains(expected), "{}", warnings[0]);
+            assert!(dir.path().join(format!("catalog.broken-{round}")).exists());
+            catalog.save(&facts());
+        }
+        let (_catalog, found, _) = open(&path);
+        assert_eq!(found, facts());
+    }
+
+    #[test]
+    fn a_catalog_that_cannot_be_made_is_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let (mut catalog, found, warnings) = open(&dir.path().join("file/catalog"));
+        assert_eq!((found, warnings.len()), (Facts::default(), 2));
+        assert!(warnings[1].contains("going on without"), "{}", warnings[1]);
+        catalog.save(&facts());
     }
 }

@@ -13,7 +13,7 @@ use super::disk::Disk;
 use super::recovery::{Known, Recovery};
 use super::snapshot::{SnapshotFile, list_snapshots};
 use super::wal::Wal;
-use super::{Fault, Identity, StorageConfig};
+use super::{Fault, Identity, StorageConfig, Warnings};
 
 const BALLAST_BYTES: usize = 4 << 20;
 /// With less free space than this, the ballast is thrown off.
@@ -37,7 +37,7 @@ impl Directory {
     pub(super) fn open(
         config: &StorageConfig,
         disk: &dyn Disk,
-        warnings: &mut Vec<String>,
+        warnings: &mut Warnings,
     ) -> Result<Self, Fault> {
         refuse_zookeeper(config)?;
         for dir in [
@@ -111,13 +111,13 @@ impl Directory {
         self.identity
     }
 
-    /// The log below this index is not needed by any snapshot that is kept. With one snapshot, all
-    /// of the log is: should that file rot, the log is what is left.
+    /// The index of the oldest snapshot that is kept: the log below it is not needed. With one
+    /// snapshot, all of the log is: should that file rot, the log is what is left.
     pub(super) fn floor(&self) -> u64 {
         let snapshots = &self.facts.snapshots;
         match snapshots.len() {
             0 | 1 => 0,
-            count => snapshots[count.min(self.keep) - 1].index + 1,
+            count => snapshots[count.min(self.keep) - 1].index,
         }
     }
 }
@@ -204,7 +204,7 @@ fn lock(dir: &Path) -> Result<fs::File, Fault> {
 }
 
 /// Makes room for recovery if the disk is nearly full.
-fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<(), Fault> {
+fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<(), Fault> {
     let path = dir.join("ballast");
     let free = disk
         .free_bytes(dir)
@@ -212,7 +212,7 @@ fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Resu
     if free < FREE_BYTES_SHORT && path.exists() {
         disk.remove(&path)
             .map_err(|error| Fault::io("remove", &path, error))?;
-        warnings.push(format!(
+        warnings.add(format!(
             "only {} KiB are free in {}; the reserve of {} KiB was released to start at all: make \
              room now",
             free / 1024,

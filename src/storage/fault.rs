@@ -71,7 +71,9 @@ pub enum Fault {
     ZooKeeperData { path: PathBuf },
 
     /// A file under one of our names that is not ours.
-    #[error("{path} is not a zkraft file (it starts with {found}); move it out of the directory")]
+    #[error(
+        "{path} is not a zkraft file (it starts with \"{found}\"); move it out of the directory"
+    )]
     Foreign { path: PathBuf, found: String },
 
     /// A file written by a later zkraft.
@@ -211,5 +213,65 @@ impl Fault {
     /// Whether the disk is full: the one fault that an operator mends by making room.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        let path = Path::new("/data/log/segment.1");
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let broken = || io::Error::other("EIO");
+        assert!(Fault::io("write to", path, full()).is_disk_full());
+        assert!(Fault::io("write to", path, io::ErrorKind::QuotaExceeded.into()).is_disk_full());
+        assert!(Fault::sync(path, full()).is_disk_full());
+        assert_eq!(
+            Fault::io("write to", path, broken()).to_string(),
+            "cannot write to /data/log/segment.1: EIO"
+        );
+        assert_eq!(
+            Fault::sync(path, broken()).to_string(),
+            "sync of /data/log/segment.1 failed: EIO; what was not acknowledged may be lost; check \
+             the disk and start again"
+        );
+    }
+
+    #[test]
+    fn the_other_messages_are_sentences_too() {
+        let path = PathBuf::from("/data");
+        let rejected = Fault::RejectedSnapshot {
+            path,
+            reason: "the digest differs".to_owned(),
+        };
+        let cases = [
+            (
+                rejected,
+                "snapshot /data cannot be loaded: the digest differs",
+            ),
+            (
+                Fault::Panicked {
+                    thread: "log",
+                    message: "boom".to_owned(),
+                },
+                "the log thread panicked: boom",
+            ),
+            (
+                Fault::Thread {
+                    name: "log",
+                    source: io::Error::other("too many"),
+                },
+                "cannot start the log thread: too many",
+            ),
+            (
+                Fault::Random("no device".to_owned()),
+                "cannot draw a random id: no device",
+            ),
+        ];
+        for (fault, message) in cases {
+            assert_eq!(fault.to_string(), message);
+        }
     }
 }

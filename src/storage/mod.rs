@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::engine::{Append, SnapshotMeta};
+use crate::metrics::Metrics;
 
 use self::directory::Directory;
 pub use self::disk::{Disk, File, RealDisk};
@@ -42,7 +43,7 @@ pub use self::recovery::{Known, Recovery, recover};
 pub use self::snapshot::{
     SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots, write_snapshot,
 };
-pub use self::thread::{LogHandle, LogStats};
+pub use self::thread::LogHandle;
 pub use self::wal::{Replay, Wal, WalOptions, WalStart};
 use crate::proto::log::{HardState, LogEntry, Membership};
 
@@ -103,6 +104,18 @@ impl Progress {
     }
 }
 
+/// What an operator should read. Logged at once, because the start may still fail for another
+/// reason; kept for those who ask later.
+#[derive(Debug, Default)]
+struct Warnings(Vec<String>);
+
+impl Warnings {
+    fn add(&mut self, text: String) {
+        warn!("{text}");
+        self.0.push(text);
+    }
+}
+
 /// Where and how to store.
 #[derive(Clone)]
 pub struct StorageConfig {
@@ -122,6 +135,8 @@ pub struct StorageConfig {
     /// A sync slower than this is logged.
     pub fsync_warn_ms: u64,
     pub progress: Option<Progress>,
+    /// Where syncs and snapshots are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl StorageConfig {
@@ -138,6 +153,7 @@ impl StorageConfig {
             purge: true,
             fsync_warn_ms: 1000,
             progress: None,
+            metrics: Arc::default(),
         }
     }
 
@@ -194,8 +210,15 @@ impl Storage {
         config: StorageConfig,
         load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
     ) -> Result<(Recovered<M>, Self), Fault> {
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let mut warnings = Vec::new();
+        Self::open_over(Arc::new(RealDisk), config, load)
+    }
+
+    fn open_over<M>(
+        disk: Arc<dyn Disk>,
+        config: StorageConfig,
+        load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
+    ) -> Result<(Recovered<M>, Self), Fault> {
+        let mut warnings = Warnings::default();
         let mut directory = Directory::open(&config, &*disk, &mut warnings)?;
         let known = directory.known();
         let options = WalOptions {
@@ -205,12 +228,9 @@ impl Storage {
         let progress = config.progress.as_ref();
         let dirs = (&*config.log_files(), &*config.snapshot_files());
         let (mut recovery, wal) = recover(&disk, dirs, options, known, progress, load)?;
-        warnings.append(&mut recovery.warnings);
+        warnings.0.append(&mut recovery.warnings);
         let clean_shutdown = directory.started(&recovery, &config, &*disk);
 
-        for warning in &warnings {
-            warn!("{warning}");
-        }
         let snapshot = recovery.snapshot;
         info!(
             incarnation = recovery.incarnation,
@@ -228,7 +248,7 @@ impl Storage {
             machine: recovery.machine,
             entries: recovery.entries,
             clean_shutdown,
-            warnings,
+            warnings: warnings.0,
         };
         let storage = Self {
             config,
@@ -239,8 +259,8 @@ impl Storage {
         Ok((recovered, storage))
     }
 
-    /// Starts the log thread. `on_persisted` gets the highest number that is durable, `on_fault` the
-    /// reason for which the thread has ended; both are called in that thread.
+    /// Starts the log thread. `on_persisted` gets the highest number that is durable, `on_fault`
+    /// the reason for which the thread has ended; both are called in that thread.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -257,118 +277,4 @@ impl Storage {
 const SNAPSHOTS_MIN: usize = 3;
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc::{self, Receiver};
-    use std::time::Duration;
-
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::proto::log::Record;
-
-    fn entry(index: u64, term: u64) -> LogEntry {
-        LogEntry {
-            term,
-            index,
-            kind: 0,
-            data: Bytes::from(format!("entry {index} of term {term}")),
-            context: Bytes::new(),
-        }
-    }
-
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Record {
-        Record {
-            hard_state: Some(HardState {
-                term,
-                vote: 1,
-                commit: range.start() - 1,
-            }),
-            entries: range.map(|index| entry(index, term)).collect(),
-            mark: None,
-        }
-    }
-
-    /// Loads the bytes of all chunks, or nothing.
-    fn load(reader: Option<SnapshotReader>) -> Result<Vec<u8>, Fault> {
-        let mut all = Vec::new();
-        for chunk in reader.into_iter().flatten() {
-            all.extend_from_slice(&chunk?);
-        }
-        Ok(all)
-    }
-
-    struct Running {
-        log: LogHandle,
-        persisted: Receiver<u64>,
-    }
-
-    impl Running {
-        fn start(storage: Storage) -> Self {
-            let (sender, persisted) = mpsc::channel();
-            let log = storage.start(
-                move |number| sender.send(number).expect("the test waits"),
-                |fault| panic!("{fault}"),
-            );
-            let log = log.unwrap();
-            Self { log, persisted }
-        }
-
-        fn write(&self, number: u64, record: Record) {
-            self.log.append(Append {
-                number,
-                record,
-                sync: true,
-            });
-            let deadline = Duration::from_secs(60);
-            while self
-                .persisted
-                .recv_timeout(deadline)
-                .expect("it is persisted")
-                < number
-            {}
-        }
-    }
-
-    #[test]
-    fn what_is_persisted_is_recovered() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = StorageConfig::new(dir.path(), 1);
-
-        let (first, storage) = Storage::open(config.clone(), load).unwrap();
-        assert_eq!(first.incarnation, 1);
-        assert!(first.entries.is_empty() && first.snapshot.is_none() && !first.clean_shutdown);
-        let running = Running::start(storage);
-        running.write(7, entries(1..=5, 1));
-        running.log.stop();
-        drop(running);
-
-        let (second, storage) = Storage::open(config.clone(), load).unwrap();
-        assert_eq!(second.identity, first.identity);
-        assert_eq!(second.incarnation, 2);
-        assert_eq!(second.entries, entries(1..=5, 1).entries);
-        assert!(second.clean_shutdown);
-        let running = Running::start(storage);
-        running.write(8, entries(4..=6, 2));
-        let meta = SnapshotMeta {
-            index: 5,
-            term: 2,
-            ..SnapshotMeta::default()
-        };
-        let (sender, done) = mpsc::channel();
-        running.log.take_snapshot(
-            meta.clone(),
-            |push| push(Bytes::from_static(b"state")),
-            move |result| sender.send(result).expect("the test waits"),
-        );
-        assert!(done.recv().unwrap().unwrap() > 512);
-        running.log.stop();
-        drop(running);
-
-        let (third, _storage) = Storage::open(config, load).unwrap();
-        assert_eq!(third.snapshot, Some(meta));
-        assert_eq!(third.machine, b"state");
-        assert_eq!(third.entries, [entry(6, 2)]);
-        assert_eq!(third.hard_state.term, 2);
-        assert_eq!(third.hard_state.commit, 5);
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Warnings;
 use super::disk::Disk;
 use super::snapshot::{SnapshotFile, list_snapshots};
 use super::wal::{Wal, WalOptions, WalStart};
@@ -44,8 +45,8 @@ pub struct Recovery<M> {
     pub warnings: Vec<String>,
 }
 
-/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new segment.
-/// `dirs`: log, snapshots.
+/// Loads the newest snapshot that can be loaded, replays the log after it, and begins a new
+/// segment. `dirs`: log, snapshots.
 ///
 /// # Errors
 /// See [`Fault`].
@@ -61,7 +62,11 @@ pub fn recover<M>(
     disk.create_dir(snapshots_in)
         .map_err(|error| Fault::io("create", snapshots_in, error))?;
     let files = list_snapshots(&**disk, snapshots_in)?;
-    let mut warnings = Vec::new();
+    // A snapshot may have got its name just before the last stop. The log below it may be removed
+    // from now on, so the name must stay.
+    disk.sync_dir(snapshots_in)
+        .map_err(|error| Fault::sync(snapshots_in, error))?;
+    let mut warnings = Warnings::default();
     let (machine, snapshot) = load_newest(
         &**disk,
         &files,
@@ -83,7 +88,7 @@ pub fn recover<M>(
         }
     };
     let (wal, replay) = Wal::open(disk.clone(), log_in, options, start, &mut report)?;
-    warnings.extend(replay.warnings);
+    warnings.0.extend(replay.warnings);
     let ends = Ends {
         last: wal.last_index(),
         term: replay.entries.last().map_or(0, |entry| entry.term),
@@ -103,7 +108,7 @@ pub fn recover<M>(
         entries: replay.entries,
         files,
         last_group: replay.last_group,
-        warnings,
+        warnings: warnings.0,
     };
     Ok((recovery, wal))
 }
@@ -115,7 +120,7 @@ fn load_newest<M>(
     identity: Identity,
     progress: Option<&Progress>,
     mut load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<(M, Option<SnapshotMeta>), Fault> {
     for file in files {
         let attempt = SnapshotReader::open(disk, file).and_then(|mut reader| {
@@ -128,7 +133,7 @@ fn load_newest<M>(
         });
         match attempt {
             Err(fault @ (Fault::CorruptSnapshot { .. } | Fault::RejectedSnapshot { .. })) => {
-                warnings.push(format!("{fault}; trying the one before it"));
+                warnings.add(format!("{fault}; trying the one before it"));
             }
             other => return other,
         }

@@ -1,16 +1,16 @@
 //! Reading the log back: which segments count, which groups, which entries.
 //!
-//! [`find_segments`] picks the segments that follow each other up to the newest, [`scan_into`] reads
-//! the ones that matter into a [`Tail`], which holds the log as Raft sees it. What is damaged is
-//! judged here, by the rules at the head of `wal.rs`.
+//! [`find_segments`] picks the segments that follow each other up to the newest, [`scan_into`]
+//! reads the ones that matter into a [`Tail`], which holds the log as Raft sees it. What is damaged
+//! is judged here, by the rules at the head of `wal.rs`.
 
 use std::path::{Path, PathBuf};
 
-use super::Identity;
 use super::disk::{Disk, File};
 use super::fault::Fault;
-use super::segment::{self, HeaderFound};
+use super::segment::{self, HeaderFound, SECTOR};
 use super::wal::{Segment, WalStart};
+use super::{Identity, Warnings};
 use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 
 /// What is left of the runs before.
@@ -43,7 +43,7 @@ pub(super) fn read(
     start: &WalStart,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Past, Fault> {
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings::default();
     let found = find_segments(disk, dir, &mut warnings)?;
     for candidate in &found.segments {
         let identity = candidate.header.identity;
@@ -63,21 +63,28 @@ pub(super) fn read(
     }
 
     let mut tail = Tail::new(start.snapshot.as_ref().map_or(0, |mark| mark.index));
-    let next_group = if found.segments.is_empty() {
-        1
-    } else {
-        scan_into(&mut tail, disk, dir, &found, start, &mut warnings, progress)?
+    let newest = match (found.segments.last(), start.last_group) {
+        (None, Some(last)) => {
+            return Err(Fault::LogLost {
+                dir: dir.to_owned(),
+                detail: format!("nothing is left of {last} groups"),
+            });
+        }
+        (None, None) => None,
+        (Some(_), _) => Some(scan_into(&mut tail, disk, &found, start, progress)?),
     };
     if let Some(mark) = &start.snapshot {
         tail.mark(mark);
     }
     let (last_index, entries) = tail.finish(dir, found.broken.as_deref())?;
     if let Some(path) = &found.broken {
-        warnings.push(format!(
+        warnings.add(format!(
             "the header of {} is damaged; what it held is in the snapshot",
             path.display()
         ));
     }
+
+    // All is well: only now is anything changed.
     let segment = |candidate: Candidate| Segment {
         path: candidate.path,
         number: candidate.header.segment,
@@ -85,8 +92,30 @@ pub(super) fn read(
         checksum: candidate.checksum,
         bytes: candidate.len,
     };
+    let mut segments: Vec<Segment> = found.segments.into_iter().map(segment).collect();
+    let mut next_group = 1;
+    if let (Some(last), Some(end)) = (segments.last_mut(), newest) {
+        if end.dirty {
+            warnings.add(format!(
+                "cut a torn tail of {} at byte {}: group {} was not written whole before the \
+                 last stop",
+                last.path.display(),
+                end.offset,
+                end.next_group
+            ));
+        }
+        let restated = Record {
+            entries: Vec::new(),
+            hard_state: tail.hard_state,
+            mark: tail.newest_mark.clone(),
+        };
+        next_group = settle(disk, last, &end, restated)?;
+        // Its name too: the next segment's must not be durable first.
+        disk.sync_dir(dir)
+            .map_err(|error| Fault::sync(dir, error))?;
+    }
     Ok(Past {
-        segments: found.segments.into_iter().map(segment).collect(),
+        segments,
         stale: found.stale,
         incarnation,
         next_group,
@@ -94,22 +123,28 @@ pub(super) fn read(
         hard_state: tail.hard_state,
         mark: tail.newest_mark,
         entries,
-        warnings,
+        warnings: warnings.0,
     })
 }
 
-/// Whose log `dir` holds, as the newest readable segment says.
+/// Whose log `dir` holds, as the newest readable segment says; `None` if no segment was ever used.
 ///
 /// # Errors
 /// As [`read`], as far as headers go.
 pub(super) fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Fault> {
+    let mut damaged = None;
     for (_, path) in segment_names(disk, dir)?.into_iter().rev() {
         let file = open_file(disk, &path)?;
-        if let HeaderFound::Valid(header, _) = segment::read_header(&*file, &path)? {
-            return Ok(Some(header.identity));
+        match segment::read_header(&*file, &path)? {
+            HeaderFound::Valid(header, _) => return Ok(Some(header.identity)),
+            HeaderFound::Damaged => damaged = damaged.or(Some(path)),
+            HeaderFound::Unused => {}
         }
     }
-    Ok(None)
+    match damaged {
+        Some(path) => Err(Fault::CorruptHeader { path }),
+        None => Ok(None),
+    }
 }
 
 /// A segment with a valid header.
@@ -131,7 +166,7 @@ struct Found {
 }
 
 /// Finds the segments, oldest first, and removes a newest one that was never used.
-fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Result<Found, Fault> {
+fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<Found, Fault> {
     let mut found = Found {
         segments: Vec::new(),
         stale: Vec::new(),
@@ -172,7 +207,7 @@ fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Vec<String>) -> Res
                 remove(disk, &path)?;
                 disk.sync_dir(dir)
                     .map_err(|error| Fault::sync(dir, error))?;
-                warnings.push(format!("removed {}, which was never used", path.display()));
+                warnings.add(format!("removed {}, which was never used", path.display()));
             }
             HeaderFound::Unused | HeaderFound::Damaged if Some(number) == newest => {
                 return Err(Fault::CorruptHeader { path });
@@ -210,20 +245,18 @@ fn segment_names(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, Fau
     Ok(segments)
 }
 
-/// Reads the segments that matter into `tail` and returns the number of the next group.
+/// Reads the segments that matter into `tail` and returns how the newest ends.
 fn scan_into(
     tail: &mut Tail,
     disk: &dyn Disk,
-    dir: &Path,
     found: &Found,
     start: &WalStart,
-    warnings: &mut Vec<String>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<u64, Fault> {
-    let segments = first_needed(disk, dir, &found.segments, tail.after)?;
+) -> Result<segment::End, Fault> {
+    let segments = first_needed(disk, found, tail.after)?;
     let first = &segments[0].header;
     tail.limit = first.first_index;
-    let mut next_group = first.first_group;
+    let mut newest = None;
     let total = segments.iter().map(|candidate| candidate.len).sum();
     let mut done = 0;
     for (position, candidate) in segments.iter().enumerate() {
@@ -246,7 +279,6 @@ fn scan_into(
         })?;
         done += candidate.len;
         progress(done, total);
-        next_group = end.next_group;
         let later = segments.get(position + 1);
         if let Some(proof) = proof_of_sync(&end, later, start) {
             return Err(Fault::CorruptLog {
@@ -256,31 +288,72 @@ fn scan_into(
                 proof,
             });
         }
-        if later.is_none() {
-            if end.dirty {
-                warnings.push(format!(
-                    "cut a torn tail of {} at byte {}: group {} was not written whole before the \
-                     last stop",
-                    path.display(),
-                    end.offset,
-                    end.next_group
-                ));
-            }
-            // Also what was written but not synced before the stop is built upon from now on.
-            cut(&*file, path, end.offset)?;
-        }
+        newest = Some(end);
     }
-    Ok(next_group)
+    Ok(newest.expect("at least one segment is needed"))
+}
+
+/// Makes durable what was found in the newest segment, because it is built upon from now on, and
+/// cuts what is behind.
+///
+/// If the last run ended with a failed sync, the kernel may show what it never wrote and believes
+/// to be clean, and a sync alone would not write it. So everything that nothing says was synced is
+/// written again first; on any disk that did hold it, these are the same bytes.
+///
+/// If the segment got no group at all before the stop, it gets its first one now: no older segment
+/// may go before a newer one restates what it says. Returns the number of the next group.
+fn settle(
+    disk: &dyn Disk,
+    newest: &mut Segment,
+    end: &segment::End,
+    restated: Record,
+) -> Result<u64, Fault> {
+    let path = &newest.path;
+    let file = open_file(disk, path)?;
+    rewrite(&*file, path, 0, SECTOR)?;
+    rewrite(&*file, path, end.unproven, end.offset)?;
+    cut(&*file, path, end.offset)?;
+    newest.bytes = end.offset;
+    if end.offset > SECTOR {
+        return Ok(end.next_group);
+    }
+    let number = end.next_group;
+    let mut group = Vec::new();
+    segment::encode_group(&mut group, newest.checksum, number, number - 1, &[restated]);
+    file.write_at(&group, SECTOR)
+        .map_err(|error| Fault::io("write to", path, error))?;
+    file.sync_data().map_err(|error| Fault::sync(path, error))?;
+    newest.bytes += group.len() as u64;
+    Ok(number + 1)
+}
+
+/// Writes the bytes from `from` to `to` as they are.
+fn rewrite(file: &dyn File, path: &Path, mut from: u64, to: u64) -> Result<(), Fault> {
+    let mut buffer = vec![0; to.saturating_sub(from).min(1 << 20) as usize];
+    while from < to {
+        let len = (to - from).min(buffer.len() as u64) as usize;
+        let part = &mut buffer[..len];
+        let got = file
+            .read_at(part, from)
+            .map_err(|error| Fault::io("read", path, error))?;
+        if got == 0 {
+            break;
+        }
+        file.write_at(&part[..got], from)
+            .map_err(|error| Fault::io("write to", path, error))?;
+        from += got as u64;
+    }
+    Ok(())
 }
 
 /// The segments from the one on that holds the snapshot's own entry, if it is there: its term tells
 /// whether what follows it in the log belongs to the snapshot.
 fn first_needed<'a>(
     disk: &dyn Disk,
-    dir: &Path,
-    segments: &'a [Candidate],
+    found: &'a Found,
     after: u64,
 ) -> Result<&'a [Candidate], Fault> {
+    let segments = &found.segments;
     let mut first = segments
         .iter()
         .rposition(|candidate| candidate.header.first_index <= after)
@@ -289,8 +362,15 @@ fn first_needed<'a>(
     while !has_group(disk, &segments[first])? {
         let segment = segments[first].header.segment;
         if first == 0 && segment > 1 {
-            let dir = dir.to_owned();
-            return Err(Fault::BrokenChain { dir, segment });
+            return Err(match &found.broken {
+                Some(path) => Fault::CorruptHeader { path: path.clone() },
+                None => Fault::CorruptLog {
+                    path: segments[0].path.clone(),
+                    offset: SECTOR,
+                    group: segments[0].header.first_group,
+                    proof: "the segments before it were removed after that".to_owned(),
+                },
+            });
         }
         if first == 0 {
             break;
@@ -338,8 +418,11 @@ fn has_group(disk: &dyn Disk, candidate: &Candidate) -> Result<bool, Fault> {
 struct Tail {
     /// Entries up to here are in the snapshot; their data is not kept.
     after: u64,
-    /// Index before the first entry held, once it is known.
+    /// Index before the first entry held, once there was one.
     base: Option<u64>,
+    /// Index of the last snapshot that replaced the log: the base cannot be lower. Otherwise it
+    /// can, when the part that is read starts with entries that are replaced from further down.
+    floor: u64,
     /// While it is not: the highest index that the first entry may have.
     limit: u64,
     entries: Vec<LogEntry>,
@@ -352,6 +435,7 @@ impl Tail {
         Self {
             after,
             base: None,
+            floor: 0,
             limit: 1,
             entries: Vec::new(),
             hard_state: None,
@@ -379,14 +463,19 @@ impl Tail {
         let next = self
             .base
             .map_or(self.limit, |base| base + self.entries.len() as u64 + 1);
-        let lowest = self.base.map_or(1, |base| base + 1);
+        let lowest = self.floor + 1;
         if index < lowest || index > next {
             return Err(format!(
                 "entry {index} where one of {lowest} to {next} is expected"
             ));
         }
-        let base = *self.base.get_or_insert(index - 1);
-        self.entries.truncate((index - base - 1) as usize);
+        match self.base {
+            Some(base) if index > base => self.entries.truncate((index - base - 1) as usize),
+            _ => {
+                self.base = Some(index - 1);
+                self.entries.clear();
+            }
+        }
         if let Some(last) = self.entries.last()
             && last.term > entry.term
         {
@@ -406,7 +495,10 @@ impl Tail {
     /// Takes note of a snapshot: what does not continue it is dropped.
     fn mark(&mut self, mark: &SnapshotMark) {
         let Some(base) = self.base else {
-            self.limit = self.limit.max(mark.index + 1);
+            if mark.index >= self.limit {
+                self.limit = mark.index + 1;
+                self.floor = mark.index;
+            }
             return;
         };
         if mark.index <= base {
@@ -416,6 +508,7 @@ impl Tail {
         if own.is_none_or(|entry| entry.term != mark.term) {
             self.entries.clear();
             self.base = Some(mark.index);
+            self.floor = mark.index;
         }
     }
 

@@ -19,6 +19,7 @@
 //!
 //! This file judges nothing: [`scan`] reports where the valid groups end and what lies behind.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -100,14 +101,14 @@ pub(super) fn read_header(file: &dyn File, path: &Path) -> Result<HeaderFound, F
     let whole = sector.len() == SECTOR as usize;
     let (body, checksum) = sector.split_at(sector.len().saturating_sub(4));
     if !whole || checksum != crc32c::crc32c(body).to_le_bytes() {
-        let alien = whole && body[..MAGIC.len()] != MAGIC && body.iter().any(|&byte| byte != 0);
-        let found = format!("{:02x?}", &body[..body.len().min(MAGIC.len())]);
-        if window.is_zero_from(SECTOR)? {
-            return Ok(HeaderFound::Unused);
-        }
-        return if alien {
-            let path = path.to_owned();
-            Err(Fault::Foreign { path, found })
+        // Rot spoils a byte or two of the magic; another program's file has none of it.
+        let like_ours = body.iter().zip(&MAGIC).filter(|(a, b)| a == b).count();
+        let alien = whole && like_ours < MAGIC.len() / 2 && body.iter().any(|&byte| byte != 0);
+        let found = body.to_vec();
+        return if window.is_zero_from(SECTOR)? {
+            Ok(HeaderFound::Unused)
+        } else if alien {
+            Err(foreign(path, &found))
         } else {
             Ok(HeaderFound::Damaged)
         };
@@ -118,9 +119,7 @@ pub(super) fn read_header(file: &dyn File, path: &Path) -> Result<HeaderFound, F
     let mut magic = [0; 8];
     fields.copy_to_slice(&mut magic);
     if magic != MAGIC {
-        let path = path.to_owned();
-        let found = format!("{magic:02x?}");
-        return Err(Fault::Foreign { path, found });
+        return Err(foreign(path, &magic));
     }
     // Whatever later formats change, the magic, the format number and the place of the checksum
     // stay.
@@ -151,7 +150,16 @@ pub(super) fn read_header(file: &dyn File, path: &Path) -> Result<HeaderFound, F
     Ok(HeaderFound::Valid(header, checksum))
 }
 
-/// Encodes a group into `out`, which it clears first. `salt` is the checksum of the segment's header.
+fn foreign(path: &Path, content: &[u8]) -> Fault {
+    let start = &content[..content.len().min(MAGIC.len())];
+    Fault::Foreign {
+        path: path.to_owned(),
+        found: start.escape_ascii().to_string(),
+    }
+}
+
+/// Encodes a group into `out`, which it clears first. `salt` is the checksum of the segment's
+/// header.
 ///
 /// The result is a whole number of sectors.
 pub(super) fn encode_group(
@@ -196,6 +204,8 @@ pub(super) struct End {
     pub offset: u64,
     /// Number that the next group would have had.
     pub next_group: u64,
+    /// Offset of the first group that no later one says was synced; `offset` if there is none.
+    pub unproven: u64,
     /// Whether something other than zeros lies behind.
     pub dirty: bool,
     /// The highest `synced` of a valid group found behind, and that group's offset.
@@ -217,8 +227,8 @@ pub(super) fn has_group(
 /// Visits the valid groups of a segment in order and reports how it ends.
 ///
 /// # Errors
-/// Those of reading and of `visit`, and a group whose records cannot be decoded though its checksum is
-/// right.
+/// Those of reading and of `visit`, and a group whose records cannot be decoded though its checksum
+/// is right.
 pub(super) fn scan(
     file: &dyn File,
     path: &Path,
@@ -229,6 +239,7 @@ pub(super) fn scan(
     let mut window = Window::new(file, path)?;
     let mut offset = SECTOR;
     let mut next_group = header.first_group;
+    let mut unproven = VecDeque::new();
     while let Some(raw) = read_group(&mut window, salt, offset, next_group..=next_group)? {
         let size = to_sectors((GROUP_HEADER + raw.body.len()) as u64);
         let records = decode_records(raw.body).map_err(|error| Fault::ImpossibleRecord {
@@ -236,7 +247,15 @@ pub(super) fn scan(
             offset,
             reason: error.to_string(),
         })?;
+        let synced = raw.synced;
         visit(Group { offset, records })?;
+        while unproven
+            .front()
+            .is_some_and(|&(number, _)| number <= synced)
+        {
+            unproven.pop_front();
+        }
+        unproven.push_back((next_group, offset));
         offset += size;
         next_group += 1;
     }
@@ -259,6 +278,7 @@ pub(super) fn scan(
     Ok(End {
         offset,
         next_group,
+        unproven: unproven.front().map_or(offset, |&(_, offset)| offset),
         dirty,
         proof,
     })

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! All numbers are little-endian. The checksum of a frame starts from the frame's number, so frames
-//! cannot change places. A file is written under a `.tmp` name, synced and renamed: one with its real
-//! name was whole once. This file knows nothing of what the chunks mean.
+//! cannot change places. A file is written under a `.tmp` name, synced and renamed: one with its
+//! real name was whole once. This file knows nothing of what the chunks mean.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -464,4 +464,185 @@ impl Iterator for SnapshotReader {
 fn frame_checksum(number: u64, head: &[u8], body: &[u8]) -> u32 {
     let salt = crc32c::crc32c(&number.to_le_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(salt, head), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::RealDisk;
+    use super::*;
+    use crate::proto::log::Membership;
+
+    struct Home(tempfile::TempDir);
+
+    impl Home {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn disk() -> Arc<dyn Disk> {
+            Arc::new(RealDisk)
+        }
+
+        fn write(&self, index: u64, chunks: &[&'static [u8]]) -> SnapshotFile {
+            let chunks = chunks.iter().map(|chunk| Bytes::from_static(chunk));
+            let bytes =
+                write_snapshot(&Self::disk(), self.0.path(), 0xc1, &meta(index), chunks).unwrap();
+            let file = self.list().remove(0);
+            assert_eq!(fs::metadata(&file.path).unwrap().len(), bytes);
+            file
+        }
+
+        fn list(&self) -> Vec<SnapshotFile> {
+            list_snapshots(&RealDisk, self.0.path()).unwrap()
+        }
+
+        /// The message of the refusal, with the file's name left out.
+        fn refusal(file: &SnapshotFile) -> String {
+            let verified = SnapshotReader::open(&RealDisk, file).and_then(SnapshotReader::verify);
+            let name = format!("{}", file.path.display());
+            verified.unwrap_err().to_string().replace(&name, "FILE")
+        }
+
+        fn edit(file: &SnapshotFile, edit: impl FnOnce(&mut Vec<u8>)) {
+            let mut bytes = fs::read(&file.path).unwrap();
+            edit(&mut bytes);
+            fs::write(&file.path, bytes).unwrap();
+        }
+    }
+
+    fn meta(index: u64) -> SnapshotMeta {
+        SnapshotMeta {
+            index,
+            term: 3,
+            membership: Membership {
+                voters: vec![1],
+                ..Membership::default()
+            },
+            zxid: 0x1_0000_0007,
+            digest: 0xd16e57,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let home = Home::new();
+        let file = home.write(7, &[b"first", b"", b"third"]);
+        assert_eq!((file.index, file.term), (7, 3));
+        let name = file.path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(name, "snapshot.0000000000000007.0000000000000003");
+        let reader = SnapshotReader::open(&RealDisk, &file).unwrap();
+        assert_eq!(reader.meta(), meta(7));
+        assert_eq!(reader.cluster(), 0xc1);
+        let chunks: Result<Vec<Bytes>, Fault> = reader.collect();
+        assert_eq!(chunks.unwrap(), ["first", "", "third"].map(Bytes::from));
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_leftovers_go() {
+        let home = Home::new();
+        for index in [5, 300, 20] {
+            home.write(index, &[b"x"]);
+        }
+        fs::write(home.0.path().join("snapshot.9.tmp"), "half").unwrap();
+        fs::write(home.0.path().join("snapshot.old"), "not ours").unwrap();
+        let indexes = |home: &Home| home.list().iter().map(|f| f.index).collect::<Vec<u64>>();
+        assert_eq!(indexes(&home), [300, 20, 5]);
+        assert!(!home.0.path().join("snapshot.9.tmp").exists());
+        assert!(home.0.path().join("snapshot.old").exists());
+        purge_snapshots(&RealDisk, home.0.path(), 2).unwrap();
+        assert_eq!(indexes(&home), [300, 20]);
+    }
+
+    #[test]
+    fn an_unfinished_snapshot_leaves_no_file() {
+        let home = Home::new();
+        let mut writer =
+            SnapshotWriter::create(Home::disk(), home.0.path(), 0xc1, &meta(7)).unwrap();
+        writer.push(b"a chunk").unwrap();
+        drop(writer);
+        assert_eq!(fs::read_dir(home.0.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn every_damaged_byte_outside_the_padding_is_found() {
+        let home = Home::new();
+        let file = home.write(7, &[b"some chunk of data", b"another chunk"]);
+        let whole = fs::read(&file.path).unwrap();
+        let header = PREFIX + u32::from_le_bytes(whole[12..16].try_into().unwrap()) as usize;
+        for position in (0..header).chain(512..whole.len()) {
+            Home::edit(&file, |bytes| bytes[position] ^= 0x40);
+            let refusal = Home::refusal(&file);
+            let corrupt = "snapshot FILE is corrupt at byte ";
+            assert!(refusal.starts_with(corrupt), "byte {position}: {refusal}");
+            fs::write(&file.path, &whole).unwrap();
+        }
+        for len in (0..whole.len()).step_by(7) {
+            Home::edit(&file, |bytes| bytes.truncate(len));
+            assert!(
+                Home::refusal(&file).contains("ends too early"),
+                "length {len}"
+            );
+            fs::write(&file.path, &whole).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_its_name_says_is_refused() {
+        let home = Home::new();
+        let file = home.write(7, &[b"x"]);
+        let other = SnapshotFile {
+            index: 8,
+            path: home
+                .0
+                .path()
+                .join("snapshot.0000000000000008.0000000000000003"),
+            ..file
+        };
+        fs::rename(&file.path, &other.path).unwrap();
+        assert_eq!(
+            Home::refusal(&other),
+            "snapshot FILE is corrupt at byte 0: the header and the name disagree"
+        );
+    }
+
+    #[test]
+    fn a_later_format_is_refused() {
+        let home = Home::new();
+        let file = home.write(7, &[b"x"]);
+        Home::edit(&file, |bytes| {
+            bytes[8] = 9;
+            let len = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+            let sum = crc32c::crc32c(&bytes[..16]);
+            let sum = crc32c::crc32c_append(sum, &bytes[PREFIX..PREFIX + len]);
+            bytes[16..20].copy_from_slice(&sum.to_le_bytes());
+        });
+        assert_eq!(
+            Home::refusal(&file),
+            "FILE has format 9, and this zkraft knows formats up to 1; start the newer zkraft that \
+             wrote it"
+        );
+    }
+
+    /// The format is a promise to later versions. Without the compressed bytes, which are the
+    /// compressor's own affair.
+    #[test]
+    fn golden_bytes_of_a_snapshot() {
+        let home = Home::new();
+        let file = home.write(7, &[]);
+        let bytes = fs::read(&file.path).unwrap();
+        let hex = |range: std::ops::Range<usize>| -> String {
+            bytes[range]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        assert_eq!(
+            hex(0..64),
+            "7a6b72616674534e01000000210000003eb6ca48080710031a030a010121c100\
+             00000000000028878080801031576ed100000000000000000000000000000000"
+        );
+        assert_eq!(hex(512..bytes.len()), "0200000000000000000000005efe26de");
+    }
 }

@@ -11,7 +11,7 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use super::disk::{Disk, lower_priority};
 use super::snapshot::{SnapshotWriter, list_snapshots, purge_snapshots};
 use super::wal::Wal;
 use super::{Append, Fault, SnapshotMeta, Storage, StorageConfig};
+use crate::metrics::Metrics;
 use crate::proto::log::{Record, SnapshotMark};
 
 /// A group takes no further records after this size.
@@ -49,14 +50,13 @@ pub(super) fn start(
     let (log, receiver) = mpsc::channel();
     // What an earlier run, or many short ones, left to be removed.
     let _ = log.send(Command::Release(directory.floor()));
-    let stats = Arc::new(LogStats::default());
     let thread = LogThread {
         wal,
         receiver,
         sync: config.sync,
         purge: config.purge,
         fsync_warn: Duration::from_millis(config.fsync_warn_ms),
-        stats: stats.clone(),
+        metrics: config.metrics.clone(),
         on_persisted,
     };
     let log_thread = spawn("log", move || match caught("log", || thread.run()) {
@@ -92,7 +92,6 @@ pub(super) fn start(
         running: Mutex::new(Some(running)),
     };
     Ok(LogHandle {
-        stats,
         target: Target::Files(Arc::new(files)),
     })
 }
@@ -100,7 +99,6 @@ pub(super) fn start(
 /// The door to the log and snapshot threads. Clones share them.
 #[derive(Clone)]
 pub struct LogHandle {
-    stats: Arc<LogStats>,
     target: Target,
 }
 
@@ -114,7 +112,6 @@ impl LogHandle {
     /// A log that keeps nothing and acknowledges at once, in the caller's thread.
     pub fn memory(on_persisted: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self {
-            stats: Arc::default(),
             target: Target::Memory(Arc::new(on_persisted)),
         }
     }
@@ -125,7 +122,6 @@ impl LogHandle {
             Target::Memory(on_persisted) => on_persisted(append.number),
             Target::Files(files) => {
                 let bytes = append.record.encoded_len() as u64;
-                self.stats.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
                 // The receiver is gone only after a fault or a stop.
                 let _ = files.shared.log.send(Command::Append(append, bytes));
             }
@@ -133,9 +129,9 @@ impl LogHandle {
     }
 
     /// Writes a snapshot in the snapshot thread, at low priority. `chunks` hands the image's chunks
-    /// to the function it is given; `done` gets the length of the file in bytes, in that thread. The
-    /// log and the snapshots that are not needed any more are removed then. A failure costs only the
-    /// snapshot. After a stop, `done` is dropped.
+    /// to the function it is given; `done` gets the length of the file in bytes, in that thread.
+    /// The log and the snapshots that are not needed any more are removed then. A failure costs
+    /// only the snapshot. After a stop, `done` is dropped.
     pub fn take_snapshot(
         &self,
         meta: SnapshotMeta,
@@ -157,8 +153,8 @@ impl LogHandle {
         }
     }
 
-    /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as clean.
-    /// Returns when the threads have ended.
+    /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as
+    /// clean. Returns when the threads have ended.
     pub fn stop(&self) {
         let Target::Files(files) = &self.target else {
             return;
@@ -177,27 +173,6 @@ impl LogHandle {
             shared.directory.lock().stopped(last_group);
         }
     }
-
-    /// Counters for the metrics.
-    pub fn stats(&self) -> &LogStats {
-        &self.stats
-    }
-}
-
-/// Counters of the log thread since the start. Each is read on its own.
-#[derive(Debug, Default)]
-pub struct LogStats {
-    pub syncs: AtomicU64,
-    pub sync_total_us: AtomicU64,
-    pub sync_max_us: AtomicU64,
-    /// Of records, before padding.
-    pub bytes_written: AtomicU64,
-    pub groups: AtomicU64,
-    /// Waiting to be written.
-    pub queued_bytes: AtomicU64,
-    pub segments: AtomicU64,
-    /// Size of the log on disk.
-    pub log_bytes: AtomicU64,
 }
 
 struct Files {
@@ -230,6 +205,7 @@ impl Shared {
         meta: &SnapshotMeta,
         chunks: impl FnOnce(&mut dyn FnMut(Bytes) -> Result<(), Fault>) -> Result<(), Fault>,
     ) -> Result<u64, Fault> {
+        let start = Instant::now();
         let dir = self.config.snapshot_files();
         let cluster = self.directory.lock().identity().cluster;
         let mut writer = SnapshotWriter::create(self.disk.clone(), &dir, cluster, meta)?;
@@ -240,6 +216,8 @@ impl Shared {
             writer.push(&chunk)
         })?;
         let bytes = writer.finish()?;
+        let took_ms = start.elapsed().as_millis() as u64;
+        self.config.metrics.snapshottime.note(took_ms);
 
         // The log thread is gone only after a fault, which is reported there.
         let _ = self.log.send(Command::Mark(meta.mark()));
@@ -271,7 +249,7 @@ struct LogThread {
     sync: bool,
     purge: bool,
     fsync_warn: Duration,
-    stats: Arc<LogStats>,
+    metrics: Arc<Metrics>,
     on_persisted: Box<dyn Fn(u64) + Send>,
 }
 
@@ -350,13 +328,8 @@ impl LogThread {
     fn carry_out(&mut self, taken: &Taken) -> Result<(), Fault> {
         if !taken.records.is_empty() {
             self.wal.write(&taken.records)?;
-            self.stats.groups.fetch_add(1, Ordering::Relaxed);
-            self.stats
-                .bytes_written
-                .fetch_add(taken.bytes, Ordering::Relaxed);
-            self.stats
-                .queued_bytes
-                .fetch_sub(taken.bytes, Ordering::Relaxed);
+            let records = taken.records.len() as u64;
+            self.metrics.sync_processor_batch_size.note(records);
         }
         if taken.sync && self.sync {
             self.sync()?;
@@ -370,11 +343,6 @@ impl LogThread {
         {
             warn!(%fault, "old log segments cannot be removed");
         }
-        let segments = self.wal.segment_count() as u64;
-        self.stats.segments.store(segments, Ordering::Relaxed);
-        self.stats
-            .log_bytes
-            .store(self.wal.bytes(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -382,11 +350,9 @@ impl LogThread {
         let start = Instant::now();
         self.wal.sync()?;
         let took = start.elapsed();
-        let us = took.as_micros() as u64;
-        self.stats.syncs.fetch_add(1, Ordering::Relaxed);
-        self.stats.sync_total_us.fetch_add(us, Ordering::Relaxed);
-        self.stats.sync_max_us.fetch_max(us, Ordering::Relaxed);
+        self.metrics.fsynctime.note(took.as_millis() as u64);
         if took > self.fsync_warn {
+            self.metrics.fsync_threshold_exceed_count.add(1);
             warn!(
                 duration_ms = took.as_millis() as u64,
                 "syncing the log was slow; latency of writes suffers"

@@ -1,8 +1,8 @@
 //! The write-ahead log: segments in a row.
 //!
-//! [`Wal`] writes groups of records, syncs them, and replays them after a restart. It holds no thread
-//! and no clock, and it knows the file system only as a [`Disk`], so the simulator runs this very
-//! code over a disk that loses and damages what it may.
+//! [`Wal`] writes groups of records, syncs them, and replays them after a restart. It holds no
+//! thread and no clock, and it knows the file system only as a [`Disk`], so the simulator runs this
+//! very code over a disk that loses and damages what it may.
 //!
 //! What holds after a crash:
 //!
@@ -11,14 +11,14 @@
 //! * Each segment begins with a group that restates the hard state and the newest snapshot mark,
 //!   synced before anything else is written to it, so that the segments before it may go.
 //! * Replay gives a prefix of what was written, and all of what was synced.
-//! * A group that cannot be read is cut off as a torn tail only if nothing proves that it was synced
-//!   once. Proofs are: a later group of the same segment that says so, a later segment, the mark of a
-//!   clean stop. Otherwise the log is corrupt, and opening fails rather than lose writes.
+//! * A group that cannot be read is cut off as a torn tail only if nothing proves that it was
+//!   synced once. Proofs are: a later group of the same segment that says so, a later segment, the
+//!   mark of a clean stop. Otherwise the log is corrupt, and opening fails rather than lose writes.
 //!
-//! What cannot be told: if the very last group was synced, nothing was written after it, and it then
-//! rots *before* a seal or a next start reaches the disk, it looks like a torn tail and is cut with
-//! a warning. The same holds if one fault destroys a group together with every proof behind it. A
-//! single disk cannot do better; a cluster holds the group on other members.
+//! What cannot be told: if the very last group was synced, nothing was written after it, and it
+//! then rots *before* a seal or a next start reaches the disk, it looks like a torn tail and is cut
+//! with a warning. The same holds if one fault destroys a group together with every proof behind
+//! it. A single disk cannot do better; a cluster holds the group on other members.
 //!
 //! Rule: after a failed write or sync the log does nothing any more.
 
@@ -31,6 +31,9 @@ use super::fault::Fault;
 use super::replay::{self, cut, remove};
 use super::segment::{self, SECTOR};
 use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
+
+/// A larger buffer, for a rare huge group, is given back.
+const BUFFER_BYTES_KEPT: usize = 16 << 20;
 
 /// Sizes of the files.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +137,8 @@ pub(super) struct Segment {
 }
 
 impl Wal {
-    /// Replays the log in `dir` and starts a new segment. `progress` is told how many bytes have been
-    /// read and how many there are.
+    /// Replays the log in `dir` and starts a new segment. `progress` is told how many bytes have
+    /// been read and how many there are.
     ///
     /// # Errors
     /// The directory is not this server's, the log is corrupt or incomplete, or the disk fails.
@@ -191,7 +194,8 @@ impl Wal {
         Ok((wal, replay))
     }
 
-    /// Whose log `dir` holds, as the newest readable segment says.
+    /// Whose log `dir` holds, as the newest readable segment says; `None` if no segment was ever
+    /// used.
     ///
     /// # Errors
     /// As [`Wal::open`], as far as headers go.
@@ -231,8 +235,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Removes the segments that hold no entry of the log at or above `index`. The caller has a durable
-    /// snapshot at `index - 1` or later.
+    /// Removes the segments that hold no entry of the log at or above `index`. The caller has a
+    /// durable snapshot at `index` or later. The snapshot's own entry is kept with the rest: its
+    /// term tells whether what follows in the log belongs to the snapshot, or was replaced with it.
     ///
     /// # Errors
     /// A file cannot be removed. The log can go on.
@@ -326,6 +331,9 @@ impl Wal {
             .map_err(|error| Fault::io("write to", &self.current().path, error))?;
         self.position = end;
         self.sealed = false;
+        if self.buffer.capacity() > BUFFER_BYTES_KEPT {
+            self.buffer = Vec::new();
+        }
         for record in records {
             self.note(record);
         }
@@ -435,4 +443,465 @@ fn create_segment(
         bytes: SECTOR,
     };
     Ok((file, segment))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use bytes::Bytes;
+
+    use super::super::RealDisk;
+    use super::*;
+
+    const IDENTITY: Identity = Identity {
+        cluster: 0xc1,
+        server: 1,
+        disk: 0xd1,
+    };
+
+    struct Home(tempfile::TempDir);
+
+    impl Home {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn try_open(&self, start: WalStart) -> Result<(Wal, Replay), Fault> {
+            let options = WalOptions {
+                segment_bytes: 8 << 10,
+                prepare_bytes: 2 << 10,
+            };
+            let disk = Arc::new(RealDisk);
+            Wal::open(disk, self.0.path(), options, start, &mut |_, _| {})
+        }
+
+        fn open(&self) -> (Wal, Replay) {
+            self.try_open(WalStart::new(IDENTITY)).unwrap()
+        }
+
+        /// The message of the refusal to open, with the directory's name left out.
+        fn refusal(&self, start: WalStart) -> String {
+            let Err(fault) = self.try_open(start) else {
+                panic!("opened");
+            };
+            let dir = format!("{}", self.0.path().display());
+            fault.to_string().replace(&dir, "DIR")
+        }
+
+        fn path(&self, segment: u64) -> PathBuf {
+            self.0.path().join(format!("segment.{segment:016x}"))
+        }
+
+        fn edit(&self, segment: u64, edit: impl FnOnce(&mut Vec<u8>)) {
+            let mut bytes = fs::read(self.path(segment)).unwrap();
+            edit(&mut bytes);
+            fs::write(self.path(segment), bytes).unwrap();
+        }
+    }
+
+    fn entry(index: u64) -> Record {
+        Record {
+            entries: vec![LogEntry {
+                term: 1,
+                index,
+                kind: 0,
+                data: Bytes::from(vec![index as u8; 100]),
+                context: Bytes::new(),
+            }],
+            ..Record::default()
+        }
+    }
+
+    /// Writes one entry per group, each synced. The group of entry `i` is number `i + 1` and starts
+    /// at byte `512 + 512 * i` of the first segment.
+    fn write(wal: &mut Wal, indexes: std::ops::RangeInclusive<u64>) {
+        for index in indexes {
+            wal.write(&[entry(index)]).unwrap();
+            wal.sync().unwrap();
+        }
+    }
+
+    fn mark(index: u64, term: u64) -> SnapshotMark {
+        SnapshotMark {
+            index,
+            term,
+            membership: None,
+        }
+    }
+
+    #[test]
+    fn each_start_counts_and_replays() {
+        let home = Home::new();
+        let (mut wal, replay) = home.open();
+        assert_eq!((replay.incarnation, replay.entries.len()), (1, 0));
+        write(&mut wal, 1..=3);
+        drop(wal);
+        for incarnation in 2..5 {
+            let (wal, replay) = home.open();
+            assert_eq!(replay.incarnation, incarnation);
+            assert_eq!(replay.entries.len(), 3);
+            assert_eq!(replay.warnings, [""; 0]);
+            assert_eq!(wal.last_index(), 3);
+        }
+    }
+
+    #[test]
+    fn starts_that_write_nothing_leave_two_sectors_each() {
+        let home = Home::new();
+        for _ in 0..10 {
+            home.open();
+        }
+        let len = |segment| fs::metadata(home.path(segment)).unwrap().len();
+        assert_eq!((1..=10).map(len).sum::<u64>(), 10 * 2 * SECTOR);
+    }
+
+    #[test]
+    fn segments_follow_each_other_and_go_when_a_snapshot_covers_them() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=40);
+        assert_eq!(wal.segment_count(), 3);
+        wal.write(&[Record {
+            mark: Some(mark(30, 1)),
+            ..Record::default()
+        }])
+        .unwrap();
+        wal.release_below(30).unwrap();
+        assert_eq!(wal.segment_count(), 1);
+        drop(wal);
+
+        let mut start = WalStart::new(IDENTITY);
+        start.snapshot = Some(mark(30, 1));
+        let (_, replay) = home.try_open(start).unwrap();
+        let indexes: Vec<u64> = replay.entries.iter().map(|entry| entry.index).collect();
+        assert_eq!(indexes, (31..=40).collect::<Vec<u64>>());
+
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.starts_with(
+                "the log in DIR starts at index 29, but the newest readable snapshot ends at 0 \
+                 (0: there is none), so the writes between them are lost; if this server is one \
+                 of several, empty its data and log directories and let it join again; if it is \
+                 alone, restore a backup of both directories"
+            ),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn a_group_larger_than_a_segment_gets_one_of_its_own() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=1);
+        let mut large = entry(2);
+        large.entries[0].data = Bytes::from(vec![7; 100_000]);
+        wal.write(&[large.clone()]).unwrap();
+        write(&mut wal, 3..=3);
+        assert_eq!(wal.segment_count(), 3);
+        drop(wal);
+        let (_, replay) = home.open();
+        assert_eq!(replay.entries[1], large.entries[0]);
+        assert_eq!(replay.entries.len(), 3);
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_with_a_warning() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        drop(wal);
+        home.edit(1, |bytes| bytes[4 * 512 + 30] ^= 1);
+        let (_, replay) = home.open();
+        assert_eq!(replay.entries.len(), 2);
+        assert_eq!(replay.warnings.len(), 1);
+        assert!(
+            replay.warnings[0]
+                .ends_with("at byte 2048: group 4 was not written whole before the last stop"),
+            "{}",
+            replay.warnings[0]
+        );
+        assert_eq!(fs::metadata(home.path(1)).unwrap().len(), 2048);
+    }
+
+    #[test]
+    fn damage_before_a_later_group_is_corruption() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        drop(wal);
+        home.edit(1, |bytes| bytes[3 * 512 + 30] ^= 1);
+        assert_eq!(
+            home.refusal(WalStart::new(IDENTITY)),
+            "DIR/segment.0000000000000001 is corrupt at byte 1536: group 3 was synced (the group \
+             at byte 2048 was written after that) but is now damaged, and all acknowledged writes \
+             from there on are lost with it; if this server is one of several, empty its data and \
+             log directories and let it join again; if it is alone, restore a backup of both \
+             directories"
+        );
+    }
+
+    #[test]
+    fn damage_before_a_seal_is_corruption() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        wal.seal_if_idle().unwrap();
+        assert_eq!(wal.last_group(), 5);
+        wal.seal_if_idle().unwrap();
+        assert_eq!(wal.last_group(), 5, "one seal is enough");
+        drop(wal);
+        home.edit(1, |bytes| bytes[4 * 512 + 30] ^= 1);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        let expected = "corrupt at byte 2048: group 4 was synced (the group at byte 2560";
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+
+    #[test]
+    fn damage_before_a_later_segment_is_corruption() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        drop(wal);
+        home.open();
+        home.edit(1, |bytes| bytes[4 * 512 + 30] ^= 1);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        let expected = "group 4 was synced (a later segment starts with group 5)";
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+
+    #[test]
+    fn damage_after_a_clean_stop_is_corruption() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        let mut start = WalStart::new(IDENTITY);
+        start.last_group = Some(wal.last_group());
+        drop(wal);
+        home.edit(1, |bytes| bytes.truncate(4 * 512));
+        let refusal = home.refusal(start);
+        let expected = "group 4 was synced (the server stopped cleanly after group 4)";
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+
+    #[test]
+    fn a_damaged_header_is_corruption_unless_a_snapshot_covers_it() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=3);
+        drop(wal);
+        let (wal, _) = home.open();
+        drop(wal);
+        home.edit(1, |bytes| bytes[20] ^= 1);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.starts_with(
+                "DIR/segment.0000000000000001 is corrupt: its header is damaged, so its groups \
+                 cannot be read; if this server is one of several"
+            ),
+            "{refusal}"
+        );
+
+        let mut start = WalStart::new(IDENTITY);
+        start.snapshot = Some(mark(3, 1));
+        let (_, replay) = home.try_open(start).unwrap();
+        assert_eq!(replay.warnings.len(), 1);
+        assert!(replay.warnings[0].ends_with("is damaged; what it held is in the snapshot"));
+    }
+
+    #[test]
+    fn a_segment_that_was_never_used_is_removed() {
+        let home = Home::new();
+        drop(home.open());
+        fs::write(home.path(2), vec![0; 700]).unwrap();
+        let (_, replay) = home.open();
+        assert!(replay.warnings[0].ends_with("segment.0000000000000002, which was never used"));
+        assert_eq!(replay.incarnation, 2);
+    }
+
+    #[test]
+    fn a_missing_segment_is_noticed() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=40);
+        assert_eq!(wal.segment_count(), 3);
+        drop(wal);
+        fs::remove_file(home.path(2)).unwrap();
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.contains("the log in DIR starts at index 29"),
+            "{refusal}"
+        );
+        fs::rename(home.path(3), home.path(2)).unwrap();
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.starts_with(
+                "a part of the log in DIR is missing: segment 2 does not continue the one before \
+                 it; if this"
+            ),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn a_lost_log_is_noticed_by_what_is_remembered_elsewhere() {
+        let home = Home::new();
+        let mut start = WalStart::new(IDENTITY);
+        start.incarnation = Some(4);
+        assert!(
+            home.refusal(start.clone()).starts_with(
+                "the log in DIR is missing or older than when the server last ran (the newest \
+                 segment is of start 0, but start 4 was); if it is on a disk of its own, mount \
+                 that; otherwise, if this server"
+            ),
+            "{}",
+            home.refusal(start)
+        );
+        let mut start = WalStart::new(IDENTITY);
+        start.last_group = Some(9);
+        let refusal = home.refusal(start);
+        assert!(
+            refusal.contains("(nothing is left of 9 groups)"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn the_log_of_another_server_is_refused() {
+        let home = Home::new();
+        drop(home.open());
+        let refusal = |edit: fn(&mut Identity)| {
+            let mut identity = IDENTITY;
+            edit(&mut identity);
+            home.refusal(WalStart::new(identity))
+        };
+        assert_eq!(
+            refusal(|identity| identity.server = 2),
+            "DIR/segment.0000000000000001 belongs to server 1, but this is server 2; set dataDir \
+             and myid to what belongs together"
+        );
+        assert_eq!(
+            refusal(|identity| identity.cluster = 5),
+            "DIR/segment.0000000000000001 is of cluster 00000000000000c1, but the rest of the data \
+             is of 0000000000000005; data and log directories of different servers are mixed: set \
+             dataDir and dataLogDir to what belongs together"
+        );
+        let refusal = refusal(|identity| identity.disk = 5);
+        assert!(refusal.contains("is of disk 00000000000000d1"), "{refusal}");
+    }
+
+    #[test]
+    fn what_is_no_segment_of_this_format_is_refused() {
+        let home = Home::new();
+        drop(home.open());
+        let original = fs::read(home.path(1)).unwrap();
+        home.edit(1, |bytes| {
+            bytes[..10].copy_from_slice(b"ZKLG\0\0\0\x02\0\0")
+        });
+        assert_eq!(
+            home.refusal(WalStart::new(IDENTITY)),
+            "DIR/segment.0000000000000001 is not a zkraft file (it starts with \
+             \"ZKLG\\x00\\x00\\x00\\x02\"); move it out of the directory"
+        );
+
+        // A later format, with a right checksum.
+        fs::write(home.path(1), original).unwrap();
+        home.edit(1, |bytes| {
+            bytes[8] = 2;
+            let checksum = crc32c::crc32c(&bytes[..508]);
+            bytes[508..512].copy_from_slice(&checksum.to_le_bytes());
+        });
+        assert_eq!(
+            home.refusal(WalStart::new(IDENTITY)),
+            "DIR/segment.0000000000000001 has format 2, and this zkraft knows formats up to 1; \
+             start the newer zkraft that wrote it"
+        );
+    }
+
+    #[test]
+    fn an_impossible_record_is_refused() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=2);
+        write(&mut wal, 9..=9);
+        drop(wal);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.starts_with(
+                "DIR/segment.0000000000000001 has an impossible record at byte 2048: entry 9 where \
+                 one of 1 to 3 is expected; if this"
+            ),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_failure() {
+        struct Broken;
+
+        impl File for Broken {
+            fn read_at(&self, _: &mut [u8], _: u64) -> std::io::Result<usize> {
+                Ok(0)
+            }
+            fn write_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+            fn len(&self) -> std::io::Result<u64> {
+                Ok(0)
+            }
+            fn set_len(&self, _: u64) -> std::io::Result<()> {
+                Ok(())
+            }
+            fn sync_data(&self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        wal.file = Box::new(Broken);
+        let fault = wal.write(&[entry(1)]).unwrap_err();
+        assert!(fault.is_disk_full());
+        let message = fault.to_string();
+        assert!(message.contains("the disk is full"), "{message}");
+        assert!(
+            message.ends_with("free some space and start again"),
+            "{message}"
+        );
+        let stopped = "the log has stopped after an earlier write or sync failure";
+        assert_eq!(wal.write(&[entry(1)]).unwrap_err().to_string(), stopped);
+        assert_eq!(wal.sync().unwrap_err().to_string(), stopped);
+        assert_eq!(wal.seal_if_idle().unwrap_err().to_string(), stopped);
+    }
+
+    /// The format is a promise to later versions: these bytes stay readable.
+    #[test]
+    fn golden_bytes_of_a_segment() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        wal.write(&[entry(1)]).unwrap();
+        wal.sync().unwrap();
+        drop(wal);
+        let bytes = fs::read(home.path(1)).unwrap();
+        let hex = |range: std::ops::Range<usize>| -> String {
+            bytes[range]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        assert_eq!(
+            hex(0..72),
+            "7a6b726166744c470100000001000000c100000000000000d100000000000000\
+             0100000000000000010000000000000001000000000000000100000000000000\
+             0000000000000000"
+        );
+        assert_eq!(
+            hex(508..537),
+            "e3bf0de80100000000000000000000000000000001000000fe90329100"
+        );
+        assert_eq!(
+            hex(1024..1062),
+            "020000000000000001000000000000006d000000194ce8346c0a6a0801100122640101010101"
+        );
+    }
 }

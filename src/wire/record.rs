@@ -75,16 +75,16 @@ impl Acl {
         }
     }
 
-    /// Null scheme or id become a scheme that no one registers, which is refused as an invalid
-    /// ACL like ZooKeeper refuses null (§7.3).
+    /// A null scheme is one that no one registers, a null id an empty one: what an id may be is for
+    /// its scheme to say, and `auth` takes any (§7.3; kazoo sends null there).
     pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
         let perms = reader.int()?;
-        let (scheme, id) = (reader.text()?, reader.text()?);
-        let id = match (scheme, id) {
-            (Some(scheme), Some(id)) => Id { scheme, id },
-            _ => Id::new("", ""),
-        };
-        Ok(Self { perms, id })
+        let scheme = reader.text()?.unwrap_or_default();
+        let id = reader.text()?.unwrap_or_default();
+        Ok(Self {
+            perms,
+            id: Id { scheme, id },
+        })
     }
 
     pub fn encode(&self, writer: &mut Writer<'_>) {
@@ -307,6 +307,13 @@ mod tests {
             Stat::decode(&mut Reader::new(out.freeze())),
             Ok(Stat::default())
         );
+    }
+
+    #[test]
+    fn a_null_id_of_an_acl_is_an_empty_one() {
+        let entry = b"\0\0\0\x1f\0\0\0\x04auth\xff\xff\xff\xff";
+        let acl = Acl::decode(&mut Reader::new(Bytes::from_static(entry))).unwrap();
+        assert_eq!(acl.id, Id::new("auth", ""));
     }
 
     #[test]

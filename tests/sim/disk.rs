@@ -1,17 +1,19 @@
 //! A disk that keeps no more than it must.
 //!
-//! [`FaultyDisk`] is a directory tree in memory behind the storage's [`Disk`] trait. What was synced
-//! survives [`FaultyDisk::crash`]; of the rest, a draw of chance keeps what a real disk might:
+//! [`FaultyDisk`] is a directory tree in memory behind the storage's [`Disk`] trait. What was
+//! synced survives [`FaultyDisk::crash`]; of the rest, a draw of chance keeps what a real disk
+//! might:
 //!
 //! * each 512-byte sector on its own, at any of the versions written since the last sync, and
 //!   sometimes torn in the middle between two versions;
 //! * the length of a file at any of its values since the last sync, with zeros where no data came;
 //! * each change of a name (create, rename, remove) on its own, in any combination.
 //!
-//! Calls can be made to fail ([`Faults`]): writes and syncs by chance, writes when the disk is full,
-//! and everything once the power is gone. A write that fails may have been done in part; a sync that
-//! fails may have lost any of what it should have kept, for good, while reads still show it. Files
-//! opened before a crash are dead after it. Rot is written by whoever wants it, through the trait.
+//! Calls can be made to fail ([`Faults`]): writes and syncs by chance, writes when the disk is
+//! full, and everything once the power is gone. A write that fails may have been done in part; a
+//! sync that fails may have lost any of what it should have kept, for good, while reads still show
+//! it. Files opened before a crash are dead after it. Rot is written by whoever wants it, through
+//! the trait.
 //!
 //! All chance comes from one function given by the caller, so a seed decides a run.
 
@@ -34,8 +36,8 @@ pub struct Faults {
     pub sync_permille: u64,
     /// Bytes that fit, if limited.
     pub capacity: Option<u64>,
-    /// Changing calls until the power goes, if it does. The call that meets that may be done in part;
-    /// later ones do nothing and fail.
+    /// Changing calls until the power goes, if it does. The call that meets that may be done in
+    /// part; later ones do nothing and fail.
     pub power_for: Option<u64>,
 }
 

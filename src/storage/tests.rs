@@ -1,0 +1,629 @@
+//! The storage over real files: recovery, its refusals, and what the threads promise.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+use std::{fs, io};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::proto::log::Record;
+
+fn entry(index: u64, term: u64) -> LogEntry {
+    LogEntry {
+        term,
+        index,
+        kind: 0,
+        data: Bytes::from(format!("entry {index} of term {term}")),
+        context: Bytes::new(),
+    }
+}
+
+fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Record {
+    Record {
+        hard_state: Some(HardState {
+            term,
+            vote: 1,
+            commit: range.start() - 1,
+        }),
+        entries: range.map(|index| entry(index, term)).collect(),
+        mark: None,
+    }
+}
+
+/// Loads the bytes of all chunks, or nothing.
+fn load(reader: Option<SnapshotReader>) -> Result<Vec<u8>, Fault> {
+    let mut all = Vec::new();
+    for chunk in reader.into_iter().flatten() {
+        all.extend_from_slice(&chunk?);
+    }
+    Ok(all)
+}
+
+fn put(number: u64, record: Record) -> Append {
+    Append {
+        number,
+        record,
+        sync: true,
+    }
+}
+
+fn meta(index: u64) -> SnapshotMeta {
+    SnapshotMeta {
+        index,
+        term: 1,
+        ..SnapshotMeta::default()
+    }
+}
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Running {
+    log: LogHandle,
+    persisted: Receiver<u64>,
+    faults: Receiver<Fault>,
+}
+
+impl Running {
+    fn start(storage: Storage) -> Self {
+        let (sender, persisted) = mpsc::channel();
+        let (fault_sender, faults) = mpsc::channel();
+        let log = storage.start(
+            // The test may have ended.
+            move |number| sender.send(number).unwrap_or_default(),
+            move |fault| drop(fault_sender.send(fault)),
+        );
+        Self {
+            log: log.unwrap(),
+            persisted,
+            faults,
+        }
+    }
+
+    fn open(config: &StorageConfig) -> Self {
+        let (_, storage) = Storage::open(config.clone(), load).unwrap();
+        Self::start(storage)
+    }
+
+    fn write(&self, number: u64, record: Record) {
+        self.log.append(put(number, record));
+        self.wait_for(number);
+    }
+
+    fn wait_for(&self, number: u64) {
+        while self.persisted.recv_timeout(DEADLINE).unwrap() < number {}
+    }
+
+    fn snapshot(
+        &self,
+        meta: SnapshotMeta,
+        chunks: impl FnOnce(&mut dyn FnMut(Bytes) -> Result<(), Fault>) -> Result<(), Fault>
+        + Send
+        + 'static,
+    ) -> Receiver<Result<u64, Fault>> {
+        let (sender, done) = mpsc::channel();
+        let tell = move |result| drop(sender.send(result));
+        self.log.take_snapshot(meta, chunks, tell);
+        done
+    }
+
+    fn save(&self, meta: SnapshotMeta) {
+        let done = self.snapshot(meta, |push| push(Bytes::from_static(b"state")));
+        assert!(done.recv_timeout(DEADLINE).unwrap().unwrap() > 512);
+    }
+}
+
+fn refusal(config: &StorageConfig) -> String {
+    let Err(fault) = Storage::open(config.clone(), load) else {
+        panic!("opened");
+    };
+    fault.to_string()
+}
+
+#[test]
+fn what_is_persisted_is_recovered() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+
+    let (first, storage) = Storage::open(config.clone(), load).unwrap();
+    assert_eq!(first.incarnation, 1);
+    assert!(first.entries.is_empty() && first.snapshot.is_none() && !first.clean_shutdown);
+    let running = Running::start(storage);
+    running.write(7, entries(1..=5, 1));
+    running.log.stop();
+    drop(running);
+
+    let (second, storage) = Storage::open(config.clone(), load).unwrap();
+    assert_eq!(second.identity, first.identity);
+    assert_eq!(second.incarnation, 2);
+    assert_eq!(second.entries, entries(1..=5, 1).entries);
+    assert!(second.clean_shutdown);
+    let running = Running::start(storage);
+    running.write(8, entries(4..=6, 2));
+    let meta = SnapshotMeta {
+        index: 5,
+        term: 2,
+        ..SnapshotMeta::default()
+    };
+    running.save(meta.clone());
+    running.log.stop();
+    drop(running);
+
+    let (third, _storage) = Storage::open(config, load).unwrap();
+    assert_eq!(third.snapshot, Some(meta));
+    assert_eq!(third.machine, b"state");
+    assert_eq!(third.entries, [entry(6, 2)]);
+    assert_eq!(third.hard_state.term, 2);
+    assert_eq!(third.hard_state.commit, 5);
+    assert_eq!(third.warnings, [""; 0]);
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let (_, storage) = Storage::open(config.clone(), load).unwrap();
+    assert_eq!(
+        refusal(&config),
+        format!(
+            "data directory {} is in use by another zkraft; stop that one or use another",
+            dir.path().display()
+        )
+    );
+    drop(storage);
+    Storage::open(config, load).unwrap();
+}
+
+#[test]
+fn the_catalog_can_be_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let (first, storage) = Storage::open(config.clone(), load).unwrap();
+    let running = Running::start(storage);
+    running.write(1, entries(1..=3, 1));
+    running.save(meta(2));
+    running.log.stop();
+    drop(running);
+    fs::remove_dir_all(dir.path().join("catalog")).unwrap();
+
+    let (second, _storage) = Storage::open(config, load).unwrap();
+    assert_eq!(second.identity, first.identity);
+    assert_eq!(second.incarnation, 2);
+    assert_eq!(second.entries, [entry(3, 1)]);
+    assert!(!second.clean_shutdown, "nobody knows");
+}
+
+#[test]
+fn a_log_directory_of_its_own_must_be_there_and_belong() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |data: &str, log: &str| StorageConfig {
+        log_dir: dir.path().join(log),
+        ..StorageConfig::new(dir.path().join(data), 1)
+    };
+    for (data, log) in [("data-a", "log-a"), ("data-b", "log-b")] {
+        let running = Running::open(&at(data, log));
+        running.write(1, entries(1..=3, 1));
+        running.log.stop();
+    }
+    let (found, storage) = Storage::open(at("data-a", "log-a"), load).unwrap();
+    assert_eq!(found.entries.len(), 3);
+    assert!(refusal(&at("data-c", "log-a")).contains("log-a is in use by another zkraft"));
+    drop(storage);
+
+    let lost = refusal(&at("data-a", "unmounted"));
+    let expected = "is missing or older than when the server last ran (there is no log, but \
+                    this server has run before)";
+    assert!(lost.contains(expected), "{lost}");
+    let mixed = refusal(&at("data-a", "log-b"));
+    assert!(
+        mixed.contains("directories of different servers are mixed"),
+        "{mixed}"
+    );
+    let other = refusal(&StorageConfig {
+        server: 2,
+        ..at("data-a", "log-a")
+    });
+    assert!(other.ends_with(
+        "data-a belongs to server 1, but this is server 2; set dataDir and myid to what \
+         belongs together"
+    ));
+}
+
+#[test]
+fn a_log_whose_only_header_is_damaged_is_not_taken_for_a_missing_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    drop(Storage::open(config.clone(), load).unwrap());
+    let segment = dir.path().join("log/segment.0000000000000001");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[30] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let refused = refusal(&config);
+    let expected = "segment.0000000000000001 is corrupt: its header is damaged";
+    assert!(refused.contains(expected), "{refused}");
+    fs::remove_dir_all(dir.path().join("catalog")).unwrap();
+    assert_eq!(refusal(&config), refused);
+}
+
+#[test]
+fn directories_are_made_with_their_parents() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path().join("a/b/c"), 1);
+    Storage::open(config, load).unwrap();
+}
+
+#[test]
+fn the_directory_of_a_zookeeper_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let theirs = dir.path().join("version-2");
+    fs::write(dir.path().join("myid"), "1").unwrap();
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("snapshot.0"), "").unwrap();
+    let message = format!(
+        "{} holds the data of a ZooKeeper server, which zkraft does not read in place; set \
+         dataDir and dataLogDir to empty directories",
+        theirs.display()
+    );
+    assert_eq!(refusal(&config), message);
+    assert!(!dir.path().join("lock").exists(), "nothing is touched");
+    fs::remove_file(theirs.join("snapshot.0")).unwrap();
+    Storage::open(config, load).unwrap();
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_loaded_gives_way_to_an_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let running = Running::open(&config);
+    running.write(1, entries(1..=9, 1));
+    running.save(meta(3));
+    running.save(meta(6));
+    running.log.stop();
+    drop(running);
+    let load_old = |reader: Option<SnapshotReader>| match reader {
+        Some(reader) if reader.meta().index == 6 => Err(Fault::RejectedSnapshot {
+            path: reader.path().to_owned(),
+            reason: "the digest differs".to_owned(),
+        }),
+        other => load(other),
+    };
+    let (found, storage) = Storage::open(config.clone(), load_old).unwrap();
+    assert_eq!(found.snapshot, Some(meta(3)));
+    assert_eq!(found.entries, entries(4..=9, 1).entries);
+    let expected = "cannot be loaded: the digest differs; trying the one before it";
+    assert!(
+        found.warnings[0].ends_with(expected),
+        "{:?}",
+        found.warnings
+    );
+    drop(storage);
+
+    let load_none = |reader: Option<SnapshotReader>| match reader {
+        Some(reader) => Err(Fault::RejectedSnapshot {
+            path: reader.path().to_owned(),
+            reason: String::new(),
+        }),
+        None => Ok(()),
+    };
+    let (found, _storage) = Storage::open(config, load_none).unwrap();
+    assert_eq!(found.snapshot, None);
+    assert_eq!(
+        found.entries,
+        entries(1..=9, 1).entries,
+        "the log reaches back"
+    );
+}
+
+#[test]
+fn what_no_kept_snapshot_needs_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        segment_bytes: 4096,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let running = Running::open(&config);
+    let mut number = 0;
+    for round in 0..6 {
+        for index in round * 10 + 1..=round * 10 + 10 {
+            number += 1;
+            running.write(number, entries(index..=index, 1));
+        }
+        running.save(meta(round * 10 + 10));
+    }
+    running.write(number + 1, entries(61..=61, 1));
+    running.log.stop();
+    let groups = config.metrics.sync_processor_batch_size.totals().count;
+    assert!(groups >= 61, "{groups}");
+    assert_eq!(config.metrics.snapshottime.totals().count, 6);
+    drop(running);
+
+    let names = |sub: &str| {
+        let entries = fs::read_dir(dir.path().join(sub)).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let snapshots = names("snapshot");
+    assert_eq!(snapshots.len(), 3);
+    assert!(
+        snapshots[0].starts_with("snapshot.0000000000000028."),
+        "{snapshots:?}"
+    );
+    assert!(!names("log").contains(&"segment.0000000000000001".to_owned()));
+    for snapshot in &snapshots[1..] {
+        fs::remove_file(dir.path().join("snapshot").join(snapshot)).unwrap();
+    }
+    let (found, _storage) = Storage::open(config, load).unwrap();
+    assert_eq!(
+        found.entries,
+        entries(41..=61, 1).entries,
+        "the oldest one still serves"
+    );
+}
+
+#[test]
+fn what_gathers_during_a_sync_shares_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let metrics = config.metrics.clone();
+    let (_, storage) = Storage::open(config, load).unwrap();
+    let (go, gathered) = mpsc::channel::<()>();
+    let (sender, persisted) = mpsc::channel();
+    let on_persisted = move |number| {
+        if number == 1 {
+            gathered.recv().unwrap();
+        }
+        sender.send(number).unwrap();
+    };
+    let log = storage
+        .start(on_persisted, |fault| panic!("{fault}"))
+        .unwrap();
+    log.append(put(1, entries(1..=1, 1)));
+    while metrics.fsynctime.totals().count == 0 {
+        std::thread::yield_now();
+    }
+    for number in 2..=2000 {
+        log.append(put(number, entries(number..=number, 1)));
+    }
+    go.send(()).unwrap();
+    assert_eq!(persisted.recv_timeout(DEADLINE), Ok(1));
+    assert_eq!(persisted.recv_timeout(DEADLINE), Ok(2000));
+    log.stop();
+    let groups = metrics.sync_processor_batch_size.totals();
+    assert_eq!((groups.count, groups.max), (2, 1999));
+    assert_eq!(metrics.fsynctime.totals().count, 2);
+}
+
+#[test]
+fn without_force_sync_nothing_is_synced_until_the_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        sync: false,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let running = Running::open(&config);
+    running.write(1, entries(1..=3, 1));
+    assert_eq!(config.metrics.fsynctime.totals().count, 0);
+    running.log.stop();
+    drop(running);
+    let (found, _storage) = Storage::open(config, load).unwrap();
+    assert_eq!(found.entries.len(), 3);
+    assert!(found.clean_shutdown);
+}
+
+#[test]
+fn the_log_in_memory_acknowledges_at_once() {
+    let (sender, persisted) = mpsc::channel();
+    let log = LogHandle::memory(move |number| sender.send(number).unwrap());
+    log.append(put(5, entries(1..=1, 1)));
+    assert_eq!(persisted.try_recv(), Ok(5));
+    let (sender, done) = mpsc::channel();
+    let tell = move |result: Result<u64, Fault>| sender.send(result.unwrap()).unwrap();
+    log.take_snapshot(meta(1), |_| panic!("nobody asks"), tell);
+    assert_eq!(done.try_recv(), Ok(0));
+    log.stop();
+}
+
+#[test]
+fn a_stop_gives_up_a_snapshot_in_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::open(&StorageConfig::new(dir.path(), 1));
+    running.write(1, entries(1..=3, 1));
+    let (sender, begun) = mpsc::channel();
+    let done = running.snapshot(meta(2), move |push| {
+        loop {
+            push(Bytes::from_static(b"more"))?;
+            sender.send(()).unwrap_or_default();
+        }
+    });
+    begun.recv_timeout(DEADLINE).unwrap();
+    running.log.stop();
+    assert!(matches!(done.try_recv(), Ok(Err(Fault::Stopped))));
+    let left = fs::read_dir(dir.path().join("snapshot")).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_panic_while_a_snapshot_is_made_costs_only_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::open(&StorageConfig::new(dir.path(), 1));
+    running.write(1, entries(1..=3, 1));
+    let done = running.snapshot(meta(2), |_| panic!("a bug"));
+    let fault = done.recv_timeout(DEADLINE).unwrap().unwrap_err();
+    assert_eq!(fault.to_string(), "the snapshot thread panicked: a bug");
+    running.write(2, entries(4..=4, 1));
+    running.save(meta(3));
+    running.log.stop();
+}
+
+/// The real disk, with what a test makes of it.
+#[derive(Clone, Default)]
+struct Doctored(Arc<Ills>);
+
+#[derive(Default)]
+struct Ills {
+    sync_fails: AtomicBool,
+    free: AtomicU64,
+}
+
+struct DoctoredFile(Box<dyn File>, Arc<Ills>);
+
+impl File for DoctoredFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(data, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.1.sync_fails.load(Ordering::Relaxed) {
+            return Err(io::Error::other("EIO"));
+        }
+        self.0.sync_data()
+    }
+}
+
+impl Disk for Doctored {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.create_dir(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(DoctoredFile(RealDisk.open(path)?, self.0.clone())))
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(DoctoredFile(
+            RealDisk.create(path)?,
+            self.0.clone(),
+        )))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(self.0.free.load(Ordering::Relaxed))
+    }
+}
+
+fn open_over(disk: &Doctored, config: &StorageConfig) -> (Recovered<Vec<u8>>, Storage) {
+    Storage::open_over(Arc::new(disk.clone()), config.clone(), load).unwrap()
+}
+
+#[test]
+fn a_failed_sync_ends_the_log_once_and_acknowledges_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let disk = Doctored::default();
+    let running = Running::start(open_over(&disk, &config).1);
+    running.write(1, entries(1..=3, 1));
+    disk.0.sync_fails.store(true, Ordering::Relaxed);
+    running.log.append(put(2, entries(4..=4, 1)));
+    let fault = running.faults.recv_timeout(DEADLINE).unwrap();
+    assert!(fault.to_string().ends_with(
+        "failed: EIO; what was not acknowledged may be lost; check the disk and start again"
+    ));
+    disk.0.sync_fails.store(false, Ordering::Relaxed);
+    running.log.append(put(3, entries(5..=5, 1)));
+    running.log.stop();
+    assert!(
+        running.persisted.try_recv().is_err(),
+        "2 and 3 are not acknowledged"
+    );
+    assert!(running.faults.try_recv().is_err(), "a fault is told once");
+    drop(running);
+    let (found, _storage) = open_over(&disk, &config);
+    assert!(!found.clean_shutdown);
+    assert!(
+        (3..=4).contains(&found.entries.len()),
+        "the fifth was never written"
+    );
+}
+
+#[test]
+fn a_failed_snapshot_costs_only_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        sync: false,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let disk = Doctored::default();
+    let running = Running::start(open_over(&disk, &config).1);
+    running.write(1, entries(1..=3, 1));
+    disk.0.sync_fails.store(true, Ordering::Relaxed);
+    let done = running.snapshot(meta(2), |push| push(Bytes::from_static(b"state")));
+    let fault = done.recv_timeout(DEADLINE).unwrap().unwrap_err();
+    assert!(matches!(fault, Fault::Sync { .. }), "{fault}");
+    disk.0.sync_fails.store(false, Ordering::Relaxed);
+    assert_eq!(
+        fs::read_dir(dir.path().join("snapshot")).unwrap().count(),
+        0
+    );
+    running.write(2, entries(4..=4, 1));
+    running.save(meta(2));
+    running.log.stop();
+}
+
+#[test]
+fn the_ballast_goes_when_space_is_short_and_comes_back_when_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let ballast = dir.path().join("ballast");
+    let disk = Doctored::default();
+    disk.0.free.store(1 << 40, Ordering::Relaxed);
+    let (found, _) = open_over(&disk, &config);
+    assert_eq!(found.warnings, [""; 0]);
+    assert_eq!(fs::metadata(&ballast).unwrap().len(), 4 << 20);
+
+    disk.0.free.store(1 << 20, Ordering::Relaxed);
+    let (found, _) = open_over(&disk, &config);
+    assert!(!ballast.exists());
+    assert_eq!(
+        found.warnings,
+        [format!(
+            "only 1024 KiB are free in {}; the reserve of 4096 KiB was released to start at \
+             all: make room now",
+            dir.path().display()
+        )]
+    );
+
+    disk.0.free.store(1 << 40, Ordering::Relaxed);
+    open_over(&disk, &config);
+    assert!(ballast.exists());
+}
+
+#[test]
+fn progress_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = Arc::new(AtomicU64::new(0));
+    let seen = told.clone();
+    let config = StorageConfig {
+        progress: Some(Progress::new(move |done, total| {
+            assert!(done <= total);
+            seen.fetch_max(total, Ordering::Relaxed);
+        })),
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let running = Running::open(&config);
+    running.write(1, entries(1..=3, 1));
+    running.log.stop();
+    drop(running);
+    Storage::open(config, load).unwrap();
+    assert!(told.load(Ordering::Relaxed) > 1024);
+}

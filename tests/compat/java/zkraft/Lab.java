@@ -1,0 +1,145 @@
+package zkraft;
+
+import java.io.IOException;
+import java.util.ArrayDeque;
+import java.util.Deque;
+import java.util.concurrent.Callable;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.function.UnaryOperator;
+import org.apache.curator.framework.CuratorFramework;
+import org.apache.curator.framework.CuratorFrameworkFactory;
+import org.apache.curator.retry.RetryNTimes;
+
+/** What one case works with: clients, links and the server. Closes all that it opened. */
+final class Lab {
+    /** Longer than a restart of any server takes; sessions of this length survive one. */
+    static final int LONG_SESSION_MS = 30_000;
+
+    /** Short enough to wait for an expiry. */
+    static final int SHORT_SESSION_MS = 3_000;
+
+    /** The bounds of a session timeout that the driver configures on the server. */
+    static final int MIN_SESSION_MS = 2_000;
+
+    static final int MAX_SESSION_MS = 60_000;
+
+    /** Thrown by a case that cannot be judged here; its message says why. */
+    static final class Skip extends RuntimeException {
+        private static final long serialVersionUID = 1;
+
+        Skip(String why) {
+            super(why);
+        }
+    }
+
+    private final String name;
+    private final String address;
+    private final String against;
+    private final Orders orders;
+    private final Deque<AutoCloseable> opened = new ArrayDeque<>();
+
+    Lab(String name, String address, String against, Orders orders) {
+        this.name = name;
+        this.address = address;
+        this.against = against;
+        this.orders = orders;
+    }
+
+    /** The subtree of this case. Not created. */
+    String path() {
+        return "/" + name;
+    }
+
+    String address() {
+        return address;
+    }
+
+    /**
+     * Whether exists asks for READ, as ZooKeeper does since 3.8.4 and 3.9.2 (spec 3.3). Debian's
+     * 3.8.0, which we compare with, does not; its event delivery does, by a backported patch.
+     */
+    boolean existsChecksTheAcl() {
+        return against.equals("zkraft");
+    }
+
+    Client connect() throws Exception {
+        return connect(address, LONG_SESSION_MS);
+    }
+
+    Client connect(String where, int timeoutMs) throws Exception {
+        return keep(new Client(where, timeoutMs, new Events())).connected();
+    }
+
+    CuratorFramework curator() throws Exception {
+        return curator(builder -> builder);
+    }
+
+    /** A started and connected Curator client, by default one that retries long enough. */
+    CuratorFramework curator(UnaryOperator<CuratorFrameworkFactory.Builder> settings)
+            throws Exception {
+        var builder = CuratorFrameworkFactory.builder()
+                .connectString(address)
+                .sessionTimeoutMs(LONG_SESSION_MS)
+                .connectionTimeoutMs(10_000)
+                .retryPolicy(new RetryNTimes(100, 200));
+        CuratorFramework client = keep(settings.apply(builder).build());
+        client.start();
+        Check.that(client.blockUntilConnected((int) Check.WAIT_SECONDS, TimeUnit.SECONDS),
+                "Curator connects");
+        return client;
+    }
+
+    /** Runs a task in a thread of its own, which ends with the case. */
+    <T> Future<T> inBackground(Callable<T> task) {
+        ExecutorService thread = Executors.newSingleThreadExecutor();
+        keep(thread::shutdownNow);
+        return thread.submit(task);
+    }
+
+    Link link() throws IOException {
+        int port = Integer.parseInt(address.substring(address.lastIndexOf(':') + 1));
+        return keep(new Link(port));
+    }
+
+    /** Ends the case unjudged where real ZooKeeper is known to deviate from the spec. */
+    void skipAgainstZooKeeper(String why) {
+        if (against.equals("zookeeper")) {
+            throw new Skip(why);
+        }
+    }
+
+    /** Has it closed at the end of the case, before whatever was opened earlier. */
+    <T extends AutoCloseable> T keep(T closeable) {
+        opened.push(closeable);
+        return closeable;
+    }
+
+    void kill() throws IOException {
+        orders.kill();
+    }
+
+    void restart() throws IOException {
+        orders.restart();
+    }
+
+    /** Null, or what went wrong first. */
+    Throwable close() {
+        Throwable failure = null;
+        try {
+            orders.restartIfDown();
+        } catch (IOException broken) {
+            failure = broken;
+        }
+        for (AutoCloseable closeable : opened) {
+            try {
+                closeable.close();
+            } catch (Exception broken) {
+                failure = failure == null ? broken : failure;
+            }
+        }
+        return failure;
+    }
+}

@@ -1,0 +1,125 @@
+package zkraft;
+
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
+import java.io.PrintStream;
+import java.lang.reflect.InvocationTargetException;
+import java.lang.reflect.Method;
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+
+/**
+ * Runs every {@link Case} against one server, one by one, and tells the driver how each went.
+ *
+ * <p>Standard output belongs to the driver (java_suite.py): {@code @pass NAME<TAB>SECONDS}, {@code
+ * @fail NAME<TAB>REASON}, {@code @skip NAME<TAB>REASON}, {@code @kill}, {@code @restart} and, after
+ * the last case, {@code @end COUNT}. The driver answers the two orders with {@code ok}. Nothing
+ * else may be printed there; the clients log to standard error.
+ *
+ * <p>Arguments: address, {@code zkraft} or {@code zookeeper}, and optionally a part of the names of
+ * the cases to run.
+ */
+public final class Suite {
+    /** Longer than any case needs on a busy machine; a case that takes longer hangs. */
+    private static final long CASE_LIMIT_SECONDS = 90;
+
+    private static final List<Class<?>> GROUPS =
+            List.of(
+                    Nodes.class,
+                    Transactions.class,
+                    Acls.class,
+                    Watches.class,
+                    Sessions.class,
+                    Expiry.class,
+                    Framework.class,
+                    ConnectionStates.class,
+                    Elections.class,
+                    Locks.class,
+                    Recipes.class,
+                    Caches.class);
+
+    private Suite() {}
+
+    public static void main(String[] args) throws Exception {
+        PrintStream driver = System.out;
+        System.setOut(System.err);
+        var orders = new Orders(driver, new BufferedReader(
+                new InputStreamReader(System.in, StandardCharsets.UTF_8)));
+        String part = args.length > 2 ? args[2] : "";
+        int count = 0;
+        for (Class<?> group : GROUPS) {
+            for (Method method : cases(group)) {
+                String name = group.getSimpleName() + "." + method.getName();
+                if (!name.contains(part)) {
+                    continue;
+                }
+                long began = System.nanoTime();
+                Throwable failure = run(method, new Lab(name, args[0], args[1], orders));
+                double seconds = (System.nanoTime() - began) / 1e9;
+                if (failure == null) {
+                    orders.say("@pass " + name + "\t" + seconds);
+                } else if (failure instanceof Lab.Skip) {
+                    orders.say("@skip " + name + "\t" + failure.getMessage());
+                } else {
+                    orders.say("@fail " + name + "\t" + inOneLine(failure));
+                }
+                count++;
+            }
+        }
+        orders.say("@end " + count);
+        // Threads of a case that hung must not keep the process alive.
+        System.exit(0);
+    }
+
+    /** The order of reflection is unspecified, so cases run in the order of their names. */
+    private static List<Method> cases(Class<?> group) {
+        return Arrays.stream(group.getDeclaredMethods())
+                .filter(method -> method.isAnnotationPresent(Case.class))
+                .sorted(Comparator.comparing(Method::getName))
+                .toList();
+    }
+
+    /** Null if the case passed, else why not. */
+    private static Throwable run(Method method, Lab lab) throws InterruptedException {
+        var failure = new Throwable[1];
+        var thread = new Thread(() -> failure[0] = outcome(method, lab), method.getName());
+        thread.setDaemon(true);
+        thread.start();
+        thread.join(TimeUnit.SECONDS.toMillis(CASE_LIMIT_SECONDS));
+        if (thread.isAlive()) {
+            var hung = new AssertionError("no end after " + CASE_LIMIT_SECONDS + " s");
+            hung.setStackTrace(thread.getStackTrace());
+            thread.interrupt();
+            failure[0] = hung;
+        }
+        Throwable cleanup = lab.close();
+        return failure[0] == null ? cleanup : failure[0];
+    }
+
+    private static Throwable outcome(Method method, Lab lab) {
+        try {
+            method.setAccessible(true);
+            method.invoke(null, lab);
+            return null;
+        } catch (InvocationTargetException thrown) {
+            return thrown.getCause();
+        } catch (IllegalAccessException | RuntimeException broken) {
+            return broken;
+        }
+    }
+
+    /** The message and the line of the case it comes from; the full trace goes to the log. */
+    private static String inOneLine(Throwable failure) {
+        failure.printStackTrace();
+        String where = Arrays.stream(failure.getStackTrace())
+                .filter(frame -> frame.getClassName().startsWith("zkraft."))
+                .filter(frame -> !frame.getClassName().startsWith("zkraft.Check"))
+                .findFirst()
+                .map(frame -> " (" + frame.getFileName() + ":" + frame.getLineNumber() + ")")
+                .orElse("");
+        return failure.toString().replaceAll("\\s+", " ") + where;
+    }
+}

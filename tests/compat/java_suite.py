@@ -1,0 +1,238 @@
+"""Interop suite: the Java ZooKeeper client and Apache Curator, as applications use them.
+
+The cases are Java (`java/zkraft`), written once and compiled twice: against Debian's ZooKeeper
+3.8.0 and Curator 5.4.0 (`debian`), and against the copies inside Apache Flink's distribution
+(`flink`), whose packages carry another prefix. This file builds them, owns the server, kills and
+restarts it when a case asks, and reports.
+
+    python3 tests/compat/java_suite.py --against zkraft|zookeeper [--flavour debian|flink]
+                                       [--only PART]
+
+It must never judge a case: whatever the Java program reports is what counts, and a program that
+ends early or stays silent is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lab
+
+SOURCES = Path(__file__).resolve().parent / "java" / "zkraft"
+FLAVOURS = ("debian", "flink")
+FLINK_VERSION = "2.3.0"
+
+# The whole program of one flavour; a case has its own, smaller limit in Suite.java.
+PROGRAM_SECONDS_MAX = 420
+
+CURATOR_PACKAGES = (
+    "libcurator-recipes-java",
+    "libcurator-framework-java",
+    "libcurator-client-java",
+    "libguava-java",
+)
+CURATOR_JARS = ("curator-recipes.jar", "curator-framework.jar", "curator-client.jar", "guava.jar")
+
+# Lab.java knows the bounds of the session timeout; a short tick makes expiry prompt (spec 8.2).
+SERVER_CONFIG = {
+    "tickTime": "500",
+    "minSessionTimeout": "2000",
+    "maxSessionTimeout": "60000",
+    "extendedTypesEnabled": "true",
+}
+
+# Containers and TTL nodes are looked at once a minute by default. Java reads this key only as a
+# system property of exactly this name, so its zoo.cfg cannot carry it (spec 12.2).
+CLEANER_KEY = "znode.container.checkIntervalMs"
+CLEANER_INTERVAL_MS = "500"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """The jars of one client, and what its packages are prefixed with ("" or "some.package.")."""
+
+    name: str
+    class_path: tuple[Path, ...]
+    zookeeper_prefix: str = ""
+    curator_prefix: str = ""
+
+
+def flavour(name: str) -> Flavour:
+    return debian_flavour() if name == "debian" else flink_flavour()
+
+
+def debian_flavour() -> Flavour:
+    zookeeper = tuple(Path(jar) for jar in lab.zookeeper_class_path().split(os.pathsep))
+    jars = lab.debian(*CURATOR_PACKAGES) / "usr" / "share" / "java"
+    return Flavour("debian", (*(jars / name for name in CURATOR_JARS), *zookeeper))
+
+
+def flink_flavour() -> Flavour:
+    libraries = lab.flink(FLINK_VERSION) / "lib"
+    (distribution,) = libraries.glob("flink-dist-*.jar")
+    with zipfile.ZipFile(distribution) as jar:
+        classes = jar.namelist()
+    # Flink's own logging backend wants a configuration file; the one of the other flavour does not.
+    java = lab.debian("libslf4j-java") / "usr" / "share" / "java"
+    return Flavour(
+        "flink",
+        (distribution, java / "slf4j-simple.jar"),
+        prefix_of("org/apache/zookeeper/ZooKeeper.class", classes),
+        prefix_of("org/apache/curator/framework/CuratorFramework.class", classes),
+    )
+
+
+def prefix_of(class_file: str, classes: list[str]) -> str:
+    """What the shaded copy of a class has before its own package, as a package with a dot."""
+    (found,) = (name for name in classes if name.endswith("/" + class_file))
+    return found.removesuffix(class_file).replace("/", ".")
+
+
+def build(client: Flavour) -> Path:
+    """Compiles the cases for one client and returns the directory of the classes.
+
+    It is named after what went into it, so an unchanged program is compiled once and a running one
+    keeps its classes.
+    """
+    sources = {
+        source.name: shade(source.read_text(encoding="utf-8"), client)
+        for source in sorted(SOURCES.glob("*.java"))
+    }
+    content = repr((sources, client.class_path)).encode()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    home = lab.CACHE / f"java-{client.name}" / digest
+    if home.exists():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+        compile_into(Path(scratch) / "classes", sources, client)
+        (Path(scratch) / "classes").rename(home)
+    return home
+
+
+def compile_into(classes: Path, sources: dict[str, str], client: Flavour) -> None:
+    for name, text in sources.items():
+        (classes.parent / name).write_text(text, encoding="utf-8")
+    command = ["javac", "-J-Xmx512m", "-d", str(classes), "-cp", join(client.class_path), "-Werror"]
+    # Not ours to mend: annotations of the jars' own dependencies, and their manifests.
+    command += ["-Xlint:all,-classfile,-processing,-path,-try"]
+    command += [str(classes.parent / name) for name in sources]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"javac failed for the {client.name} flavour:\n{done.stderr}")
+
+
+def shade(source: str, client: Flavour) -> str:
+    """Rewrites the imports to the packages of the flavour; the cases use no qualified names."""
+    for package, prefix in (
+        ("zookeeper", client.zookeeper_prefix),
+        ("curator", client.curator_prefix),
+    ):
+        pattern = rf"^(import (?:static )?)(org\.apache\.{package}\.)"
+        source = re.sub(pattern, rf"\g<1>{prefix}\g<2>", source, flags=re.MULTILINE)
+    return source
+
+
+def join(class_path: tuple[Path, ...]) -> str:
+    return os.pathsep.join(map(str, class_path))
+
+
+def server_for(against: lab.Kind) -> lab.Server:
+    if against == "zookeeper":
+        return lab.Server(
+            against, SERVER_CONFIG, jvm_args=(f"-D{CLEANER_KEY}={CLEANER_INTERVAL_MS}",)
+        )
+    return lab.Server(against, {**SERVER_CONFIG, CLEANER_KEY: CLEANER_INTERVAL_MS})
+
+
+def run(client: Flavour, against: lab.Kind, only: str, report: lab.Report) -> None:
+    """Runs the cases of one flavour against a fresh server."""
+    classes = build(client)
+    log = lab.CACHE / f"java-{client.name}" / f"client-{against}.log"
+    with server_for(against) as server, open(log, "wb") as errors:
+        command = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        command += ["-Dorg.slf4j.simpleLogger.showDateTime=true"]
+        command += ["-cp", join((classes, *client.class_path)), "zkraft.Suite"]
+        command += [server.address, against, only]
+        program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        watchdog = threading.Timer(PROGRAM_SECONDS_MAX, program.kill)
+        watchdog.start()
+        try:
+            follow(program, server, client.name, report)
+        finally:
+            watchdog.cancel()
+            program.kill()
+            program.wait()
+    print(f"# log of the {client.name} client: {log}", flush=True)
+
+
+def follow(
+    program: subprocess.Popen[str], server: lab.Server, name: str, report: lab.Report
+) -> None:
+    """Obeys and reports what the program says until it has said `@end`."""
+    assert program.stdin is not None and program.stdout is not None
+    orders: dict[str, Callable[[], None]] = {"@kill": server.kill9, "@restart": server.restart}
+    reported = 0
+    for line in program.stdout:
+        word, _, rest = line.rstrip("\n").partition(" ")
+        case, _, detail = rest.partition("\t")
+        if word in orders:
+            orders[word]()
+            program.stdin.write("ok\n")
+            program.stdin.flush()
+            continue
+        if word == "@end" and rest == str(reported) and reported > 0:
+            return
+        if word not in RESULTS:
+            break
+        RESULTS[word](report, f"{name}: {case}", detail)
+        reported += 1
+        # Between cases the server always runs: a case that killed it has restarted it.
+        if not server.running():
+            break
+    report.record_failure(
+        f"{name}: the program runs to its end",
+        f"after {reported} cases the program ended with {program.poll()}, the server with "
+        f"{server.process and server.process.poll()}; the server's log ends: {server.log_tail(5)}",
+    )
+
+
+# What the program says of a case, and how that is reported.
+RESULTS: dict[str, Callable[[lab.Report, str, str], None]] = {
+    "@pass": lambda report, case, seconds: report.record_pass(case, float(seconds)),
+    "@fail": lambda report, case, reason: report.record_failure(case, reason),
+    "@skip": lambda report, case, reason: report.skip(case, reason),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", choices=("zkraft", "zookeeper"), required=True)
+    parser.add_argument("--flavour", choices=FLAVOURS, help="default: both")
+    parser.add_argument("--only", default="", help="run only cases whose names contain this")
+    options = parser.parse_args()
+    report = lab.Report("java", options.against)
+    for name in [options.flavour] if options.flavour else FLAVOURS:
+        try:
+            run(flavour(name), options.against, options.only, report)
+        except Exception as failure:
+            report.record_failure(f"{name}: the suite runs", str(failure))
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The cases of the kazoo suite, one module per field; see `bench` for how they are written."""

@@ -1,0 +1,175 @@
+"""What every kazoo case is given, and how a case is declared.
+
+A case is a function `claim_in_words(bench)` marked with `@case`; its name is its claim. It raises
+when the claim does not hold. `Bench` hands out clients and a path of its own to each case, so cases
+share one server without seeing each other. Nothing here may wait without a bound.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kazoo.client import KazooClient
+from kazoo.protocol.states import WatchedEvent
+
+import lab
+
+TICK_MS = 500
+SESSION_SECONDS_MIN = 2 * TICK_MS / 1000
+EVENT_SECONDS_MAX = 15
+
+Case = Callable[["Bench"], None]
+
+CASES: list[Case] = []
+
+
+def case(function: Case) -> Case:
+    """Adds the function to the suite."""
+    CASES.append(function)
+    return function
+
+
+def claim_of(function: Case) -> str:
+    module = function.__module__.rpartition(".")[2]
+    return f"{module}: {function.__name__.replace('_', ' ')}"
+
+
+@dataclass
+class Bench:
+    """One case's view of the server under test."""
+
+    server: lab.Server
+    root: str
+    _open: list[KazooClient] = field(default_factory=list)
+
+    def client(self, timeout: float = 10.0, chroot: str = "", **options: Any) -> KazooClient:
+        """A connected client, closed at the end of the case. `timeout` is the session's, in s."""
+        return self.client_of(self.server.address + chroot, timeout, **options)
+
+    def client_of(self, hosts: str, timeout: float = 10.0, **options: Any) -> KazooClient:
+        """The same by connection string, for a client behind a relay."""
+        client = self.new_client(hosts, timeout, **options)
+        client.start(timeout=lab.START_SECONDS_MAX)
+        return client
+
+    def new_client(self, hosts: str, timeout: float = 10.0, **options: Any) -> KazooClient:
+        """A client that is not started yet. It reconnects every 50 to 200 ms, for ever."""
+        retry = {"max_tries": -1, "delay": 0.05, "backoff": 1, "max_delay": 0.2}
+        client = KazooClient(hosts, timeout=timeout, connection_retry=retry, **options)
+        self._open.append(client)
+        return client
+
+    def folder(self, client: KazooClient, name: str = "") -> str:
+        """Creates and returns a path that no other case uses."""
+        path = f"{self.root}/{name}" if name else self.root
+        client.ensure_path(path)
+        return path
+
+    def close(self) -> None:
+        for client in self._open:
+            client.stop()
+            client.close()
+
+
+class Events:
+    """Watch events in the order of their arrival; an instance is a kazoo watch function."""
+
+    def __init__(self) -> None:
+        self._arrived: queue.Queue[WatchedEvent] = queue.Queue()
+
+    def __call__(self, event: WatchedEvent) -> None:
+        self._arrived.put(event)
+
+    def next(self) -> WatchedEvent:
+        return self._arrived.get(timeout=EVENT_SECONDS_MAX)
+
+    def expect(self, kind: str, path: str) -> None:
+        event = self.next()
+        equal((event.type, event.path), (kind, path), "the event")
+
+    def expect_nothing_more(self) -> None:
+        """To be called once a later event of the same connection has arrived."""
+        equal(self._arrived.qsize(), 0, "further events")
+
+
+class States:
+    """The connection states that a client goes through from now on."""
+
+    def __init__(self, client: KazooClient) -> None:
+        self.seen: list[str] = []
+        self._changed = threading.Condition()
+        client.add_listener(self._add)
+
+    def wait_for(self, state: str, seconds_max: float = 30) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: state in self.seen, seconds_max):
+                raise TimeoutError(f"waited {seconds_max:g} s for {state}; saw {self.seen}")
+
+    def wait_for_newest(self, state: str, seconds_max: float = 30) -> None:
+        """Waits until the client is in this state now."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.seen[-1:] == [state], seconds_max):
+                raise TimeoutError(f"waited {seconds_max:g} s to be {state}; saw {self.seen}")
+
+    def _add(self, state: str) -> None:
+        with self._changed:
+            self.seen.append(state)
+            self._changed.notify_all()
+
+
+def equal(actual: Any, expected: Any, what: str) -> None:
+    if actual != expected:
+        raise AssertionError(f"{what}: {actual!r}, expected {expected!r}")
+
+
+def at_least(actual: Any, bound: Any, what: str) -> None:
+    if actual < bound:
+        raise AssertionError(f"{what}: {actual!r}, expected at least {bound!r}")
+
+
+def above(actual: Any, bound: Any, what: str) -> None:
+    if actual <= bound:
+        raise AssertionError(f"{what}: {actual!r}, expected more than {bound!r}")
+
+
+def contains(whole: Any, part: Any, what: str) -> None:
+    if part not in whole:
+        raise AssertionError(f"{what}: {part!r} is not in {whole!r}")
+
+
+def raises(kind: type[Exception], action: Callable[..., Any], *args: Any, **named: Any) -> None:
+    """Runs the action, which must raise exactly this kind of exception."""
+    try:
+        value = action(*args, **named)
+    except Exception as error:  # any other kind is the finding
+        if type(error) is not kind:
+            raise AssertionError(f"raised {error!r}, expected {kind.__name__}") from error
+        return
+    raise AssertionError(f"returned {value!r}, expected {kind.__name__}")
+
+
+def in_threads(*actions: Callable[[], Any]) -> list[Any]:
+    """Runs the actions at once and returns their results in order; the first error is raised."""
+    results: list[Any] = [None] * len(actions)
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            results[index] = actions[index]()
+        except BaseException as error:  # handed to the caller
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(actions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(EVENT_SECONDS_MAX * 2)
+        if thread.is_alive():
+            raise TimeoutError("an action of the case did not end")
+    if errors:
+        raise errors[0]
+    return results

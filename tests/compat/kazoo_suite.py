@@ -1,0 +1,99 @@
+"""Interop suite: PyPI's kazoo against zkraft, or against ZooKeeper to judge the suite itself.
+
+    python3 tests/compat/kazoo_suite.py --against zkraft|zookeeper [--only TEXT]
+
+One server runs for all cases; some cases kill and restart it, so that later cases also meet data
+that survived a crash. The cases are in `kazoo_cases/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import lab
+
+KAZOO = "kazoo==2.11.0"
+CASE_SECONDS_MAX = 90
+CASE_MODULES = ("nodes", "watches", "recipes", "security", "commands", "sessions")
+
+
+def main() -> int:
+    options = _parse(sys.argv[1:])
+    _enter_venv()
+    lab.end_cleanly_on_sigterm()
+    logging.basicConfig(level=logging.CRITICAL)
+    bench, cases = _load_cases()
+
+    report = lab.Report("kazoo_suite", options.against)
+    config = {"tickTime": str(bench.TICK_MS), "enforceQuota": "true"}
+    with lab.Server(options.against, config) as server:
+        for number, function in enumerate(cases):
+            claim = bench.claim_of(function)
+            if options.only and options.only not in claim:
+                continue
+            with report.case(claim):
+                _ensure_running(server)
+                _run_bounded(bench.Bench(server, f"/case{number}"), function)
+    return report.close()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="kazoo interop suite")
+    parser.add_argument("--against", choices=("zkraft", "zookeeper"), required=True)
+    parser.add_argument("--only", default="", help="run the cases whose claim has this text")
+    return parser.parse_args(arguments)
+
+
+def _enter_venv() -> None:
+    """Continues in the venv's Python, which has kazoo."""
+    python = lab.venv(KAZOO)
+    if sys.prefix != str(python.parent.parent):
+        sys.stdout.flush()
+        os.execv(python, [str(python), __file__, *sys.argv[1:]])
+
+
+def _load_cases() -> tuple[ModuleType, list[Callable[..., None]]]:
+    """Imports the case modules, which register their cases in this order."""
+    for name in CASE_MODULES:
+        importlib.import_module(f"kazoo_cases.{name}")
+    bench = importlib.import_module("kazoo_cases.bench")
+    return bench, bench.CASES
+
+
+def _ensure_running(server: lab.Server) -> None:
+    """A case that failed halfway may have left the server dead."""
+    if not server.running():
+        server.start()
+
+
+def _run_bounded(bench: Any, function: Callable[..., None]) -> None:
+    """Runs one case in a thread of its own: kazoo's calls themselves have no time limit."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function(bench)
+        except BaseException as error:  # raised again below
+            failure.append(error)
+        finally:
+            bench.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(CASE_SECONDS_MAX)
+    if thread.is_alive():
+        raise TimeoutError(f"the case did not end within {CASE_SECONDS_MAX} s")
+    if failure:
+        raise failure[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,562 @@
+"""The laboratory of the interop suites: downloads, servers and the report.
+
+Every suite beside this file imports it. It fetches what the suites need (Debian packages, PyPI
+packages) into `<repo>/.cache`, starts one server at a time per `Server` (zkraft or Apache
+ZooKeeper 3.8.0), and counts cases. Python 3.11 standard library only.
+
+It must never install anything system-wide, never listen on anything but 127.0.0.1, and never end
+a process that it did not start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+REPO = Path(__file__).resolve().parents[2]
+CACHE = REPO / ".cache"
+
+Kind = Literal["zkraft", "zookeeper"]
+
+START_SECONDS_MAX = 30
+STOP_SECONDS_MAX = 20
+
+# What a ZooKeeper server of Debian's libzookeeper-java needs at run time. Jetty is left out:
+# the admin server stays off.
+ZOOKEEPER_PACKAGES = (
+    "libzookeeper-java",
+    "libslf4j-java",
+    "libnetty-java",
+    "libsnappy-java",
+    "libdropwizard-metrics-java",
+    "libcommons-cli-java",
+    "libcommons-io-java",
+)
+ZOOKEEPER_JARS = (
+    "zookeeper.jar",
+    "zookeeper-jute.jar",
+    "slf4j-api.jar",
+    "slf4j-simple.jar",
+    "metrics-core.jar",
+    "snappy-java.jar",
+    "commons-cli.jar",
+    "commons-io.jar",
+    "netty-*.jar",
+)
+
+
+# --- Downloads ----------------------------------------------------------------------------------
+
+
+def debian(*packages: str) -> Path:
+    """Unpacks Debian packages with their dependencies and returns the root of the unpacked tree.
+
+    Dependencies that this machine has installed are not fetched, except Java libraries: a class
+    path is built from one tree. Java runtimes are never fetched. Idempotent: one stamp per
+    package name.
+    """
+    root = CACHE / "deb" / "root"
+    stamps = CACHE / "deb" / "stamps"
+    with _locked():
+        for folder in (root, stamps, CACHE / "deb" / "archives"):
+            folder.mkdir(parents=True, exist_ok=True)
+        asked = [name for name in packages if not (stamps / name).exists()]
+        if asked:
+            wanted = [n for n in _closure(asked) if not (stamps / n).exists()]
+            _fetch(wanted, CACHE / "deb" / "archives", root)
+            for name in wanted:
+                (stamps / name).touch()
+    return root
+
+
+def venv(*requirements: str) -> Path:
+    """Installs PyPI requirements into `.cache/venv`; returns the path of its Python."""
+    home = CACHE / "venv"
+    python = home / "bin" / "python3"
+    stamps = home / "stamps"
+    with _locked():
+        if not python.exists():
+            _run([sys.executable, "-m", "venv", str(home)])
+        stamps.mkdir(exist_ok=True)
+        missing = [r for r in requirements if not (stamps / _stamp_name(r)).exists()]
+        if missing:
+            _run([str(python), "-m", "pip", "install", "--quiet", *missing])
+            for requirement in missing:
+                (stamps / _stamp_name(requirement)).touch()
+    return python
+
+
+def flink(version: str) -> Path:
+    """The jars of one Apache Flink release: a directory with `lib/` and `bin/`.
+
+    They come from PyPI's apache-flink-libraries (230 to 330 MB), which some releases publish as a
+    wheel (`pyflink/lib`) and some as a source archive (`<name>/deps/lib`). It has no scripts.
+    """
+    home = CACHE / f"flink-{version}"
+    stamp = home / "complete"
+    with _locked():
+        if stamp.exists():
+            return home
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as downloads:
+            requirement = f"apache-flink-libraries=={version}"
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            _run([*pip, "--dest", downloads, requirement])
+            (archive,) = Path(downloads).iterdir()
+            _unpack_flink(archive, home)
+        stamp.touch()
+    return home
+
+
+def _unpack_flink(archive: Path, home: Path) -> None:
+    """Copies `…/lib/*.jar` and `…/bin/*.jar` of a wheel or source archive to `lib` and `bin`."""
+    wanted = re.compile(r"(?:pyflink|[^/]+/deps)/((?:lib|bin)/[^/]+\.jar)")
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                if match := wanted.fullmatch(name):
+                    _copy_stream(wheel.open(name), home / match[1])
+    else:
+        with tarfile.open(archive) as source:
+            for member in source:
+                if match := wanted.fullmatch(member.name):
+                    stream = source.extractfile(member)
+                    if stream is not None:
+                        _copy_stream(stream, home / match[1])
+
+
+def _copy_stream(stream: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with stream, open(target, "wb") as file:
+        shutil.copyfileobj(stream, file)
+
+
+def zkraft_binary() -> Path:
+    """The server under test: `ZKRAFT_BIN`, or the release build, which is made if missing."""
+    named = os.environ.get("ZKRAFT_BIN")
+    if named:
+        return Path(named)
+    built = REPO / "target" / "release" / "zkraft"
+    if not built.exists():
+        _run(["cargo", "build", "--release", "-j1"], cwd=REPO)
+    return built
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Holds the cache's lock, so that two suites may start at once."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _closure(packages: Sequence[str]) -> list[str]:
+    """The packages and all they depend on, without what the machine itself must provide."""
+    try:
+        return _walk_dependencies(packages)
+    except LookupError:
+        if os.geteuid() != 0:
+            raise
+        _run(["apt-get", "update", "-qq"])
+        return _walk_dependencies(packages)
+
+
+def _walk_dependencies(packages: Sequence[str]) -> list[str]:
+    installed = _installed_packages()
+    found: list[str] = []
+    level = list(packages)
+    while level:
+        found += level
+        following: set[str] = set()
+        for dependency in _direct_dependencies(level):
+            provided = dependency in installed and not dependency.endswith(("-java", "-jni"))
+            if not provided and "-jre" not in dependency and dependency not in found:
+                following.add(dependency)
+        level = sorted(following)
+    return found
+
+
+def _direct_dependencies(packages: Sequence[str]) -> list[str]:
+    """The first real alternative of each `Depends` of each package."""
+    done = subprocess.run(
+        ["apt-cache", "depends", "--important", "--no-pre-depends", *packages],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LookupError(f"apt-cache depends {' '.join(packages)}: {done.stderr.strip()}")
+    names = []
+    for line in done.stdout.splitlines():
+        match = re.fullmatch(r"\s+\|?Depends: ([a-z0-9][a-z0-9.+-]*)", line)
+        if match:
+            names.append(match[1])
+    return names
+
+
+def _installed_packages() -> set[str]:
+    listing = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {line.split()[0] for line in listing.splitlines() if line.endswith(" installed")}
+
+
+def _fetch(packages: Sequence[str], archives: Path, root: Path) -> None:
+    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages]
+    try:
+        _run(command, cwd=archives)
+    except RuntimeError:
+        # A stale index names files that the mirror no longer has.
+        if os.geteuid() != 0:
+            raise
+        _run(["apt-get", "update", "-qq"])
+        _run(command, cwd=archives)
+    for archive in sorted(archives.glob("*.deb")):
+        _run(["dpkg-deb", "-x", str(archive), str(root)])
+        archive.unlink()
+
+
+def _stamp_name(requirement: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_-]", "_", requirement)
+
+
+def _run(command: Sequence[str], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        detail = (done.stderr or done.stdout).strip()
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}: {detail}")
+
+
+# --- Servers ------------------------------------------------------------------------------------
+
+
+class Server:
+    """One server process with its own configuration file, data directory and port.
+
+    `config` holds zoo.cfg keys that are added to, or replace, the defaults. `arguments` are passed
+    to zkraft behind the configuration file and are not allowed for ZooKeeper; `jvm_args` are for
+    ZooKeeper alone and zkraft does not see them: what a zoo.cfg cannot say to it. As a context
+    manager it starts the server, and stops it and removes the directory that it made at the end
+    (kept when `LAB_KEEP` is set).
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        config: Mapping[str, str] | None = None,
+        port: int | None = None,
+        data_dir: Path | None = None,
+        arguments: Sequence[str] = (),
+        jvm_args: Sequence[str] = (),
+    ) -> None:
+        if kind not in ("zkraft", "zookeeper"):
+            raise ValueError(f"unknown kind of server: {kind}")
+        if arguments and kind == "zookeeper":
+            raise ValueError("only zkraft takes command-line arguments")
+        self.kind = kind
+        self.port = port or free_port()
+        runs = CACHE / "run"
+        runs.mkdir(parents=True, exist_ok=True)
+        self.home = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=runs))
+        self.data_dir = data_dir or self.home / "data"
+        self.log = self.home / "server.log"
+        self.arguments = tuple(arguments)
+        self.jvm_args = tuple(jvm_args)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._config_file = self.home / "zoo.cfg"
+        self._config = dict(config or {})
+        self._write_config()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the process and waits until it answers a handshake, at most 30 s."""
+        if self.running():
+            raise RuntimeError("the server is running already")
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+            )
+        try:
+            wait_until(self._ready, "the server to answer a handshake", START_SECONDS_MAX)
+        except BaseException as failure:
+            self.kill9()
+            raise RuntimeError(f"{failure}; its log ends:\n{self.log_tail()}") from failure
+
+    def kill9(self) -> None:
+        """Ends the process as a power cut would, and reaps it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(STOP_SECONDS_MAX)
+
+    def stop(self) -> int:
+        """Sends SIGTERM and returns the exit code (negative: the signal that ended it)."""
+        if self.process is None:
+            raise RuntimeError("the server was never started")
+        if self.process.poll() is None:
+            self.process.terminate()
+            # A paused process gets the signal only once it runs again.
+            self.process.send_signal(signal.SIGCONT)
+            try:
+                self.process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                self.kill9()
+                raise
+        return self.process.returncode
+
+    def restart(self) -> None:
+        """Starts it again on the same port and data; stops it first if it still runs."""
+        if self.running():
+            self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: alive for TCP, silent for everybody."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def close(self) -> None:
+        """Ends the process if it runs and removes what this object created."""
+        if self.running():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop()
+        if "LAB_KEEP" not in os.environ:
+            shutil.rmtree(self.home, ignore_errors=True)
+
+    def log_tail(self, lines: int = 15) -> str:
+        if not self.log.exists():
+            return "(no log)"
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is None or self.process.poll() is not None:
+            raise RuntimeError("the server is not running")
+        self.process.send_signal(number)
+
+    def _ready(self) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {self.process.returncode}")
+        return answers_handshake(self.port)
+
+    def _write_config(self) -> None:
+        keys = {
+            "tickTime": "2000",
+            "dataDir": str(self.data_dir),
+            "clientPort": str(self.port),
+            "clientPortAddress": "127.0.0.1",
+            "maxClientCnxns": "0",
+            "4lw.commands.whitelist": "*",
+            "admin.enableServer": "false",
+        }
+        keys.update(self._config)
+        text = "".join(f"{key}={value}\n" for key, value in keys.items())
+        self._config_file.write_text(text, encoding="utf-8")
+
+    def _command(self) -> list[str]:
+        if self.kind == "zkraft":
+            return [str(zkraft_binary()), "serve", str(self._config_file), *self.arguments]
+        return [
+            "java",
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            # ZooKeeper reads these keys as system properties of just this name only.
+            *[f"-D{k}={v}" for k, v in self._config.items() if k.startswith("znode.")],
+            *self.jvm_args,
+            "-cp",
+            zookeeper_class_path(),
+            "org.apache.zookeeper.server.quorum.QuorumPeerMain",
+            str(self._config_file),
+        ]
+
+
+def zookeeper_class_path() -> str:
+    """The class path of Apache ZooKeeper's server and Java client, from the unpacked tree."""
+    jars = debian(*ZOOKEEPER_PACKAGES) / "usr" / "share" / "java"
+    paths = [path for pattern in ZOOKEEPER_JARS for path in sorted(jars.glob(pattern))]
+    # Debian installs each jar twice, with and without its version; the first name is a link.
+    distinct = {path.resolve(): str(path) for path in paths}
+    return os.pathsep.join(distinct.values())
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers_handshake(port: int) -> bool:
+    """Whether a server on this port answers a ConnectRequest.
+
+    The request renews a session that cannot exist, so that the answer costs no transaction and
+    leaves no session behind (spec section 2.2, step 8). A server that is still starting may take
+    the request and never answer it, hence the short time limit.
+    """
+    unknown_session = 0x7A6B_6C61_6201
+    body = struct.pack(">iqiqi16s?", 0, 0, 4000, unknown_session, 16, bytes(16), False)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(struct.pack(">i", len(body)) + body)
+            return len(connection.recv(4)) > 0
+    except OSError:
+        return False
+
+
+def four_letter(port: int, word: str, timeout_seconds: float = 10) -> str:
+    """Sends a four-letter word to 127.0.0.1 and returns the whole answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout_seconds) as connection:
+        connection.sendall(word.encode("ascii"))
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode("utf-8")
+
+
+def end_cleanly_on_sigterm() -> None:
+    """Makes SIGTERM an ordinary exit, so that servers are stopped when a suite is."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def wait_until(
+    condition: Callable[[], Any],
+    what: str,
+    seconds_max: float = 20,
+    every_seconds: float = 0.02,
+) -> Any:
+    """Polls until the condition is true and returns its value; TimeoutError names `what`."""
+    deadline = time.monotonic() + seconds_max
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds_max:g} s for {what}")
+        time.sleep(every_seconds)
+
+
+# --- Report -------------------------------------------------------------------------------------
+
+
+class Skipped(Exception):
+    """Raised inside a case that cannot run here; its text says why."""
+
+
+class Report:
+    """Counts the cases of one suite and prints a line for each.
+
+    A case runs inside `with report.case("name"):` or in a function decorated with it. A failing
+    case does not end the suite; its reason is printed. `close()` returns the exit code: 0 only if
+    something passed and nothing failed.
+    """
+
+    def __init__(self, suite: str, against: str) -> None:
+        self.passed = 0
+        self.failed = 0
+        self.skipped = 0
+        self.failures: list[str] = []
+        print(f"# {suite} against {against}", flush=True)
+
+    def case(self, name: str) -> _Case:
+        return _Case(self, name)
+
+    def skip(self, name: str, why: str) -> None:
+        self.skipped += 1
+        print(f"SKIPPED {name}: {why}", flush=True)
+
+    def record_pass(self, name: str, seconds: float) -> None:
+        self.passed += 1
+        print(f"ok      {name} ({seconds:.1f} s)", flush=True)
+
+    def record_failure(self, name: str, reason: str) -> None:
+        self.failed += 1
+        self.failures.append(name)
+        first, *details = reason.splitlines()
+        print(f"FAILED  {name}: {first}")
+        print("".join(f"        {line}\n" for line in details), end="", flush=True)
+
+    def close(self) -> int:
+        for name in self.failures:
+            print(f"failed: {name}")
+        tail = f", {self.skipped} skipped" if self.skipped else ""
+        print(f"{self.passed} passed, {self.failed} failed{tail}", flush=True)
+        return 0 if self.passed and not self.failed else 1
+
+
+class _Case(contextlib.ContextDecorator):
+    def __init__(self, report: Report, name: str) -> None:
+        self._report = report
+        self._name = name
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            self._report.record_pass(self._name, time.monotonic() - self._began)
+            return True
+        if isinstance(error, Skipped):
+            self._report.skip(self._name, str(error))
+            return True
+        if not isinstance(error, Exception):
+            # Ctrl-C and exits are not results of the case.
+            return False
+        self._report.record_failure(self._name, _reason(error, trace))
+        return True
+
+
+def _reason(error: BaseException, trace: Any) -> str:
+    """The error, with the last place of it that lies in a suite and not in a library.
+
+    The place follows the first line; an error that quotes a log has more of them.
+    """
+    frames = traceback.extract_tb(trace)
+    ours = [f for f in frames if f.filename.startswith(str(REPO)) and ".cache" not in f.filename]
+    where = (ours or frames)[-1]
+    place = f"({Path(where.filename).name}:{where.lineno})"
+    first, *details = (str(error) or where.line or "").splitlines() or [""]
+    return "\n".join([f"{type(error).__name__}: {first} {place}", *details])
