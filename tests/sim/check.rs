@@ -255,6 +255,15 @@ impl Checks {
         conn.closed(&self.model)
     }
 
+    /// Whether the session of this connection has ended or has another connection.
+    pub fn is_superseded(&self, conn: ConnId) -> bool {
+        let attachment = self.conns.get(&conn).and_then(replies::Conn::attachment);
+        attachment.is_some_and(|(session, generation)| {
+            let now = self.model.sessions.get(&session);
+            now.is_none_or(|now| now.generation != generation)
+        })
+    }
+
     /// The connection is over: nothing more can be seen on it.
     pub fn gone(&mut self, conn: ConnId) {
         if let Some(conn) = self.conns.get_mut(&conn) {

@@ -12,11 +12,17 @@ use std::rc::Rc;
 use bytes::Bytes;
 use prost::Message;
 use zkraft::proto::log;
-use zkraft::wire::request::{Create, SubRequest};
 use zkraft::wire::{
-    Acl, Answer, CreateMode, ErrorCode, EventType, Id, Request, SessionId, Stat, SubAnswer, Text,
-    Zxid, op, perms,
+    Acl, Answer, ErrorCode, EventType, Id, Request, SessionId, Stat, Zxid, op, perms,
 };
+
+pub use rules::check_acl;
+use rules::{data_length, kind_alone};
+
+mod quota;
+mod read;
+mod rules;
+mod write;
 
 /// Commands that no client can send (the log's own numbers).
 pub mod own {
@@ -199,91 +205,6 @@ impl Model {
     /// never was.
     pub fn index_of(&self, zxid: Zxid) -> Option<u64> {
         self.reached.get(&zxid).copied()
-    }
-
-    /// What a read at this zxid answers (§3.3, §3.6).
-    pub fn read(&self, at: Zxid, request: &Request, session: SessionId, ids: &[Id]) -> Reply {
-        let readable = |path: &str| {
-            let znode = self.at(at, path).ok_or(ErrorCode::NoNode)?;
-            check_acl(&znode.acl, perms::READ, ids)?;
-            Ok(znode)
-        };
-        let names = |znode: &Znode| {
-            znode
-                .children
-                .iter()
-                .map(|name| name.as_str().into())
-                .collect()
-        };
-        match request {
-            Request::Exists { path, .. } => {
-                if path.contains('\0') {
-                    return Err(ErrorCode::BadArguments);
-                }
-                readable(path).map(|znode| Answer::Stat(znode.stat()))
-            }
-            Request::GetData { path, .. } => {
-                readable(path).map(|znode| Answer::Data(znode.data.clone(), znode.stat()))
-            }
-            Request::GetChildren {
-                path, with_stat, ..
-            } => readable(path).map(|znode| {
-                if *with_stat {
-                    Answer::ChildrenStat(names(znode), znode.stat())
-                } else {
-                    Answer::Children(names(znode))
-                }
-            }),
-            Request::GetAllChildrenNumber { path } => {
-                readable(path)?;
-                let prefix = if path.len() <= 1 {
-                    "/".into()
-                } else {
-                    format!("{path}/")
-                };
-                let below = |other: &str| other.starts_with(&prefix) && other != "/";
-                let count = self.all_at(at).filter(|(other, _)| below(other)).count();
-                Ok(Answer::Number(count as i32))
-            }
-            Request::GetAcl { path } => {
-                let znode = self.at(at, path).ok_or(ErrorCode::NoNode)?;
-                check_acl(&znode.acl, perms::READ | perms::ADMIN, ids)?;
-                let admin = check_acl(&znode.acl, perms::ADMIN, ids).is_ok();
-                let shown = znode
-                    .acl
-                    .iter()
-                    .map(|entry| if admin { entry.clone() } else { mask(entry) });
-                Ok(Answer::Acl(shown.collect(), znode.stat()))
-            }
-            Request::GetEphemerals { prefix } => {
-                let prefix = prefix
-                    .as_ref()
-                    .map(|prefix| prefix.trim())
-                    .unwrap_or_default();
-                let own = |znode: &Znode| znode.kind == Kind::Ephemeral(session);
-                let paths = self.all_at(at).filter(|(path, znode)| {
-                    own(znode) && (prefix.is_empty() || prefix == "/" || path.starts_with(prefix))
-                });
-                Ok(Answer::Children(
-                    paths.map(|(path, _)| path.into()).collect(),
-                ))
-            }
-            Request::MultiRead(operations) => {
-                let one = |operation: &SubRequest| match operation {
-                    SubRequest::GetData { path } => match readable(path) {
-                        Ok(znode) => SubAnswer::GetData(znode.data.clone(), znode.stat()),
-                        Err(error) => SubAnswer::Error(Some(error)),
-                    },
-                    SubRequest::GetChildren { path } => match readable(path) {
-                        Ok(znode) => SubAnswer::GetChildren(names(znode)),
-                        Err(error) => SubAnswer::Error(Some(error)),
-                    },
-                    write => panic!("{write:?} in a multiRead"),
-                };
-                Ok(Answer::Multi(operations.iter().map(one).collect()))
-            }
-            other => panic!("{other:?} is not a read of the tree"),
-        }
     }
 
     /// Whether this number is the next of its origin's stream (architecture D4).
@@ -472,322 +393,6 @@ impl Model {
         }
     }
 
-    /// §3.3 create, from the session check on.
-    fn create(
-        &mut self,
-        create: &Create,
-        kind: Kind,
-        ids: &[Id],
-    ) -> Result<(Text, Stat), ErrorCode> {
-        let slash = create
-            .path
-            .rfind('/')
-            .filter(|_| !create.path.contains('\0'));
-        let parent_path = match slash.ok_or(ErrorCode::BadArguments)? {
-            0 => "/",
-            at => &create.path[..at],
-        };
-        let acl = accept_acl(
-            create.acl.as_deref(),
-            ids,
-            self.setting("digest_enabled") != 0,
-        )?;
-        let parent = self.now.get(parent_path).ok_or(ErrorCode::NoNode)?.clone();
-        check_acl(&parent.acl, perms::CREATE, ids)?;
-        let mode = CreateMode::from_flags(create.flags).expect("checked by the caller");
-        let path = match mode.is_sequential() {
-            true => format!("{}{:010}", create.path, parent.created),
-            false => create.path.to_string(),
-        };
-        validate_path(&path)?;
-        if self.now.contains_key(&path) {
-            return Err(ErrorCode::NodeExists);
-        }
-        if matches!(parent.kind, Kind::Ephemeral(_)) {
-            return Err(ErrorCode::NoChildrenForEphemerals);
-        }
-        self.check_quota(&path, 1, data_length(&create.data))?;
-
-        let (zxid, time) = (self.zxid, self.time_ms);
-        let ephemeral_owner = if let Kind::Ephemeral(owner) = kind {
-            owner.0
-        } else {
-            0
-        };
-        let stat = Stat {
-            czxid: zxid,
-            mzxid: zxid,
-            pzxid: zxid,
-            ctime: time,
-            mtime: time,
-            ephemeral_owner,
-            ..Stat::default()
-        };
-        let data = create.data.clone();
-        let znode = Znode {
-            kind,
-            data,
-            acl: acl.clone(),
-            stat,
-            created: 0,
-            children: Vec::new(),
-        };
-        let stat = znode.stat();
-        self.put(&path, znode);
-        let mut above = Znode::clone(&parent);
-        above
-            .children
-            .push(path[path.rfind('/').expect("a valid path") + 1..].into());
-        above.created += 1;
-        above.stat.pzxid = zxid;
-        self.put(parent_path, above);
-        self.changed(EventType::NodeCreated, &path, acl, parent.acl.clone());
-        self.update_quota(&path);
-        Ok((path.as_str().into(), stat))
-    }
-
-    fn delete(&mut self, path: &str, version: i32, ids: &[Id]) -> Result<(), ErrorCode> {
-        let system = ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"];
-        let slash = path
-            .rfind('/')
-            .filter(|_| !path.contains('\0') && !system.contains(&path));
-        let parent = match slash.ok_or(ErrorCode::BadArguments)? {
-            0 => "/",
-            at => &path[..at],
-        };
-        let parent = self.now.get(parent).ok_or(ErrorCode::NoNode)?;
-        check_acl(&parent.acl, perms::DELETE, ids)?;
-        let znode = self.now.get(path).ok_or(ErrorCode::NoNode)?;
-        check_version(version, znode.stat.version)?;
-        if !znode.children.is_empty() {
-            return Err(ErrorCode::NotEmpty);
-        }
-        self.remove(path);
-        Ok(())
-    }
-
-    fn set_data(
-        &mut self,
-        path: &str,
-        data: Option<Bytes>,
-        version: i32,
-        ids: &[Id],
-    ) -> Result<Stat, ErrorCode> {
-        validate_path(path)?;
-        let mut znode = Znode::clone(self.now.get(path).ok_or(ErrorCode::NoNode)?);
-        check_acl(&znode.acl, perms::WRITE, ids)?;
-        self.check_quota(path, 0, data_length(&data) - data_length(&znode.data))?;
-        check_version(version, znode.stat.version)?;
-        znode.data = data;
-        znode.stat.version = znode.stat.version.wrapping_add(1);
-        znode.stat.mzxid = self.zxid;
-        znode.stat.mtime = self.time_ms;
-        let (stat, acl) = (znode.stat(), znode.acl.clone());
-        self.put(path, znode);
-        self.changed(EventType::NodeDataChanged, path, acl, Vec::new());
-        self.update_quota(path);
-        Ok(stat)
-    }
-
-    fn set_acl(
-        &mut self,
-        path: &str,
-        acl: Option<&[Acl]>,
-        version: i32,
-        ids: &[Id],
-    ) -> Result<Stat, ErrorCode> {
-        validate_path(path)?;
-        let acl = accept_acl(acl, ids, self.setting("digest_enabled") != 0)?;
-        let mut znode = Znode::clone(self.now.get(path).ok_or(ErrorCode::NoNode)?);
-        check_acl(&znode.acl, perms::ADMIN, ids)?;
-        check_version(version, znode.stat.aversion)?;
-        znode.acl = acl;
-        znode.stat.aversion = znode.stat.aversion.wrapping_add(1);
-        let stat = znode.stat();
-        self.put(path, znode);
-        Ok(stat)
-    }
-
-    /// §4.3: all or nothing, one zxid; each sees the effects of those before it.
-    fn multi(
-        &mut self,
-        operations: &[SubRequest],
-        session: SessionId,
-        ids: &[Id],
-    ) -> Vec<SubAnswer> {
-        let (before, changes) = (self.now.clone(), self.changes.len());
-        let mut answers = Vec::new();
-        for (at, operation) in operations.iter().enumerate() {
-            match self.sub_operation(operation, session, ids) {
-                Ok(answer) => answers.push(answer),
-                Err(error) => {
-                    self.now = before;
-                    self.changes.truncate(changes);
-                    self.touched.clear();
-                    return (0..operations.len())
-                        .map(|other| match other.cmp(&at) {
-                            std::cmp::Ordering::Less => SubAnswer::Error(None),
-                            std::cmp::Ordering::Equal => SubAnswer::Error(Some(error)),
-                            std::cmp::Ordering::Greater => {
-                                SubAnswer::Error(Some(ErrorCode::RuntimeInconsistency))
-                            }
-                        })
-                        .collect();
-                }
-            }
-        }
-        answers
-    }
-
-    fn sub_operation(
-        &mut self,
-        operation: &SubRequest,
-        session: SessionId,
-        ids: &[Id],
-    ) -> Result<SubAnswer, ErrorCode> {
-        match operation {
-            SubRequest::Create(create) => {
-                let kind = kind_in_multi(create, self.setting("extended_types"), session)?;
-                let (path, stat) = self.create(create, kind, ids)?;
-                Ok(if create.opcode == op::CREATE {
-                    SubAnswer::Create(path)
-                } else {
-                    SubAnswer::Create2(path, stat)
-                })
-            }
-            SubRequest::Delete { path, version } => {
-                self.delete(path, *version, ids).map(|()| SubAnswer::Delete)
-            }
-            SubRequest::SetData {
-                path,
-                data,
-                version,
-            } => self
-                .set_data(path, data.clone(), *version, ids)
-                .map(SubAnswer::SetData),
-            SubRequest::Check { path, version } => {
-                validate_path(path)?;
-                let znode = self.now.get(path.as_str()).ok_or(ErrorCode::NoNode)?;
-                check_acl(&znode.acl, perms::READ, ids)?;
-                check_version(*version, znode.stat.version)?;
-                Ok(SubAnswer::Check)
-            }
-            read => panic!("{read:?} in a multi"),
-        }
-    }
-
-    /// §8.6, in path order.
-    fn close_session(&mut self, id: SessionId) {
-        let owned = |znode: &Znode| znode.kind == Kind::Ephemeral(id);
-        let paths = self.now.iter().filter(|(_, znode)| owned(znode));
-        for path in paths.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
-            self.remove(&path);
-        }
-        self.sessions.remove(&id);
-    }
-
-    /// §3.4 delete.
-    fn remove(&mut self, path: &str) {
-        let (parent_path, name) = path.rsplit_once('/').expect("a stored path");
-        let parent_path = if parent_path.is_empty() {
-            "/"
-        } else {
-            parent_path
-        };
-        let znode = self.now.remove(path).expect("checked");
-        self.touched.insert(path.into());
-        let mut parent = Znode::clone(&self.now[parent_path]);
-        parent.children.retain(|child| child != name);
-        parent.stat.pzxid = parent.stat.pzxid.max(self.zxid);
-        let parent_acl = parent.acl.clone();
-        self.put(parent_path, parent);
-        self.changed(EventType::NodeDeleted, path, znode.acl.clone(), parent_acl);
-        self.update_quota(path);
-    }
-
-    fn changed(&mut self, kind: EventType, path: &str, acl: Vec<Acl>, parent_acl: Vec<Acl>) {
-        self.changes.push(Change {
-            zxid: self.zxid,
-            kind,
-            path: path.into(),
-            acl,
-            parent_acl,
-        });
-    }
-
-    /// The governing quota of a path: its deepest root at or above it, with its limits (§5.6).
-    fn quota_of(&self, path: &str) -> Option<(String, BTreeMap<String, i64>)> {
-        let mut at = path;
-        while at.len() > 1 {
-            if let Some(limits) = self
-                .now
-                .get(&format!("/zookeeper/quota{at}/zookeeper_limits"))
-            {
-                return Some((at.into(), quota_values(&limits.data)));
-            }
-            at = &at[..at.rfind('/')?];
-        }
-        None
-    }
-
-    /// Hard limits, if they are enforced; a kind that does not change is not looked at (§5.6).
-    fn check_quota(&self, path: &str, count: i64, bytes: i64) -> Result<(), ErrorCode> {
-        if self.setting("enforce_quota") == 0 || path.starts_with("/zookeeper") {
-            return Ok(());
-        }
-        let Some((root, limits)) = self.quota_of(path) else {
-            return Ok(());
-        };
-        let Some(stats) = self
-            .now
-            .get(&format!("/zookeeper/quota{root}/zookeeper_stats"))
-        else {
-            return Ok(());
-        };
-        let used = quota_values(&stats.data);
-        let exceeds = |limit: &str, kind: &str, delta: i64| {
-            let limit = limits.get(limit).copied().unwrap_or(-1);
-            delta != 0 && limit > -1 && used.get(kind).copied().unwrap_or(0) + delta > limit
-        };
-        if exceeds("countHardLimit", "count", count) || exceeds("byteHardLimit", "bytes", bytes) {
-            return Err(ErrorCode::QuotaExceeded);
-        }
-        Ok(())
-    }
-
-    /// Counts again what lies below the quota root and overwrites the statistics silently (§5.6).
-    fn update_quota(&mut self, path: &str) {
-        let of_stats = |path: &str| {
-            let inner = path.strip_prefix("/zookeeper/quota")?;
-            inner.strip_suffix("/zookeeper_stats").map(String::from)
-        };
-        let root = match path.starts_with("/zookeeper") {
-            // Only the creation of a statistics znode counts here, not a client's change of it.
-            true => of_stats(path).filter(|_| {
-                self.changes
-                    .last()
-                    .is_some_and(|change| change.kind == EventType::NodeCreated)
-            }),
-            false => self.quota_of(path).map(|(root, _)| root),
-        };
-        let Some(root) = root else { return };
-        let stats_path = format!("/zookeeper/quota{root}/zookeeper_stats");
-        let Some(stats) = self.now.get(&stats_path) else {
-            return;
-        };
-        let below = format!("{root}/");
-        let inside = self
-            .now
-            .iter()
-            .filter(|(path, _)| **path == root || path.starts_with(&below));
-        let (count, bytes) = inside.fold((0, 0), |(count, bytes), (_, znode)| {
-            (count + 1, bytes + data_length(&znode.data))
-        });
-        let mut stats = Znode::clone(stats);
-        stats.data = Some(format!("count={count},bytes={bytes}").into());
-        self.put(&stats_path, stats);
-    }
-
     /// The next transaction.
     fn step(&mut self) {
         self.zxid = Zxid::new(self.zxid.epoch(), self.zxid.counter() + 1);
@@ -830,170 +435,220 @@ impl Znode {
     }
 }
 
-/// §7.4: any one of the needed permissions, through any entry that matches any identity.
-pub fn check_acl(acl: &[Acl], needed: i32, ids: &[Id]) -> Result<(), ErrorCode> {
-    let matches = |entry: &Acl, id: &Id| match &*entry.id.scheme {
-        "ip" if id.scheme == "ip" => ip_matches(&entry.id.id, &id.id),
-        _ => entry.id == *id,
-    };
-    let granted = ids.iter().any(|id| id.scheme == "super")
-        || acl.is_empty()
-        || acl
-            .iter()
-            .filter(|entry| entry.perms & needed != 0)
-            .any(|entry| {
-                entry.id == Id::new("world", "anyone") || ids.iter().any(|id| matches(entry, id))
-            });
-    if granted {
-        Ok(())
-    } else {
-        Err(ErrorCode::NoAuth)
-    }
-}
-
-/// The znode's kind outside of a multi: the opcode decides (§3.3, §3.6).
-fn kind_alone(create: &Create, extended: i64, session: SessionId) -> Result<Kind, ErrorCode> {
-    let mode = CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)?;
-    if mode.is_ttl() && extended == 0 {
-        return Err(ErrorCode::Unimplemented);
-    }
-    match (create.opcode, create.ttl) {
-        (op::CREATE_TTL, Some(ttl)) if mode.is_ttl() => ttl_kind(ttl),
-        (op::CREATE_TTL, _) => Err(ErrorCode::BadArguments),
-        _ if mode.is_ttl() => Err(ErrorCode::BadArguments),
-        (op::CREATE_CONTAINER, _) => Ok(Kind::Container),
-        _ if mode.is_ephemeral() => Ok(Kind::Ephemeral(session)),
-        _ => Ok(Kind::Persistent),
-    }
-}
-
-/// The znode's kind inside a multi: the mode decides (§4.1).
-fn kind_in_multi(create: &Create, extended: i64, session: SessionId) -> Result<Kind, ErrorCode> {
-    match CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)? {
-        mode if mode.is_ttl() && extended == 0 => Err(ErrorCode::Unimplemented),
-        mode if mode.is_ttl() => ttl_kind(create.ttl.ok_or(ErrorCode::BadArguments)?),
-        mode if mode.is_ephemeral() => Ok(Kind::Ephemeral(session)),
-        CreateMode::Container => Ok(Kind::Container),
-        _ => Ok(Kind::Persistent),
-    }
-}
-
-fn ttl_kind(ttl: i64) -> Result<Kind, ErrorCode> {
-    if (1..1 << 40).contains(&ttl) {
-        Ok(Kind::Ttl(ttl))
-    } else {
-        Err(ErrorCode::BadArguments)
-    }
-}
-
-/// §5.4, judged per UTF-16 unit: a character above U+FFFF has surrogates.
-fn validate_path(path: &str) -> Result<(), ErrorCode> {
-    let bad_unit =
-        |unit: u16| matches!(unit, 0..=0x1f | 0x7f..=0x9f | 0xd800..=0xf8ff | 0xfff0..=0xffff);
-    let components = path.strip_prefix('/').ok_or(ErrorCode::BadArguments)?;
-    let bad_component = |component: &str| matches!(component, "" | "." | "..");
-    if path != "/" && components.split('/').any(bad_component) || path.encode_utf16().any(bad_unit)
-    {
-        return Err(ErrorCode::BadArguments);
-    }
-    Ok(())
-}
-
-fn check_version(expected: i32, present: i32) -> Result<(), ErrorCode> {
-    if expected == -1 || expected == present {
-        Ok(())
-    } else {
-        Err(ErrorCode::BadVersion)
-    }
-}
-
-/// §7.3. Duplicates go before `auth` is replaced.
-fn accept_acl(acl: Option<&[Acl]>, ids: &[Id], digest: bool) -> Result<Vec<Acl>, ErrorCode> {
-    let mut unique: Vec<&Acl> = Vec::new();
-    for entry in acl.unwrap_or_default() {
-        if !unique.contains(&entry) {
-            unique.push(entry);
-        }
-    }
-    let mut accepted = Vec::new();
-    for entry in unique {
-        let id = &entry.id.id;
-        match &*entry.id.scheme {
-            "world" if *id == "anyone" => accepted.push(entry.clone()),
-            "auth" => {
-                let own = ids.iter().filter(|id| id.scheme == "digest");
-                let before = accepted.len();
-                accepted.extend(own.map(|id| Acl {
-                    perms: entry.perms,
-                    id: id.clone(),
-                }));
-                if accepted.len() == before {
-                    return Err(ErrorCode::InvalidAcl);
-                }
-            }
-            "digest" if digest && is_digest(id) => accepted.push(entry.clone()),
-            "ip" if ip_range(id).is_some() => accepted.push(entry.clone()),
-            _ => return Err(ErrorCode::InvalidAcl),
-        }
-    }
-    if accepted.is_empty() {
-        Err(ErrorCode::InvalidAcl)
-    } else {
-        Ok(accepted)
-    }
-}
-
-/// Two parts at `:`, not counting empty ones at the end.
-fn is_digest(id: &str) -> bool {
-    id.trim_end_matches(':').split(':').count() == 2 && id.contains(':')
-}
-
-/// An IPv4 range: address and number of leading bits that count. The simulation has no IPv6.
-fn ip_range(id: &str) -> Option<(u32, u32)> {
-    let (address, bits) = match id.split_once('/') {
-        None => (id, 32),
-        Some((address, bits)) => (address, bits.parse().ok().filter(|bits| *bits <= 32)?),
-    };
-    Some((u32::from(address.parse::<std::net::Ipv4Addr>().ok()?), bits))
-}
-
-fn ip_matches(range: &str, address: &str) -> bool {
-    let (Some((base, bits)), Some((address, _))) = (ip_range(range), ip_range(address)) else {
-        return false;
-    };
-    bits == 0 || (base ^ address) >> (32 - bits) == 0
-}
-
-/// §7.5: hashes are for those who may change the ACL.
-fn mask(entry: &Acl) -> Acl {
-    let mut shown = entry.clone();
-    if entry.id.scheme == "digest" {
-        let user = entry.id.id.split(':').next().unwrap_or_default();
-        shown.id.id = format!("{user}:x").into();
-    }
-    shown
-}
-
-fn data_length(data: &Option<Bytes>) -> i64 {
-    data.as_ref().map_or(0, |data| data.len() as i64)
-}
-
-/// `key=value` pairs between runs of `,` and `;`; an empty value counts as -1 (§5.6).
-fn quota_values(data: &Option<Bytes>) -> BTreeMap<String, i64> {
-    let text = String::from_utf8_lossy(data.as_deref().unwrap_or_default()).into_owned();
-    let pairs = text
-        .split([',', ';'])
-        .filter_map(|pair| pair.split_once('='));
-    // The recorded text has an odd `=` before its first `;`.
-    let number = |value: &str| value.trim_end_matches('=').parse().unwrap_or(-1);
-    pairs
-        .map(|(key, value)| (key.into(), number(value)))
-        .collect()
-}
-
 fn ids(identities: &[log::Identity]) -> Vec<Id> {
     identities
         .iter()
         .map(|id| Id::new(&id.scheme, &id.id))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use zkraft::wire::SubAnswer;
+    use zkraft::wire::request::SubRequest;
+
+    use super::*;
+    use crate::workload::create;
+
+    /// A model with one session, and a way to send it writes.
+    struct Fixture {
+        model: Model,
+        number: u64,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let mut fixture = Self {
+                model: Model::new(),
+                number: 0,
+            };
+            let body = log::CreateSession {
+                timeout_ms: 4000,
+                password: vec![1; 16].into(),
+                identities: vec![],
+            };
+            fixture.command(0, op::CREATE_SESSION, body.encode_to_vec());
+            fixture
+        }
+
+        fn command(&mut self, generation: u64, op: i32, body: Vec<u8>) -> Outcome {
+            self.number += 1;
+            let command = log::Command {
+                session: 7,
+                generation,
+                op,
+                body: body.into(),
+            };
+            let origin = log::Origin {
+                server: 1,
+                disk: 1,
+                incarnation: 1,
+            };
+            let (first, commands) = (self.number, vec![command]);
+            let batch = log::Batch {
+                origin: Some(origin),
+                first,
+                commands,
+            };
+            let entry = log::Entry {
+                time_ms: 5,
+                batches: vec![batch],
+                internal: vec![],
+            };
+            self.model.apply(self.number, 1, &entry).remove(0).outcome
+        }
+
+        fn write(&mut self, request: Request) -> Reply {
+            let mut body = bytes::BytesMut::new();
+            request.encode(&mut body);
+            match self.command(1, request.opcode(), body.to_vec()) {
+                Outcome::Reply(reply) => reply,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn stat(&self, path: &str) -> Stat {
+            self.model.now[path].stat()
+        }
+    }
+
+    #[test]
+    fn s35_s39_the_system_znodes_are_the_recorded_ones() {
+        let fixture = Fixture::new();
+        let (root, zookeeper) = (fixture.stat("/"), fixture.stat("/zookeeper"));
+        assert_eq!((root.cversion, root.num_children), (-1, 1));
+        assert_eq!((zookeeper.cversion, zookeeper.num_children), (-2, 2));
+        let config = &fixture.model.now["/zookeeper/config"];
+        assert_eq!((config.stat().aversion, config.acl[0].perms), (-1, 1));
+    }
+
+    #[test]
+    fn s21_to_s25_paths_of_creates() {
+        let mut fixture = Fixture::new();
+        let mut error = |path| {
+            fixture
+                .write(create(path, 0, b""))
+                .err()
+                .map(ErrorCode::number)
+        };
+        assert_eq!(error("/a"), None);
+        let cases = [
+            ("", -8),
+            ("a", -8),
+            ("a/b", -101),
+            ("/a/", -8),
+            ("/none/", -101),
+            ("/", -110),
+            ("//a", -8),
+            ("/x//b", -101),
+            ("/a/.", -8),
+        ];
+        for (path, code) in cases {
+            assert_eq!(error(path), Some(code), "{path}");
+        }
+        assert_eq!(error("/a/..."), None);
+        let sequential = fixture.write(create("/a/", 2, b""));
+        assert_eq!(sequential, Ok(Answer::Path("/a/0000000001".into())));
+    }
+
+    #[test]
+    fn s36_a_child_moves_its_parents_cversion_twice() {
+        let mut fixture = Fixture::new();
+        fixture.write(create("/p", 0, b"")).unwrap();
+        fixture.write(create("/p/c", 0, b"")).unwrap();
+        let delete = Request::Delete {
+            path: "/p/c".into(),
+            version: -1,
+        };
+        fixture.write(delete).unwrap();
+        let stat = fixture.stat("/p");
+        assert_eq!(
+            (stat.cversion, stat.version, stat.mzxid),
+            (2, 0, stat.czxid)
+        );
+        assert_eq!(stat.pzxid, fixture.model.zxid);
+    }
+
+    #[test]
+    fn s42_versions_come_before_children_and_a_failed_write_has_a_zxid() {
+        let mut fixture = Fixture::new();
+        fixture.write(create("/p", 0, b"")).unwrap();
+        fixture.write(create("/p/c", 0, b"")).unwrap();
+        let before = fixture.model.zxid.0;
+        let delete = |version| Request::Delete {
+            path: "/p".into(),
+            version,
+        };
+        assert_eq!(fixture.write(delete(9)), Err(ErrorCode::BadVersion));
+        assert_eq!(fixture.write(delete(0)), Err(ErrorCode::NotEmpty));
+        assert_eq!(fixture.model.zxid.0, before + 2);
+    }
+
+    #[test]
+    fn s61_a_failed_multi_changes_nothing_and_says_where_it_failed() {
+        let mut fixture = Fixture::new();
+        let Request::Create(new) = create("/m", 0, b"") else {
+            panic!("a create")
+        };
+        let operations = vec![
+            SubRequest::Create(new.clone()),
+            SubRequest::Create(new),
+            SubRequest::Delete {
+                path: "/m".into(),
+                version: -1,
+            },
+        ];
+        let codes = [
+            None,
+            Some(ErrorCode::NodeExists),
+            Some(ErrorCode::RuntimeInconsistency),
+        ];
+        let expected = Answer::Multi(codes.map(SubAnswer::Error).to_vec());
+        assert_eq!(fixture.write(Request::Multi(operations)), Ok(expected));
+        assert!(!fixture.model.now.contains_key("/m"));
+        assert!(fixture.model.changes.is_empty());
+    }
+
+    #[test]
+    fn every_version_stays_readable_at_its_zxid() {
+        let mut fixture = Fixture::new();
+        fixture.write(create("/v", 0, b"old")).unwrap();
+        let old = fixture.model.zxid;
+        let data = Some(Bytes::from_static(b"new"));
+        fixture
+            .write(Request::SetData {
+                path: "/v".into(),
+                data,
+                version: 0,
+            })
+            .unwrap();
+        let at = |zxid| {
+            fixture
+                .model
+                .at(zxid, "/v")
+                .and_then(|znode| znode.data.clone())
+        };
+        assert_eq!(at(old).as_deref(), Some(&b"old"[..]));
+        assert_eq!(at(fixture.model.zxid).as_deref(), Some(&b"new"[..]));
+        assert_eq!(at(Zxid(0)), None);
+    }
+
+    #[test]
+    fn a_command_of_an_earlier_attachment_has_moved() {
+        let mut fixture = Fixture::new();
+        let body = log::Attach {
+            password: vec![1; 16].into(),
+            ..log::Attach::default()
+        };
+        fixture.command(0, own::ATTACH, body.encode_to_vec());
+        let zxid = fixture.model.zxid;
+        assert_eq!(
+            fixture.command(1, op::CLOSE_SESSION, vec![]),
+            Outcome::Moved
+        );
+        assert_eq!(
+            (fixture.model.zxid, fixture.model.sessions.len()),
+            (zxid, 1)
+        );
+    }
 }

@@ -1,0 +1,330 @@
+//! Connections: the network between clients and server, and the tasks at both ends.
+//!
+//! A connection is a stream in each direction, with a delay of its own per frame and no change of
+//! order. It can be closed by either side, or be cut so that neither is told.
+
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use zkraft::engine::Remaining;
+use zkraft::wire::ConnectRequest;
+
+use super::*;
+use crate::client::Action;
+use crate::reply;
+
+impl World {
+    pub(super) fn up(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
+        if link.cut {
+            return Ok(());
+        }
+        if link.server.is_none() {
+            if std::mem::replace(&mut link.accepted, true) {
+                // The process that had this connection is gone: the answer is a reset.
+                self.close_down(conn);
+                return Ok(());
+            }
+            let Some(server) = &self.server else {
+                self.close_down(conn);
+                return Ok(());
+            };
+            let outputs = server.wakes.outputs.clone();
+            let wake = Box::new(move || {
+                outputs.lock().expect("nobody panics with it").push(conn);
+            });
+            let peer = (conn.address(), 40_000).into();
+            let link = self.links.get_mut(&conn).expect("it is there");
+            link.server = Some(server.shared.connect(peer, wake));
+        }
+        let link = self.links.get_mut(&conn).expect("it is there");
+        link.input.push_back(frame);
+        if self.now_us < self.paused_until_us {
+            // It stays in the socket's buffer; somebody reads it when the process runs again.
+            self.at(self.paused_until_us, What::Output { conn });
+            return Ok(());
+        }
+        self.read_input(conn)
+    }
+
+    /// The connection's task reads what its pipeline has room for.
+    pub(super) fn read_input(&mut self, conn: ConnId) -> Verdict {
+        let now_ms = self.clock_ms();
+        let ran_ms = self.ran_ms();
+        while let Some(link) = self.links.get_mut(&conn)
+            && let Some(connection) = link.server.clone()
+            && connection.wants_input()
+            && let Some(frame) = link.input.pop_front()
+        {
+            if self.now_us < self.paused_until_us {
+                link.input.push_front(frame);
+                break;
+            }
+            note!(self, "{conn:?} > server: {}", short(&frame));
+            let serving = self.server.as_ref().is_some_and(|server| server.serving);
+            self.checks.received(conn, ran_ms);
+            if let Err(refused) = connection.receive(frame, now_ms) {
+                note!(self, "{conn:?} refused: {}", refused.0);
+                if serving || refused.0 != "not serving" {
+                    return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
+                }
+                self.close_server_side(conn);
+                return Ok(());
+            }
+            self.output_soon(conn);
+        }
+        self.look_at_wakes();
+        Ok(())
+    }
+
+    pub(super) fn output(&mut self, conn: ConnId) -> Verdict {
+        loop {
+            let Some(link) = self.links.get_mut(&conn) else {
+                return Ok(());
+            };
+            let Some(connection) = link.server.clone() else {
+                return Ok(());
+            };
+            let remaining = connection.take_output(&mut link.output);
+            let mut frames = Vec::new();
+            while let Some(frame) = reply::next_frame(&mut link.output) {
+                frames.push(frame);
+            }
+            self.sabotage.frames(&mut frames, &mut self.rng);
+            for frame in frames {
+                note!(self, "{conn:?} < server: {}", short(&frame));
+                self.stats.replies += 1;
+                self.checks.frame(conn, frame.clone())?;
+                self.send_down(conn, frame);
+            }
+            match remaining {
+                Remaining::More => {}
+                Remaining::Nothing => break,
+                Remaining::Closed => {
+                    note!(self, "{conn:?} closed by server");
+                    self.checks.closed_by_server(conn)?;
+                    self.close_server_side(conn);
+                    return Ok(());
+                }
+            }
+        }
+        self.read_input(conn)
+    }
+
+    /// The server's task ends: its socket is closed.
+    pub(super) fn close_server_side(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            if let Some(connection) = link.server.take() {
+                connection.lost();
+            }
+            link.input.clear();
+        }
+        self.checks.gone(conn);
+        self.close_down(conn);
+    }
+
+    pub(super) fn up_closed(&mut self, conn: ConnId) -> Verdict {
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
+        if link.cut {
+            return Ok(());
+        }
+        if self.now_us < self.paused_until_us {
+            self.at(self.paused_until_us, What::UpClosed { conn });
+            return Ok(());
+        }
+        if let Some(connection) = link.server.take() {
+            connection.lost();
+        }
+        self.checks.gone(conn);
+        self.links.remove(&conn);
+        Ok(())
+    }
+
+    pub(super) fn look_at_wakes(&mut self) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let conns = std::mem::take(&mut *server.wakes.outputs.lock().expect("nobody panics"));
+        let node = server.wakes.node.swap(false, Ordering::Relaxed);
+        for conn in conns {
+            self.output_soon(conn);
+        }
+        if node {
+            self.turn_soon();
+        }
+    }
+
+    pub(super) fn output_soon(&mut self, conn: ConnId) {
+        let after_us = self.rng.between(0, self.params.handover_us);
+        self.at(self.now_us + after_us, What::Output { conn });
+    }
+
+    pub(super) fn turn_soon(&mut self) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        if !std::mem::replace(&mut server.turn_due, true) {
+            let boot = server.boot;
+            let after_us = self.rng.between(0, self.params.handover_us);
+            self.at(self.now_us + after_us, What::Turn { boot });
+        }
+    }
+
+    pub(super) fn send_up(&mut self, conn: ConnId, frame: Bytes) {
+        let latency_us = self.rng.between(1, self.params.latency_us);
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
+        link.up_us = link.up_us.max(self.now_us + latency_us);
+        let at = link.up_us;
+        self.at(at, What::Up { conn, frame });
+    }
+
+    pub(super) fn send_down(&mut self, conn: ConnId, frame: Bytes) {
+        let latency_us = self.rng.between(1, self.params.latency_us);
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
+        link.down_us = link.down_us.max(self.now_us + latency_us);
+        let at = link.down_us;
+        self.at(at, What::Down { conn, frame });
+    }
+
+    /// The server's side is closed: the client learns of it, unless the link is cut.
+    pub(super) fn close_down(&mut self, conn: ConnId) {
+        let latency_us = self.rng.between(1, self.params.latency_us);
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
+        link.down_us = link.down_us.max(self.now_us + latency_us);
+        let at = link.down_us;
+        self.at(at, What::DownClosed { conn });
+    }
+
+    pub(super) fn down(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
+        let Some(link) = self.links.get(&conn) else {
+            return Ok(());
+        };
+        let client = link.client;
+        if link.cut || !link.client_open || self.present[client] != Some(conn) {
+            return Ok(());
+        }
+        let mut actions = Vec::new();
+        let now_us = self.now_us;
+        self.clients[client].frame(now_us, frame, &mut actions);
+        self.act(client, actions)?;
+        self.checks.recipes.look(&mut self.clients, now_us)
+    }
+
+    pub(super) fn down_closed(&mut self, conn: ConnId) -> Verdict {
+        let Some(link) = self.links.get_mut(&conn) else {
+            return Ok(());
+        };
+        if link.cut {
+            return Ok(());
+        }
+        let client = link.client;
+        self.links.remove(&conn);
+        if self.present[client] != Some(conn) {
+            return Ok(());
+        }
+        self.present[client] = None;
+        let mut actions = Vec::new();
+        let now_us = self.now_us;
+        self.clients[client].lost(now_us, &mut actions);
+        self.act(client, actions)
+    }
+
+    pub(super) fn wake(&mut self, client: usize) -> Verdict {
+        let other = self.rng.below(self.clients.len() as u64) as usize;
+        let other = self.clients[other].session;
+        let mut actions = Vec::new();
+        let now_us = self.now_us;
+        self.clients[client].wake(now_us, other, &mut actions);
+        self.act(client, actions)
+    }
+
+    pub(super) fn act(&mut self, client: usize, actions: Vec<Action>) -> Verdict {
+        for action in actions {
+            match action {
+                Action::Wake(at) => self.at(at, What::Wake { client }),
+                Action::Connect(handshake) => self.connect(client, handshake),
+                Action::Send(sent) => {
+                    let Some(conn) = self.present[client] else {
+                        continue;
+                    };
+                    note!(
+                        self,
+                        "client {client} on {conn:?} sends {} {:?}",
+                        sent.xid,
+                        sent.request
+                    );
+                    let frame = sent.frame();
+                    self.checks.sent(conn, sent);
+                    self.send_up(conn, frame);
+                }
+                Action::Drop { silent } => {
+                    let Some(conn) = self.present[client].take() else {
+                        continue;
+                    };
+                    note!(self, "client {client} drops {conn:?}, silent: {silent}");
+                    self.close_client_side(conn, silent);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn connect(&mut self, client: usize, handshake: ConnectRequest) {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        note!(self, "client {client} opens {conn:?}: {handshake:?}");
+        self.links.insert(
+            conn,
+            Link {
+                client,
+                server: None,
+                input: VecDeque::new(),
+                output: BytesMut::new(),
+                client_open: true,
+                accepted: false,
+                cut: false,
+                up_us: self.now_us,
+                down_us: self.now_us,
+            },
+        );
+        // An earlier connection stays as it is: what it still carries finds no one here, and its
+        // close comes when the server gives it up.
+        self.present[client] = Some(conn);
+        let mut frame = BytesMut::new();
+        handshake.encode(&mut frame);
+        self.checks.opened(conn, handshake);
+        self.send_up(conn, frame.freeze());
+    }
+
+    pub(super) fn close_client_side(&mut self, conn: ConnId, silent: bool) {
+        let latency_us = self.rng.between(1, self.params.latency_us);
+        let Some(link) = self.links.get_mut(&conn) else {
+            return;
+        };
+        link.client_open = false;
+        if silent {
+            link.cut = true;
+            return;
+        }
+        link.up_us = link.up_us.max(self.now_us + latency_us);
+        let at = link.up_us;
+        self.at(at, What::UpClosed { conn });
+    }
+}
+
+/// The first bytes of a frame, to tell frames apart.
+fn short(frame: &[u8]) -> String {
+    let shown = &frame[..frame.len().min(24)];
+    let hex: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{} bytes {hex}", frame.len())
+}
