@@ -218,9 +218,14 @@ impl Connection {
         self.inner.lock().pipeline.len()
     }
 
-    /// Frames that were sent.
+    /// Frames that were sent since the connection was opened.
     pub fn sent(&self) -> u64 {
         self.outbox.frames_taken()
+    }
+
+    /// Frames that were sent since [`Self::reset_stats`].
+    pub fn sent_since_reset(&self) -> u64 {
+        self.outbox.frames_shown()
     }
 
     pub fn identities(&self) -> Arc<[Id]> {

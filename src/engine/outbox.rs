@@ -50,6 +50,8 @@ struct Inner {
     queue: VecDeque<Outgoing>,
     bytes: usize,
     frames_taken: u64,
+    /// Those among them that are not shown any more.
+    frames_forgotten: u64,
     /// The connection's task was told, or is about to look by itself.
     notified: bool,
     closed: bool,
@@ -99,14 +101,21 @@ impl Outbox {
         self.inner.lock().bytes
     }
 
-    /// Frames that were taken so far.
+    /// Frames that were taken so far. Never falls.
     pub fn frames_taken(&self) -> u64 {
         self.inner.lock().frames_taken
     }
 
-    /// Begins to count taken frames afresh.
+    /// Frames that were taken since [`Self::forget_taken`].
+    pub fn frames_shown(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.frames_taken - inner.frames_forgotten
+    }
+
+    /// Begins to count the frames that are shown afresh.
     pub fn forget_taken(&self) {
-        self.inner.lock().frames_taken = 0;
+        let mut inner = self.inner.lock();
+        inner.frames_forgotten = inner.frames_taken;
     }
 
     /// Encodes queued frames onto `out`.
@@ -277,5 +286,18 @@ mod tests {
         }
         assert_eq!(total, 20 * (4 + 16 + 4 + 100_000 + 68));
         assert_eq!((outbox.bytes(), outbox.frames_taken()), (0, 20));
+    }
+
+    #[test]
+    fn forgetting_what_was_sent_does_not_turn_the_count_of_taken_frames_back() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, 0));
+        outbox.take(&mut BytesMut::new());
+        let before = outbox.frames_taken();
+        outbox.forget_taken();
+        let _ = outbox.push(reply(2, 0));
+        outbox.take(&mut BytesMut::new());
+        assert_eq!(outbox.frames_taken().checked_sub(before), Some(1));
+        assert_eq!(outbox.frames_shown(), 1);
     }
 }
