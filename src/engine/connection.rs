@@ -329,6 +329,10 @@ impl Connection {
             }
         };
         let mut inner = self.inner.lock();
+        // A client that was made to wait may be gone by now.
+        if matches!(inner.phase, Phase::Closed) {
+            return;
+        }
         inner.phase = Phase::Connecting {
             read_only: request.read_only,
         };
@@ -373,6 +377,9 @@ impl Connection {
             | Request::CloseSession => self.submit_write(pending(Kind::Write), opcode, body),
             Request::Sync { path } => {
                 let mut inner = self.inner.lock();
+                if !matches!(inner.phase, Phase::Open) {
+                    return Ok(());
+                }
                 inner.pipeline.push(pending(Kind::Sync {
                     path,
                     released: false,
