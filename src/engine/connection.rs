@@ -154,15 +154,28 @@ impl Connection {
         let inner = self.inner.lock();
         let ready = match inner.phase {
             Phase::Fresh => true,
-            // One request is always let in: a connection that waits for nothing is woken by no one.
-            Phase::Open => {
-                let room = inner.pipeline.len() < REQUESTS_MAX && !self.shared.is_flooded();
-                room || inner.pipeline.is_empty()
-            }
+            Phase::Open => !self.is_held_back(&inner.pipeline),
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
         };
         drop(inner);
         ready && self.outbox.bytes() < outbox::BYTES_SOFT
+    }
+
+    /// Whether nothing more is read until something is answered. One request is always let in: a
+    /// connection that waits for nothing is woken by no one.
+    fn is_held_back(&self, pipeline: &Pipeline) -> bool {
+        let is_full = pipeline.len() >= REQUESTS_MAX || self.shared.is_flooded();
+        is_full && !pipeline.is_empty()
+    }
+
+    /// When the client was last heard. The silence of one that is not read, because the server has
+    /// not answered yet, is not its own: a stall of the disk must not end its session.
+    pub(super) fn last_heard_ms(&self, now_ms: u64) -> u64 {
+        if self.is_held_back(&self.inner.lock().pipeline) {
+            now_ms
+        } else {
+            self.stats.heard_ms.load(Ordering::Relaxed)
+        }
     }
 
     /// Encodes what is to be sent onto `out`.

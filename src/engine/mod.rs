@@ -336,11 +336,8 @@ impl Engine {
         // Touches first, so that a client that spoke is never expired in the same tick. The open
         // connections come before those that are gone: one that goes meanwhile is in both.
         for (session, connection) in &self.shared.registry.lock().sessions {
-            let heard_ms = connection
-                .stats
-                .heard_ms
-                .load(std::sync::atomic::Ordering::Relaxed);
-            self.expiry.touch(*session, heard_ms);
+            self.expiry
+                .touch(*session, connection.last_heard_ms(self.now_ms));
         }
         for (session, heard_ms) in self.shared.take_touched() {
             self.expiry.touch(session, heard_ms);

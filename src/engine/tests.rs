@@ -135,6 +135,11 @@ impl Bench {
         (client, response)
     }
 
+    fn exists(&self, session: SessionId) -> bool {
+        let state = self.shared.state.read();
+        state.machine.session(session).is_some()
+    }
+
     fn send(&mut self, client: &Client, xid: i32, request: &Request) {
         let mut frame = BytesMut::new();
         frame.extend_from_slice(&xid.to_be_bytes());
@@ -419,6 +424,27 @@ fn writes_of_a_lost_connection_are_still_applied_once() {
     bench.turn();
     assert!(bench.shared.state.read().machine.peek("/a").is_some());
     assert_eq!(bench.shared.outstanding(), 0);
+}
+
+#[test]
+fn a_client_that_the_server_does_not_read_is_not_expired() {
+    let mut bench = Bench::with(Options {
+        outstanding_max: 1,
+        ..Options::default()
+    });
+    let (mut client, given) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    assert!(!client.connection.wants_input());
+    bench.pass(20_000);
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(1)]);
+    assert!(client.connection.wants_input());
+    assert!(bench.exists(given.session));
+    bench.pass(7_000);
+    assert!(!bench.exists(given.session), "now its silence is its own");
 }
 
 #[test]
