@@ -154,7 +154,7 @@ impl Connection {
         let inner = self.inner.lock();
         let ready = match inner.phase {
             Phase::Fresh => true,
-            Phase::Open => !self.is_held_back(&inner.pipeline),
+            Phase::Open => !self.is_held_back(&inner.pipeline) && !inner.pipeline.is_ending(),
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
         };
         drop(inner);

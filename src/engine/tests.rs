@@ -448,6 +448,26 @@ fn a_client_that_the_server_does_not_read_is_not_expired() {
 }
 
 #[test]
+fn nothing_is_read_behind_a_request_that_ends_the_connection() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    assert!(client.connection.wants_input());
+    let auth = Request::Auth {
+        scheme: "nobody".into(),
+        auth: Bytes::new(),
+    };
+    bench.send(&client, -4, &auth);
+    assert!(!client.connection.wants_input());
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(1), failed(-4, ErrorCode::AuthFailed)]);
+    assert!(client.closed);
+}
+
+#[test]
 fn settings_are_in_the_log_before_the_first_client_is_served() {
     let settings = vec![("extended_types", 1), ("enforce_quota", 1)];
     let bench = Bench::with(Options {
