@@ -135,7 +135,7 @@ impl Connection {
     ///
     /// If the connection has to be closed at once, without sending what is queued.
     pub fn receive(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
-        self.stats.heard_ms.store(now_ms, Ordering::Relaxed);
+        self.heard(now_ms);
         self.stats.received.fetch_add(1, Ordering::Relaxed);
         let fresh = matches!(self.inner.lock().phase, Phase::Fresh);
         let taken = if fresh {
@@ -166,6 +166,11 @@ impl Connection {
     fn is_held_back(&self, pipeline: &Pipeline) -> bool {
         let is_full = pipeline.len() >= REQUESTS_MAX || self.shared.is_flooded();
         is_full && !pipeline.is_empty()
+    }
+
+    /// Something came from the client, though it may not be a whole frame yet.
+    pub fn heard(&self, now_ms: u64) {
+        self.stats.heard_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// When the client was last heard. The silence of one that is not read, because the server has
