@@ -448,6 +448,36 @@ fn a_client_that_the_server_does_not_read_is_not_expired() {
 }
 
 #[test]
+fn a_client_that_asked_for_much_behind_a_write_gets_it() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let big = Request::SetData {
+        path: "/a".into(),
+        data: Some(vec![7; 1_000_000].into()),
+        version: -1,
+    };
+    bench.send(&client, 1, &create("/a", 0));
+    bench.send(&client, 2, &big);
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    bench.automatic = false;
+    bench.send(&client, 3, &create("/b", 0));
+    let read = Request::GetData {
+        path: "/a".into(),
+        watch: false,
+    };
+    for xid in 4..54 {
+        assert!(client.connection.wants_input());
+        bench.send(&client, xid, &read);
+    }
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    let answered: Vec<_> = (3..54).map(ok).collect();
+    assert_eq!(client.frames(), answered);
+    assert!(!client.closed);
+}
+
+#[test]
 fn nothing_is_read_behind_a_request_that_ends_the_connection() {
     let mut bench = Bench::new();
     let (mut client, _) = bench.client();
