@@ -88,8 +88,8 @@ impl Forward {
         self.sent = 0;
     }
 
-    /// A command of some origin was applied: who waits for it here?
-    pub fn applied(&mut self, origin: OriginId, number: u64) -> Option<Waiter> {
+    /// A command of some origin was applied: which one of ours, and who waits for it here?
+    pub fn applied(&mut self, origin: OriginId, number: u64) -> Option<(log::Command, Waiter)> {
         // Answers belong to an incarnation: numbers start again in each.
         if origin != self.origin {
             return None;
@@ -98,13 +98,13 @@ impl Forward {
             number, self.first,
             "commands of a stream are applied in order"
         );
-        let (_, waiter) = self
+        let applied = self
             .queue
             .pop_front()
             .expect("an applied command was in the queue");
         self.first += 1;
         self.sent = self.sent.saturating_sub(1);
-        Some(waiter)
+        Some(applied)
     }
 
     /// Commands that are not applied yet.

@@ -69,12 +69,20 @@ pub struct Options {
     /// Unanswered writes of the whole server above which connections that wait already are not
     /// read any more (`globalOutstandingLimit`).
     pub outstanding_max: usize,
+    /// The same for the bytes of unanswered writes: while the disk stalls, they are in memory.
+    pub outstanding_bytes_max: usize,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
     /// Settings that all replicas must share; the leader writes them into the log.
     pub settings: Vec<(&'static str, i64)>,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
+}
+
+impl Options {
+    /// [`Self::outstanding_bytes_max`] unless there is a reason for another. It has no key in a
+    /// configuration file: `globalOutstandingLimit` counts requests.
+    pub const OUTSTANDING_BYTES_MAX: usize = 256 << 20;
 }
 
 impl Default for Options {
@@ -86,6 +94,7 @@ impl Default for Options {
             max_session_timeout_ms: 40_000,
             snap_count: 100_000,
             outstanding_max: 100_000,
+            outstanding_bytes_max: Self::OUTSTANDING_BYTES_MAX,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             settings: Vec::new(),
@@ -489,7 +498,7 @@ impl Engine {
         {
             let state = self.shared.state.read();
             for connection in released {
-                self.shared.submission_done();
+                self.shared.submission_done(0);
                 if connection.sync_released(&state.machine, &state.watches, self.now_ms) {
                     woken.push(connection);
                 }
@@ -625,10 +634,11 @@ impl Sink for Local<'_> {
     }
 
     fn done(&mut self, machine: &Machine, command: CommandId, outcome: Outcome) {
-        let Some(waiter) = self.forward.applied(command.origin, command.number) else {
+        let applied = self.forward.applied(command.origin, command.number);
+        let Some((command, waiter)) = applied else {
             return;
         };
-        self.shared.submission_done();
+        self.shared.submission_done(command.body.len());
         let (connection, woken) = match waiter {
             Waiter::NoOne => return,
             Waiter::Write(connection) => {

@@ -38,6 +38,18 @@ pub enum Submission {
     Barrier(Arc<Connection>),
 }
 
+impl Submission {
+    /// Bytes of its command's body.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Connect(_, command) | Self::Write(_, command) | Self::Silent(command) => {
+                command.body.len()
+            }
+            Self::Barrier(_) => 0,
+        }
+    }
+}
+
 pub struct Shared {
     pub state: RwLock<State>,
     pub options: Options,
@@ -52,6 +64,7 @@ pub struct Shared {
     touched: Mutex<Vec<(SessionId, u64)>>,
     serving: AtomicBool,
     pending_writes: AtomicUsize,
+    pending_bytes: AtomicUsize,
     next_connection: AtomicU64,
     session_prefix: u64,
     next_session: AtomicU32,
@@ -98,6 +111,7 @@ impl Shared {
             touched: Mutex::default(),
             serving: AtomicBool::new(false),
             pending_writes: AtomicUsize::new(0),
+            pending_bytes: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
             session_prefix,
             next_session: AtomicU32::new(0),
@@ -153,10 +167,13 @@ impl Shared {
 
     pub(super) fn is_flooded(&self) -> bool {
         self.outstanding() >= self.options.outstanding_max
+            || self.pending_bytes.load(Ordering::Relaxed) >= self.options.outstanding_bytes_max
     }
 
     pub(super) fn submit(&self, submission: Submission) {
         self.pending_writes.fetch_add(1, Ordering::Relaxed);
+        self.pending_bytes
+            .fetch_add(submission.bytes(), Ordering::Relaxed);
         let mut inbox = self.inbox.lock();
         inbox.push(submission);
         let first = inbox.len() == 1;
@@ -175,8 +192,10 @@ impl Shared {
         !self.inbox.lock().is_empty()
     }
 
-    pub(super) fn submission_done(&self) {
+    /// A submission is dealt with; `bytes`: of its command's body.
+    pub(super) fn submission_done(&self, bytes: usize) {
         self.pending_writes.fetch_sub(1, Ordering::Relaxed);
+        self.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn next_session(&self) -> SessionId {

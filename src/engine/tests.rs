@@ -478,6 +478,33 @@ fn a_client_that_asked_for_much_behind_a_write_gets_it() {
 }
 
 #[test]
+fn unanswered_writes_are_bounded_by_their_bytes_too() {
+    let mut bench = Bench::with(Options {
+        outstanding_bytes_max: 3_000,
+        ..Options::default()
+    });
+    let (mut client, _) = bench.client();
+    bench.send(&client, 1, &create("/a", 0));
+    client.frames();
+    bench.automatic = false;
+    let set = Request::SetData {
+        path: "/a".into(),
+        data: Some(vec![7; 1_000].into()),
+        version: -1,
+    };
+    for xid in 2..5 {
+        assert!(client.connection.wants_input());
+        bench.send(&client, xid, &set);
+    }
+    assert!(!client.connection.wants_input());
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert!(client.connection.wants_input());
+    assert_eq!(client.frames(), [ok(2), ok(3), ok(4)]);
+}
+
+#[test]
 fn nothing_is_read_behind_a_request_that_ends_the_connection() {
     let mut bench = Bench::new();
     let (mut client, _) = bench.client();

@@ -303,6 +303,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         max_session_timeout_ms: ms(config.max_session_timeout_ms),
         snap_count: config.snap_count,
         outstanding_max: config.global_outstanding_limit as usize,
+        outstanding_bytes_max: Options::OUTSTANDING_BYTES_MAX,
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),
