@@ -352,10 +352,10 @@ impl Mix {
         let one = |rng: &mut Rng| {
             let id = match rng.below(6) {
                 0 => Id::new("auth", ""),
-                1 | 2 => Id::new("digest", &digest_id(*rng.pick(&SECRETS))),
+                1 | 2 => Id::new("digest", &digest_id(rng.pick::<&str>(&SECRETS))),
                 3 => Id::new(
                     "ip",
-                    *rng.pick(&[
+                    rng.pick::<&str>(&[
                         "10.0.0.0/8",
                         "10.0.0.1",
                         "10.0.0.0/30",
