@@ -16,7 +16,7 @@ use super::{Caller, ChangeKind, Machine, Outcome, PendingChange, acl, op, path};
 use crate::proto::log;
 use crate::wire::request::Create;
 use crate::wire::{
-    Acl, Answer, CreateMode, ErrorCode, Id, Request, SessionId, Stat, Text, Zxid, perms,
+    Acl, Answer, CreateMode, ErrorCode, Id, Request, SessionId, Stat, SubAnswer, Text, Zxid, perms,
 };
 
 /// The longest life of a TTL znode, in ms (§5.3).
@@ -142,16 +142,19 @@ impl Machine {
         self.create(create, mode, kind, caller, write)
     }
 
-    /// A create inside a multi, where the mode decides (§4.1).
+    /// A create inside a multi, where the mode decides what is made, unless a container was asked
+    /// for. The result has a Stat by what was made and by the opcode (§4.1, s65).
     pub(super) fn create_in_multi(
         &mut self,
         create: &Create,
         caller: &Caller<'_>,
         write: Write,
-    ) -> Result<(Text, Stat), ErrorCode> {
+    ) -> Result<SubAnswer, ErrorCode> {
+        use crate::wire::op::{CREATE_CONTAINER, CREATE2};
         let mode = CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)?;
         let kind = match mode {
             CreateMode::Container => Kind::Container,
+            _ if create.opcode == CREATE_CONTAINER => Kind::Container,
             _ if mode.is_ttl() => {
                 self.check_extended_types()?;
                 ttl_kind(create, mode)?
@@ -159,7 +162,13 @@ impl Machine {
             _ if mode.is_ephemeral() => Kind::Ephemeral(caller.session),
             _ => Kind::Persistent,
         };
-        self.create(create, mode, kind, caller, write)
+        let with_stat = matches!(kind, Kind::Container | Kind::Ttl(_)) || create.opcode == CREATE2;
+        let (path, stat) = self.create(create, mode, kind, caller, write)?;
+        Ok(if with_stat {
+            SubAnswer::Create2(path, stat)
+        } else {
+            SubAnswer::Create(path)
+        })
     }
 
     fn create(

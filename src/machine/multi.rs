@@ -39,14 +39,7 @@ impl Machine {
         write: Write,
     ) -> Result<SubAnswer, ErrorCode> {
         Ok(match operation {
-            SubRequest::Create(create) => {
-                let (path, stat) = self.create_in_multi(create, caller, write)?;
-                if create.answers_stat() {
-                    SubAnswer::Create2(path, stat)
-                } else {
-                    SubAnswer::Create(path)
-                }
-            }
+            SubRequest::Create(create) => self.create_in_multi(create, caller, write)?,
             SubRequest::Delete { path, version } => {
                 self.delete(path, *version, caller, write)?;
                 SubAnswer::Delete

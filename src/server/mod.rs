@@ -22,7 +22,9 @@ use crate::metrics::Metrics;
 use crate::net::{self, Clock, Context, Limits};
 use crate::node::{self, Doorbell, Log};
 use crate::proto::log::{HardState, Membership, Record};
-use crate::storage::{Fault, LogHandle, Progress, Recovered, Storage, StorageConfig};
+use crate::storage::{
+    Fault, LogHandle, Progress, Recovered, SnapshotReader, Storage, StorageConfig,
+};
 
 pub use view::ServerView;
 
@@ -368,18 +370,29 @@ impl Log for Files {
 }
 
 /// Makes the machine from a snapshot, or an empty one.
-fn load(reader: Option<crate::storage::SnapshotReader>) -> Result<Machine, Fault> {
-    match reader {
-        None => Ok(Machine::new()),
-        Some(reader) => {
-            let path = reader.path().to_owned();
-            Machine::restore(reader).map_err(|error| match error {
-                RestoreError::Source(fault) => fault,
-                other => Fault::RejectedSnapshot {
-                    path,
-                    reason: other.to_string(),
-                },
-            })
-        }
+fn load(reader: Option<SnapshotReader>) -> Result<Machine, Fault> {
+    let Some(mut reader) = reader else {
+        return Ok(Machine::new());
+    };
+    let path = reader.path().to_owned();
+    let rejected = |reason: String| Fault::RejectedSnapshot {
+        path: path.clone(),
+        reason,
+    };
+    let machine = Machine::restore(&mut reader).map_err(|error| match error {
+        RestoreError::Source(fault) => fault,
+        other => rejected(other.to_string()),
+    })?;
+    // Reading to the end checks the seal of the file, even if the machine needs no more of it.
+    if let Some(more) = reader.next() {
+        more?;
+        return Err(rejected("there is more in it than the image".to_owned()));
     }
+    let (expected, actual) = (reader.meta().digest, machine.digest());
+    if expected != actual {
+        return Err(rejected(format!(
+            "its state has the digest {actual:016x} instead of {expected:016x}"
+        )));
+    }
+    Ok(machine)
 }

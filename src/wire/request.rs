@@ -401,11 +401,16 @@ impl SubRequest {
         Ok(match opcode {
             op::CREATE | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL => {
                 let create = Create::decode(opcode, r)?;
-                // In a multi these fail the request as a whole, not one operation (§4.1, s98).
-                let mode =
-                    CreateMode::from_flags(create.flags).ok_or(DecodeError::Value(create.flags))?;
-                if mode.is_ttl() && create.ttl.is_none() {
-                    return Err(DecodeError::Value(create.flags));
+                // In a multi these fail the request as a whole, not one operation (§4.1, s98);
+                // only createTTL leaves unknown flags to the operation.
+                match CreateMode::from_flags(create.flags) {
+                    None if opcode != op::CREATE_TTL => {
+                        return Err(DecodeError::Value(create.flags));
+                    }
+                    Some(mode) if mode.is_ttl() && create.ttl.is_none() => {
+                        return Err(DecodeError::Value(create.flags));
+                    }
+                    _ => {}
                 }
                 if create.acl.is_none() {
                     return Err(DecodeError::Null);

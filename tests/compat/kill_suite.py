@@ -37,7 +37,13 @@ WORKERS = 4
 DEPTH = 16
 SHORT_SESSION_MS = 1_000
 LONG_SESSION_MS = 20_000
-CONFIG = {"tickTime": "500", "minSessionTimeout": "1000", "maxSessionTimeout": "60000"}
+CONFIG = {
+    "tickTime": "500",
+    "minSessionTimeout": "1000",
+    "maxSessionTimeout": "60000",
+    # Snapshots under load, so that kills fall into them and restarts begin from them.
+    "snapCount": "3000",
+}
 
 
 class Worker:
