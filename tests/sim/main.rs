@@ -73,7 +73,8 @@ impl Run {
             println!("{line}");
         }
         panic!(
-            "seed {}: {group:?}: {what}\nrepeat: SIM_SEED={} cargo test --test sim one -- --nocapture",
+            "seed {}: {group:?}: {what}\n\
+             repeat: SIM_SEED={} cargo test --test sim one -- --nocapture",
             self.seed, self.seed
         );
     }

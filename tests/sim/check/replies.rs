@@ -156,7 +156,7 @@ impl Conn {
         let sent = self.writes.get(place);
         if sent.is_none_or(|sent| (sent.opcode, &sent.body) != (done.opcode, &done.body)) {
             let what = format!(
-                "18/22: write {place} of {:?} in the log is {done:?}, but what was sent is {sent:?}",
+                "18/22: write {place} of {:?} in the log is {done:?}, but sent was {sent:?}",
                 self.id
             );
             return broken(Group::Replies, what);
