@@ -590,6 +590,13 @@ impl Engine {
     }
 }
 
+impl Drop for Engine {
+    /// Connections hold what is shared, which holds them: the circle ends with the engine.
+    fn drop(&mut self) {
+        self.shared.let_go();
+    }
+}
+
 /// Tells this server's clients what an applied entry means for them. Everything goes into
 /// outboxes while the machine's write lock is held.
 struct Local<'a> {

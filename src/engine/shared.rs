@@ -187,6 +187,22 @@ impl Shared {
         std::mem::take(&mut *self.inbox.lock())
     }
 
+    /// Forgets every connection: the engine is gone.
+    pub(super) fn let_go(&self) {
+        let mut registry = self.registry.lock();
+        let (connections, sessions) = (
+            std::mem::take(&mut registry.connections),
+            std::mem::take(&mut registry.sessions),
+        );
+        drop(registry);
+        let (inbox, behind) = (
+            std::mem::take(&mut *self.inbox.lock()),
+            std::mem::take(&mut *self.behind.lock()),
+        );
+        // Outside of the locks: dropping a connection may drop what it waits for.
+        drop((connections, sessions, inbox, behind));
+    }
+
     /// Whether commands wait for the node thread.
     pub fn has_submissions(&self) -> bool {
         !self.inbox.lock().is_empty()

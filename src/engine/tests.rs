@@ -594,3 +594,15 @@ fn s61_a_failed_multi_answers_with_success_in_its_header() {
     bench.send(&client, 1, &Request::Multi(vec![check]));
     assert_eq!(client.frames(), [ok(1)]);
 }
+
+#[test]
+fn nothing_outlives_the_engine_and_its_connections() {
+    let mut bench = Bench::new();
+    let (client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    let shared = Arc::downgrade(&bench.shared);
+    drop(client);
+    drop(bench);
+    assert_eq!(shared.strong_count(), 0);
+}

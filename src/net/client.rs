@@ -224,8 +224,9 @@ impl Client<'_> {
     }
 }
 
-/// Writes `output`, and meanwhile takes in what the client sends, up to a bound. `heard` is told how
-/// many bytes came: a client that needs long for what it asked for still lives, as its pings show.
+/// Writes `output`, and meanwhile takes in what the client sends, up to a bound. `heard` is told
+/// how many bytes came: a client that needs long for what it asked for still lives, as its pings
+/// show.
 async fn write_and_hear(
     stream: &mut TcpStream,
     output: &[u8],

@@ -86,6 +86,8 @@ pub struct Checks {
     shown: BTreeMap<SessionId, Zxid>,
     /// The highest zxid of an acknowledged write.
     acknowledged: Zxid,
+    /// Watch events, refused handshakes and moved commands so far.
+    pub seen: (u64, u64, u64),
     /// For how long the server's process has run, in ms.
     pub ran_ms: u64,
 }
@@ -103,6 +105,7 @@ impl Checks {
             sessions_seen: BTreeSet::new(),
             shown: BTreeMap::new(),
             acknowledged: Zxid(0),
+            seen: (0, 0, 0),
             ran_ms: 0,
         }
     }
@@ -192,6 +195,7 @@ impl Checks {
                     }
                 }
                 Outcome::Refused => {
+                    self.seen.1 += 1;
                     if let Some(conn) = conn_of(&done.identities)
                         && let Some(conn) = self.conns.get_mut(&conn)
                     {
@@ -207,6 +211,7 @@ impl Checks {
                         let what = format!("{done:?} came through no connection");
                         return broken(Group::Replies, what);
                     };
+                    self.seen.2 += u64::from(done.outcome == Outcome::Moved);
                     conn.committed(done)?;
                 }
             }
@@ -231,6 +236,7 @@ impl Checks {
             durable: self.log.durable,
         };
         let shown = conn.frame(frame, &view)?;
+        self.seen.0 += u64::from(shown.event);
         if let Some((session, _)) = conn.session() {
             let last = self.shown.entry(session).or_insert(Zxid(0));
             if shown.attached {

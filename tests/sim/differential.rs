@@ -274,7 +274,7 @@ fn identity(scheme: &str, id: &str) -> log::Identity {
 fn address(rng: &mut Rng) -> log::Identity {
     identity(
         "ip",
-        *rng.pick(&["10.0.0.1", "10.0.0.2", "10.9.9.9", "192.168.0.1"]),
+        rng.pick::<&str>(&["10.0.0.1", "10.0.0.2", "10.9.9.9", "192.168.0.1"]),
     )
 }
 

@@ -268,7 +268,8 @@ impl Mix {
         match rng.below(10) {
             0..4 => {
                 let mut create = self.create(rng);
-                // Only what a multi can hold; the rest fails to decode, which others test (s63, s98).
+                // Only what a multi can hold; the rest fails to decode, which others test (s63,
+                // s98).
                 create.acl.get_or_insert_with(|| vec![Acl::open()]);
                 (create.opcode, create.flags) = *rng.pick(&[
                     (op::CREATE, 0),
@@ -352,10 +353,10 @@ impl Mix {
         let one = |rng: &mut Rng| {
             let id = match rng.below(6) {
                 0 => Id::new("auth", ""),
-                1 | 2 => Id::new("digest", &digest_id(*rng.pick(&SECRETS))),
+                1 | 2 => Id::new("digest", &digest_id(rng.pick::<&str>(&SECRETS))),
                 3 => Id::new(
                     "ip",
-                    *rng.pick(&[
+                    rng.pick::<&str>(&[
                         "10.0.0.0/8",
                         "10.0.0.1",
                         "10.0.0.0/30",

@@ -107,6 +107,13 @@ pub struct Done {
     pub index: u64,
 }
 
+/// What a path was from a zxid on; no znode is absence.
+#[derive(Debug)]
+struct Version {
+    from: Zxid,
+    znode: Option<Rc<Znode>>,
+}
+
 #[derive(Debug, Default)]
 pub struct Model {
     pub index: u64,
@@ -117,8 +124,8 @@ pub struct Model {
     pub sessions: BTreeMap<SessionId, Session>,
     pub settings: BTreeMap<String, i64>,
     pub changes: Vec<Change>,
-    /// Every version of every path, with the zxid it began at; `None` is absence.
-    history: BTreeMap<String, Vec<(Zxid, Option<Rc<Znode>>)>>,
+    /// Every version of every path, oldest first.
+    history: BTreeMap<String, Vec<Version>>,
     touched: BTreeSet<String>,
     /// The first log index at which each zxid was reached.
     reached: BTreeMap<Zxid, u64>,
@@ -190,8 +197,8 @@ impl Model {
     /// The state of a path at a zxid that was reached.
     pub fn at(&self, zxid: Zxid, path: &str) -> Option<&Rc<Znode>> {
         let versions = self.history.get(if path.is_empty() { "/" } else { path })?;
-        let after = versions.partition_point(|(begin, _)| *begin <= zxid);
-        versions[..after].last()?.1.as_ref()
+        let after = versions.partition_point(|version| version.from <= zxid);
+        versions[..after].last()?.znode.as_ref()
     }
 
     /// All znodes at a zxid, by path.
@@ -229,7 +236,7 @@ impl Model {
             session: SessionId(command.session),
             generation: command.generation,
             opcode: command.op,
-            body: command.body.clone().into(),
+            body: command.body.clone(),
             identities: Vec::new(),
             outcome: Outcome::Internal,
             zxid: self.zxid,
@@ -270,7 +277,7 @@ impl Model {
         self.step();
         let session = Session {
             timeout_ms: body.timeout_ms,
-            password: body.password.into(),
+            password: body.password,
             generation: 1,
             identities: done.identities.clone(),
         };
@@ -411,12 +418,13 @@ impl Model {
     /// Moves what changed into the history.
     fn remember(&mut self) {
         for path in std::mem::take(&mut self.touched) {
-            let version = (self.zxid, self.now.get(&path).cloned());
+            let znode = self.now.get(&path).cloned();
             let versions = self.history.entry(path).or_default();
-            if versions.last().is_some_and(|(zxid, _)| *zxid == self.zxid) {
-                versions.pop();
-            }
-            versions.push(version);
+            versions.pop_if(|last| last.from == self.zxid);
+            versions.push(Version {
+                from: self.zxid,
+                znode,
+            });
         }
         self.reached.entry(self.zxid).or_insert(self.index);
     }

@@ -26,6 +26,7 @@ pub struct Params {
     pub handover_us: u64,
     /// Mean time between faults, in µs; 0: never.
     pub crash_every_us: u64,
+    pub restart_every_us: u64,
     pub pause_every_us: u64,
     pub reset_every_us: u64,
     pub disk_fault_every_us: u64,
@@ -62,6 +63,7 @@ impl Params {
             slow_sync_permille: *rng.pick(&[0, 5, 30]),
             handover_us: *rng.pick(&[10, 200, 2_000]),
             crash_every_us: every(rng, &[1, 3, 10]),
+            restart_every_us: every(rng, &[3, 10]),
             pause_every_us: every(rng, &[2, 5, 10]),
             reset_every_us: every(rng, &[1, 2, 5]),
             disk_fault_every_us: every(rng, &[3, 6, 12]),
@@ -101,7 +103,8 @@ impl Params {
         let manners = Manners {
             timeout_ms,
             think_us: *rng.pick(&[2_000, 10_000, 50_000]),
-            pipeline: *rng.pick(&[1, 1, 4, 50]),
+            // The largest is more than the server reads ahead.
+            pipeline: *rng.pick(&[1, 1, 1, 4, 4, 50, 50, 2000]),
             drops: rare(rng, &[1, 5, 20]),
             vanishes: rare(rng, &[1, 3]),
             moves: rare(rng, &[2, 10]),

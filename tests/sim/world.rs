@@ -89,6 +89,8 @@ enum What {
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
     Crash,
+    /// The process is told to stop, writes what it has, and starts again.
+    Restart,
     Pause,
     Reset,
     Disk,
@@ -185,13 +187,57 @@ pub struct World {
 /// What a run contained: a run without faults or replies proves nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
-    pub replies: u64,
+    pub frames: u64,
+    pub watch_events: u64,
     pub entries: u64,
     pub crashes: u64,
+    pub clean_stops: u64,
     pub snapshots: u64,
     pub pauses: u64,
-    pub faults: u64,
+    pub disk_faults: u64,
+    /// Clients that were told that their session is over.
     pub expirations: u64,
+    /// Handshakes that were refused.
+    pub refusals: u64,
+    /// Commands that came through an attachment that was not the present one.
+    pub moved: u64,
+    /// Connections whose requests were not read for a while, since too many wait.
+    pub floods: u64,
+}
+
+impl Stats {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 12] {
+        [
+            ("frames", &mut self.frames),
+            ("watch events", &mut self.watch_events),
+            ("entries", &mut self.entries),
+            ("crashes", &mut self.crashes),
+            ("clean stops", &mut self.clean_stops),
+            ("snapshots", &mut self.snapshots),
+            ("pauses", &mut self.pauses),
+            ("disk faults", &mut self.disk_faults),
+            ("expirations", &mut self.expirations),
+            ("refusals", &mut self.refusals),
+            ("moved commands", &mut self.moved),
+            ("flooded connections", &mut self.floods),
+        ]
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for ((_, sum), (_, part)) in self.parts().into_iter().zip(other.parts()) {
+            *sum += *part;
+        }
+    }
+
+    /// What never happened.
+    pub fn missing(mut self) -> Vec<&'static str> {
+        let parts = self.parts().into_iter();
+        parts
+            .filter(|(_, count)| **count == 0)
+            .map(|(name, _)| name)
+            .collect()
+    }
 }
 
 impl World {
@@ -292,6 +338,7 @@ impl World {
         checks.recipes.look(clients, *now_us)?;
         checks.recipes.end(&checks.model)?;
         stats.entries = checks.model.index;
+        (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
         stats.expirations = clients.iter().map(|client| client.expirations).sum();
         Ok(())
     }

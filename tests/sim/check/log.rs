@@ -52,6 +52,18 @@ impl LogCheck {
         Ok(())
     }
 
+    /// The last record of a clean stop: it carries the newest hard state.
+    pub fn rewritten(&mut self, record: &Record) -> Verdict {
+        match record.hard_state {
+            Some(state) if record.entries.is_empty() => {
+                goes_on(&self.written_state, &state)?;
+                self.written_state = state;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Everything up to this index, and this hard state, is synced.
     pub fn synced(&mut self, last: u64, state: HardState) {
         self.durable = self.durable.max(last);

@@ -33,6 +33,7 @@ pub struct Shown {
     pub acknowledged: Option<Zxid>,
     /// It told the client that it is attached to its session.
     pub attached: bool,
+    pub event: bool,
 }
 
 /// What is known of one connection.
@@ -153,9 +154,9 @@ impl Conn {
     pub fn committed(&mut self, done: Done) -> Verdict {
         let place = self.committed.len();
         let sent = self.writes.get(place);
-        if !sent.is_some_and(|sent| (sent.opcode, &sent.body) == (done.opcode, &done.body)) {
+        if sent.is_none_or(|sent| (sent.opcode, &sent.body) != (done.opcode, &done.body)) {
             let what = format!(
-                "18/22: write {place} of {:?} in the log is {done:?}, but what was sent is {sent:?}",
+                "18/22: write {place} of {:?} in the log is {done:?}, but sent was {sent:?}",
                 self.id
             );
             return broken(Group::Replies, what);
@@ -177,7 +178,10 @@ impl Conn {
                     let pending = self.pending_identities();
                     self.watcher
                         .event(event, view.model, &self.identities, &pending)?;
-                    Ok(Shown::default())
+                    Ok(Shown {
+                        event: true,
+                        ..Shown::default()
+                    })
                 }
                 Ok(Frame::Reply {
                     xid,

@@ -54,6 +54,7 @@ pub(super) fn kind_in_multi(
     session: SessionId,
 ) -> Result<Kind, ErrorCode> {
     match CreateMode::from_flags(create.flags).ok_or(ErrorCode::BadArguments)? {
+        _ if create.opcode == op::CREATE_CONTAINER => Ok(Kind::Container),
         mode if mode.is_ttl() && extended == 0 => Err(ErrorCode::Unimplemented),
         mode if mode.is_ttl() => ttl_kind(create.ttl.ok_or(ErrorCode::BadArguments)?),
         mode if mode.is_ephemeral() => Ok(Kind::Ephemeral(session)),

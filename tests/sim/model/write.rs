@@ -188,11 +188,13 @@ impl Model {
         match operation {
             SubRequest::Create(create) => {
                 let kind = kind_in_multi(create, self.setting("extended_types"), session)?;
+                let with_stat =
+                    create.opcode == op::CREATE2 || matches!(kind, Kind::Container | Kind::Ttl(_));
                 let (path, stat) = self.create(create, kind, ids)?;
-                Ok(if create.opcode == op::CREATE {
-                    SubAnswer::Create(path)
-                } else {
+                Ok(if with_stat {
                     SubAnswer::Create2(path, stat)
+                } else {
+                    SubAnswer::Create(path)
                 })
             }
             SubRequest::Delete { path, version } => {

@@ -189,10 +189,48 @@ impl World {
         self.at(self.now_us + after_us, What::Start);
     }
 
+    /// The process is told to stop: it writes and syncs what it has and the newest hard state.
+    pub(super) fn stop_cleanly(&mut self) -> Verdict {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let state = server.engine.hard_state();
+        let mut records = std::mem::take(&mut server.queue);
+        records.push(log::Record {
+            hard_state: Some(state),
+            ..log::Record::default()
+        });
+        let last = records.iter().flat_map(|record| &record.entries).last();
+        let written = server.written.as_ref().map_or(0, |written| written.index);
+        let index = last.map_or(written, |entry| entry.index);
+        let wal = &mut server.wal;
+        let closed = wal
+            .write(&records)
+            .and_then(|_| wal.sync())
+            .and_then(|()| wal.seal_if_idle())
+            .and_then(|()| wal.sync());
+        match closed {
+            Err(fault) => {
+                note!(self, "{fault}");
+                self.log_failed(&fault)
+            }
+            Ok(()) => {
+                for record in &records {
+                    self.checks.log.rewritten(record)?;
+                }
+                self.checks.log.synced(index, state);
+                self.stats.clean_stops += 1;
+                let power = self.rng.percent(50);
+                self.stop("told to", power);
+                Ok(())
+            }
+        }
+    }
+
     /// A fault of the disk ends the process; sometimes the machine goes down with it. After a
     /// failed sync it always does (see [`SYNC_FAILURES_LOSE_POWER`]).
     pub(super) fn disk_died(&mut self, fault: &Fault) {
-        self.stats.faults += 1;
+        self.stats.disk_faults += 1;
         let lost = SYNC_FAILURES_LOSE_POWER && matches!(fault, Fault::Sync { .. });
         let power = lost || self.power_fails || self.rng.percent(50);
         if self.server.is_some() {

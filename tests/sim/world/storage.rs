@@ -107,11 +107,12 @@ impl World {
     pub(super) fn seal(&mut self) -> Verdict {
         let server = self.server.as_mut().expect("it runs");
         let boot = server.boot;
-        if server.written.is_none() && self.now_us > server.written_us + SEAL_US {
-            if let Err(fault) = server.wal.seal_if_idle() {
-                note!(self, "{fault}");
-                return self.log_failed(&fault);
-            }
+        if server.written.is_none()
+            && self.now_us > server.written_us + SEAL_US
+            && let Err(fault) = server.wal.seal_if_idle()
+        {
+            note!(self, "{fault}");
+            return self.log_failed(&fault);
         }
         self.at(self.now_us + SEAL_US, What::Seal { boot });
         Ok(())

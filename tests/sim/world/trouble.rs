@@ -8,6 +8,7 @@ impl World {
     pub(super) fn schedule_troubles(&mut self) {
         for trouble in [
             Trouble::Crash,
+            Trouble::Restart,
             Trouble::Pause,
             Trouble::Reset,
             Trouble::Disk,
@@ -21,6 +22,7 @@ impl World {
     pub(super) fn schedule_trouble(&mut self, trouble: Trouble) {
         let mean_us = match trouble {
             Trouble::Crash => self.params.crash_every_us,
+            Trouble::Restart => self.params.restart_every_us,
             Trouble::Pause => self.params.pause_every_us,
             Trouble::Reset => self.params.reset_every_us,
             Trouble::Disk => self.params.disk_fault_every_us,
@@ -50,6 +52,7 @@ impl World {
                     }
                 }
             }
+            Trouble::Restart => self.stop_cleanly()?,
             Trouble::Pause => self.pause(),
             Trouble::Reset => {
                 let conns: Vec<ConnId> = self.links.keys().copied().collect();

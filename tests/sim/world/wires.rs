@@ -75,6 +75,13 @@ impl World {
             }
             self.output_soon(conn);
         }
+        if let Some(link) = self.links.get(&conn)
+            && let Some(connection) = &link.server
+            && !link.input.is_empty()
+            && connection.unanswered() >= zkraft::engine::connection::REQUESTS_MAX
+        {
+            self.stats.floods += 1;
+        }
         self.look_at_wakes();
         Ok(())
     }
@@ -95,7 +102,7 @@ impl World {
             self.sabotage.frames(&mut frames, &mut self.rng);
             for frame in frames {
                 note!(self, "{conn:?} < server: {}", short(&frame));
-                self.stats.replies += 1;
+                self.stats.frames += 1;
                 self.checks.frame(conn, frame.clone())?;
                 self.send_down(conn, frame);
             }
