@@ -4,7 +4,8 @@
 //! [`Connection::take_output`]; the shell and the simulator drive it alike. A connection owns no
 //! truth: its session lives in the machine, its watches in the watch table.
 //!
-//! Locks are taken in one order only: machine → registry → connection → outbox.
+//! Locks are taken in one order only: machine → registry → connection → watches → identities or
+//! outbox.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
