@@ -227,6 +227,11 @@ impl World {
     pub(super) fn disk_died(&mut self) {
         self.stats.disk_faults += 1;
         let power = self.power_fails || self.rng.percent(50);
+        if !power && self.rng.percent(50) {
+            // The dangerous order: a start from the cache, then a loss of power.
+            let after_us = self.rng.between(0, 4_000_000);
+            self.at(self.now_us + after_us, What::PowerLoss);
+        }
         if self.server.is_some() {
             self.stop("the disk failed", power);
         } else if power {
