@@ -135,7 +135,7 @@ impl Connection {
     ///
     /// If the connection has to be closed at once, without sending what is queued.
     pub fn receive(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
-        self.stats.heard_ms.store(now_ms, Ordering::Relaxed);
+        self.heard(now_ms);
         self.stats.received.fetch_add(1, Ordering::Relaxed);
         let fresh = matches!(self.inner.lock().phase, Phase::Fresh);
         let taken = if fresh {
@@ -154,15 +154,33 @@ impl Connection {
         let inner = self.inner.lock();
         let ready = match inner.phase {
             Phase::Fresh => true,
-            // One request is always let in: a connection that waits for nothing is woken by no one.
-            Phase::Open => {
-                let room = inner.pipeline.len() < REQUESTS_MAX && !self.shared.is_flooded();
-                room || inner.pipeline.is_empty()
-            }
+            Phase::Open => !self.is_held_back(&inner.pipeline) && !inner.pipeline.is_ending(),
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
         };
         drop(inner);
         ready && self.outbox.bytes() < outbox::BYTES_SOFT
+    }
+
+    /// Whether nothing more is read until something is answered. One request is always let in: a
+    /// connection that waits for nothing is woken by no one.
+    fn is_held_back(&self, pipeline: &Pipeline) -> bool {
+        let is_full = pipeline.len() >= REQUESTS_MAX || self.shared.is_flooded();
+        is_full && !pipeline.is_empty()
+    }
+
+    /// Something came from the client, though it may not be a whole frame yet.
+    pub fn heard(&self, now_ms: u64) {
+        self.stats.heard_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When the client was last heard. The silence of one that is not read, because the server has
+    /// not answered yet, is not its own: a stall of the disk must not end its session.
+    pub(super) fn last_heard_ms(&self, now_ms: u64) -> u64 {
+        if self.is_held_back(&self.inner.lock().pipeline) {
+            now_ms
+        } else {
+            self.stats.heard_ms.load(Ordering::Relaxed)
+        }
     }
 
     /// Encodes what is to be sent onto `out`.
@@ -192,9 +210,9 @@ impl Connection {
         self.peer
     }
 
-    /// Whether a session is established and not ended.
-    pub fn is_open(&self) -> bool {
-        matches!(self.inner.lock().phase, Phase::Open)
+    /// Whether the client has not asked for a session yet.
+    pub fn awaits_handshake(&self) -> bool {
+        matches!(self.inner.lock().phase, Phase::Fresh)
     }
 
     /// Whether the socket is gone.
@@ -218,9 +236,14 @@ impl Connection {
         self.inner.lock().pipeline.len()
     }
 
-    /// Frames that were sent.
+    /// Frames that were sent since the connection was opened.
     pub fn sent(&self) -> u64 {
         self.outbox.frames_taken()
+    }
+
+    /// Frames that were sent since [`Self::reset_stats`].
+    pub fn sent_since_reset(&self) -> u64 {
+        self.outbox.frames_shown()
     }
 
     pub fn identities(&self) -> Arc<[Id]> {
@@ -324,6 +347,10 @@ impl Connection {
             }
         };
         let mut inner = self.inner.lock();
+        // A client that was made to wait may be gone by now.
+        if matches!(inner.phase, Phase::Closed) {
+            return;
+        }
         inner.phase = Phase::Connecting {
             read_only: request.read_only,
         };
@@ -368,6 +395,9 @@ impl Connection {
             | Request::CloseSession => self.submit_write(pending(Kind::Write), opcode, body),
             Request::Sync { path } => {
                 let mut inner = self.inner.lock();
+                if !matches!(inner.phase, Phase::Open) {
+                    return Ok(());
+                }
                 inner.pipeline.push(pending(Kind::Sync {
                     path,
                     released: false,

@@ -2,8 +2,9 @@
 //!
 //! Deadlines are buckets of one session tick, as in ZooKeeper (§8.2): a session that was last
 //! heard at `t` ends at `(floor((t + timeout) / tick) + 1) * tick`, between its timeout and one
-//! tick later. Time is what the engine saw: when the process slept, all deadlines move by the gap,
-//! so that a paused server does not kill the sessions of clients it could not hear.
+//! tick later. Time is what the engine saw: when the process slept, all deadlines move by the gap
+//! but for its beginning, so that a paused server does not kill the sessions of clients it could
+//! not hear.
 //!
 //! Liveness is not replicated. A new leader starts everyone afresh ([`Expiry::start`], §8.4).
 
@@ -11,25 +12,42 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::wire::SessionId;
 
-/// A pause of the engine's clock longer than this many engine ticks is not counted.
-const TICKS_TOLERATED: u64 = 2;
+/// Of the time between two calls of [`Expiry::advance`], this part of a bucket is counted: at the
+/// default timeouts a quarter of the shortest. It must be far longer than an engine tick, because
+/// a busy engine is late too and yet hears its clients; if that were taken for a pause, the locks
+/// of dead clients would outlive their timeouts many times over.
+const COUNTED_PART: u64 = 2;
+/// But never less than this many engine ticks.
+const COUNTED_TICKS: u64 = 2;
 
 #[derive(Debug)]
 pub struct Expiry {
     /// Length of a bucket, in ms (`tickTime`).
     bucket_ms: u64,
-    /// Time between two calls of [`Expiry::advance`] when all is well, in ms.
-    tick_ms: u64,
+    /// The most that is counted between two calls of [`Expiry::advance`], in ms.
+    counted_max_ms: u64,
     clock: SessionClock,
+    /// The clock at the last call but one of [`Expiry::advance`].
+    before: SessionClock,
     deadlines: BTreeSet<(u64, SessionId)>,
     sessions: BTreeMap<SessionId, Tracked>,
 }
 
 /// Time without the pauses, in ms.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct SessionClock {
     real_ms: u64,
     counted_ms: u64,
+}
+
+impl SessionClock {
+    /// The counted time at a real time since this reading, of which `counted_ms` were counted.
+    fn at(self, real_ms: u64, counted_ms: u64) -> u64 {
+        match real_ms.checked_sub(self.real_ms) {
+            Some(since_ms) => self.counted_ms + since_ms.min(counted_ms),
+            None => self.counted_ms.saturating_sub(self.real_ms - real_ms),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +59,14 @@ struct Tracked {
 }
 
 impl Expiry {
+    /// `bucket_ms`: length of a bucket; `tick_ms`: time between two calls of [`Self::advance`] when
+    /// all is well.
     pub fn new(bucket_ms: u64, tick_ms: u64) -> Self {
         Self {
             bucket_ms: bucket_ms.max(1),
-            tick_ms,
+            counted_max_ms: (bucket_ms / COUNTED_PART).max(tick_ms * COUNTED_TICKS),
             clock: SessionClock::default(),
+            before: SessionClock::default(),
             deadlines: BTreeSet::new(),
             sessions: BTreeMap::new(),
         }
@@ -56,6 +77,7 @@ impl Expiry {
         self.deadlines.clear();
         self.sessions.clear();
         self.clock.real_ms = now_ms;
+        self.before = self.clock;
         for (session, timeout_ms) in sessions {
             self.track(session, timeout_ms);
         }
@@ -84,24 +106,21 @@ impl Expiry {
         }
     }
 
-    /// Counts the time since the last call, but not a time in which the process did not run.
-    /// Returns the length of the pause that was left out, in ms.
+    /// Counts the time since the last call, but not a long time in which the process did not run.
+    /// Returns what was left out, in ms.
     pub fn advance(&mut self, now_ms: u64) -> u64 {
         let passed = now_ms.saturating_sub(self.clock.real_ms);
-        let paused = if passed > self.tick_ms * TICKS_TOLERATED {
-            passed - self.tick_ms
-        } else {
-            0
-        };
+        let counted = passed.min(self.counted_max_ms);
+        self.before = self.clock;
         self.clock.real_ms = now_ms;
-        self.clock.counted_ms += passed - paused;
-        paused
+        self.clock.counted_ms += counted;
+        passed - counted
     }
 
     /// The session was heard at this time of the engine's clock.
     pub fn touch(&mut self, session: SessionId, heard_ms: u64) {
-        let ago = self.clock.real_ms.saturating_sub(heard_ms);
-        let heard_ms = self.clock.counted_ms.saturating_sub(ago);
+        let counted_ms = self.clock.counted_ms - self.before.counted_ms;
+        let heard_ms = self.before.at(heard_ms, counted_ms);
         let Some(tracked) = self.sessions.get(&session).copied() else {
             return;
         };
@@ -185,7 +204,7 @@ mod tests {
     fn a_pause_of_the_process_moves_the_deadline() {
         let mut expiry = expiry();
         assert_eq!(run(&mut expiry, 0, 3000), None);
-        assert_eq!(expiry.advance(3000 + 60_000), 60_000 - 50);
+        assert_eq!(expiry.advance(3000 + 60_000), 60_000 - 1_000);
         assert_eq!(
             expiry.take_expired(10),
             [],
@@ -193,6 +212,30 @@ mod tests {
         );
         let end_ms = run(&mut expiry, 63_050, 90_000).unwrap();
         assert!((64_000..=66_100).contains(&end_ms), "{end_ms}");
+    }
+
+    #[test]
+    fn what_was_heard_just_before_a_pause_counts() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 3_900), None);
+        expiry.advance(3_940 + 60_000);
+        expiry.touch(SESSION, 3_930);
+        let end_ms = run(&mut expiry, 63_990, 90_000).unwrap();
+        // 3,930 and the timeout, rounded up; 59 s of the pause are left out.
+        assert!(
+            (8_000 + 59_000..=8_100 + 59_000).contains(&end_ms),
+            "{end_ms}"
+        );
+    }
+
+    #[test]
+    fn a_busy_engine_does_not_stop_the_clock() {
+        let mut expiry = expiry();
+        let end_ms = (0..60_000).step_by(300).find(|&now_ms| {
+            expiry.advance(now_ms);
+            expiry.take_expired(10) == [SESSION]
+        });
+        assert_eq!(end_ms, Some(6_000));
     }
 
     #[test]

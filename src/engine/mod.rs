@@ -333,17 +333,14 @@ impl Engine {
                 "the process did not run; session deadlines were moved"
             );
         }
-        // Touches first, so that a client that spoke is never expired in the same tick, not even
-        // if its connection is gone already.
+        // Touches first, so that a client that spoke is never expired in the same tick. The open
+        // connections come before those that are gone: one that goes meanwhile is in both.
+        for (session, connection) in &self.shared.registry.lock().sessions {
+            self.expiry
+                .touch(*session, connection.last_heard_ms(self.now_ms));
+        }
         for (session, heard_ms) in self.shared.take_touched() {
             self.expiry.touch(session, heard_ms);
-        }
-        for (session, connection) in &self.shared.registry.lock().sessions {
-            let heard_ms = connection
-                .stats
-                .heard_ms
-                .load(std::sync::atomic::Ordering::Relaxed);
-            self.expiry.touch(*session, heard_ms);
         }
         let expired = self.expiry.take_expired(EXPIRIES_PER_TICK);
         if expired.is_empty() {
@@ -646,10 +643,16 @@ impl Sink for Local<'_> {
                 (connection, woken)
             }
             Waiter::Connect(connection) => {
-                if let Outcome::Attached(attached) = &outcome {
-                    self.bind(attached.session, &connection);
-                }
+                let attached = match &outcome {
+                    Outcome::Attached(attached) => Some(attached.session),
+                    _ => None,
+                };
+                // The connection knows its session before it is registered under it, so that it
+                // can be taken off again whenever it is lost.
                 let woken = connection.connected(outcome);
+                if let Some(session) = attached {
+                    self.bind(session, &connection);
+                }
                 (connection, woken)
             }
         };

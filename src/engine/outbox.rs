@@ -16,8 +16,13 @@ use crate::wire::{Answer, ConnectResponse, ReplyHeader, SubAnswer, Text, Watcher
 
 /// Queued bytes above which the connection's requests are not read any more.
 pub const BYTES_SOFT: usize = 4 << 20;
-/// Queued bytes above which a client that does not read is given up. A single reply may exceed it.
-pub const BYTES_HARD: usize = 32 << 20;
+/// Queued bytes of events above which a client that does not read is given up: it did not ask for
+/// them, so nothing else bounds them.
+pub const EVENT_BYTES_HARD: usize = 32 << 20;
+/// Queued bytes in all above which a client is given up. A single reply may exceed it. It is high,
+/// because what was asked for behind one write is answered at once, before any of it can be sent;
+/// the data of znodes is shared with the tree.
+pub const BYTES_HARD: usize = 256 << 20;
 /// Bytes encoded in one go, so that one connection does not hold a big buffer for long.
 const BYTES_PER_TAKE: usize = 256 << 10;
 
@@ -49,7 +54,11 @@ pub struct Outbox {
 struct Inner {
     queue: VecDeque<Outgoing>,
     bytes: usize,
+    /// Those among them that are events.
+    event_bytes: usize,
     frames_taken: u64,
+    /// Those among them that are not shown any more.
+    frames_forgotten: u64,
     /// The connection's task was told, or is about to look by itself.
     notified: bool,
     closed: bool,
@@ -64,11 +73,12 @@ impl Outbox {
             return false;
         }
         // A client that does not read is cut off, but never for one big reply alone (s99).
-        if inner.bytes > BYTES_HARD {
+        if inner.bytes > BYTES_HARD || inner.event_bytes > EVENT_BYTES_HARD {
             inner.queue.clear();
             inner.closed = true;
         } else {
             inner.bytes += weight(&outgoing);
+            inner.event_bytes += event_weight(&outgoing);
             inner.queue.push_back(outgoing);
         }
         !std::mem::replace(&mut inner.notified, true)
@@ -87,6 +97,7 @@ impl Outbox {
         let mut inner = self.inner.lock();
         inner.queue.clear();
         inner.bytes = 0;
+        inner.event_bytes = 0;
         inner.closed = true;
     }
 
@@ -99,14 +110,21 @@ impl Outbox {
         self.inner.lock().bytes
     }
 
-    /// Frames that were taken so far.
+    /// Frames that were taken so far. Never falls.
     pub fn frames_taken(&self) -> u64 {
         self.inner.lock().frames_taken
     }
 
-    /// Begins to count taken frames afresh.
+    /// Frames that were taken since [`Self::forget_taken`].
+    pub fn frames_shown(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.frames_taken - inner.frames_forgotten
+    }
+
+    /// Begins to count the frames that are shown afresh.
     pub fn forget_taken(&self) {
-        self.inner.lock().frames_taken = 0;
+        let mut inner = self.inner.lock();
+        inner.frames_forgotten = inner.frames_taken;
     }
 
     /// Encodes queued frames onto `out`.
@@ -128,15 +146,18 @@ impl Outbox {
                     return Remaining::More;
                 }
                 let mut bytes = 0;
+                let mut event_bytes = 0;
                 let mut count = 0;
                 for outgoing in &inner.queue {
                     bytes += weight(outgoing);
+                    event_bytes += event_weight(outgoing);
                     count += 1;
                     if out.len() + bytes >= limit {
                         break;
                     }
                 }
                 inner.bytes -= bytes;
+                inner.event_bytes -= event_bytes;
                 inner.frames_taken += count as u64;
                 inner.queue.drain(..count).collect()
             };
@@ -164,6 +185,13 @@ fn weight(outgoing: &Outgoing) -> usize {
             Outgoing::Event(event) => event.path.len(),
             Outgoing::Reply(_, answer) => answer_weight(answer),
         }
+}
+
+fn event_weight(outgoing: &Outgoing) -> usize {
+    match outgoing {
+        Outgoing::Event(_) => weight(outgoing),
+        Outgoing::Connect(_) | Outgoing::Reply(..) => 0,
+    }
 }
 
 fn answer_weight(answer: &Answer) -> usize {
@@ -212,7 +240,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::wire::{Stat, Zxid};
+    use crate::wire::{EventType, Stat, Zxid};
 
     fn reply(xid: i32, data: usize) -> Outgoing {
         let header = ReplyHeader {
@@ -260,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn events_that_are_not_read_pile_up_to_a_bound() {
+        let outbox = Outbox::default();
+        let path: Text = "/".repeat(1 << 20).as_str().into();
+        let mut pushed = 0;
+        while !outbox.is_closed() {
+            let _ = outbox.push(Outgoing::Event(WatcherEvent {
+                kind: EventType::NodeCreated,
+                path: path.clone(),
+                zxid: Zxid(1),
+            }));
+            pushed += 1;
+        }
+        assert_eq!(pushed, 1 + EVENT_BYTES_HARD / path.len());
+    }
+
+    #[test]
     fn big_queues_are_taken_in_pieces_that_lose_nothing() {
         let outbox = Outbox::default();
         for xid in 0..20 {
@@ -277,5 +321,18 @@ mod tests {
         }
         assert_eq!(total, 20 * (4 + 16 + 4 + 100_000 + 68));
         assert_eq!((outbox.bytes(), outbox.frames_taken()), (0, 20));
+    }
+
+    #[test]
+    fn forgetting_what_was_sent_does_not_turn_the_count_of_taken_frames_back() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, 0));
+        outbox.take(&mut BytesMut::new());
+        let before = outbox.frames_taken();
+        outbox.forget_taken();
+        let _ = outbox.push(reply(2, 0));
+        outbox.take(&mut BytesMut::new());
+        assert_eq!(outbox.frames_taken().checked_sub(before), Some(1));
+        assert_eq!(outbox.frames_shown(), 1);
     }
 }

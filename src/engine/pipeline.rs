@@ -106,6 +106,20 @@ impl Pipeline {
         self.queue.len()
     }
 
+    /// Whether the connection ends with the last request: what came behind it must not take effect.
+    pub fn is_ending(&self) -> bool {
+        let ending = |last: &Pending| {
+            matches!(
+                last.kind,
+                Kind::Answered {
+                    then_close: true,
+                    ..
+                }
+            )
+        };
+        self.queue.back().is_some_and(ending)
+    }
+
     /// Forgets everything: the connection is closed.
     pub fn clear(&mut self) {
         self.queue.clear();

@@ -135,6 +135,11 @@ impl Bench {
         (client, response)
     }
 
+    fn exists(&self, session: SessionId) -> bool {
+        let state = self.shared.state.read();
+        state.machine.session(session).is_some()
+    }
+
     fn send(&mut self, client: &Client, xid: i32, request: &Request) {
         let mut frame = BytesMut::new();
         frame.extend_from_slice(&xid.to_be_bytes());
@@ -419,6 +424,77 @@ fn writes_of_a_lost_connection_are_still_applied_once() {
     bench.turn();
     assert!(bench.shared.state.read().machine.peek("/a").is_some());
     assert_eq!(bench.shared.outstanding(), 0);
+}
+
+#[test]
+fn a_client_that_the_server_does_not_read_is_not_expired() {
+    let mut bench = Bench::with(Options {
+        outstanding_max: 1,
+        ..Options::default()
+    });
+    let (mut client, given) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    assert!(!client.connection.wants_input());
+    bench.pass(20_000);
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(1)]);
+    assert!(client.connection.wants_input());
+    assert!(bench.exists(given.session));
+    bench.pass(7_000);
+    assert!(!bench.exists(given.session), "now its silence is its own");
+}
+
+#[test]
+fn a_client_that_asked_for_much_behind_a_write_gets_it() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let big = Request::SetData {
+        path: "/a".into(),
+        data: Some(vec![7; 1_000_000].into()),
+        version: -1,
+    };
+    bench.send(&client, 1, &create("/a", 0));
+    bench.send(&client, 2, &big);
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    bench.automatic = false;
+    bench.send(&client, 3, &create("/b", 0));
+    let read = Request::GetData {
+        path: "/a".into(),
+        watch: false,
+    };
+    for xid in 4..54 {
+        assert!(client.connection.wants_input());
+        bench.send(&client, xid, &read);
+    }
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    let answered: Vec<_> = (3..54).map(ok).collect();
+    assert_eq!(client.frames(), answered);
+    assert!(!client.closed);
+}
+
+#[test]
+fn nothing_is_read_behind_a_request_that_ends_the_connection() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    assert!(client.connection.wants_input());
+    let auth = Request::Auth {
+        scheme: "nobody".into(),
+        auth: Bytes::new(),
+    };
+    bench.send(&client, -4, &auth);
+    assert!(!client.connection.wants_input());
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames(), [ok(1), failed(-4, ErrorCode::AuthFailed)]);
+    assert!(client.closed);
 }
 
 #[test]

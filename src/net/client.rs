@@ -1,12 +1,13 @@
 //! The socket of one client: bytes ↔ frames of its [`Connection`].
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,6 +22,8 @@ use super::Context;
 const READ_BYTES: usize = 4 << 10;
 /// Bytes of an emptied buffer that are kept for the next frames.
 const KEEP_BYTES: usize = 64 << 10;
+/// Bytes that are taken in while something is written: room for many pings.
+const READ_AHEAD_BYTES: usize = 64 << 10;
 /// How long a client may refuse to read what it is sent.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -49,6 +52,7 @@ pub async fn serve(
         .stats
         .established_ms
         .store(context.clock.wall_ms(), Ordering::Relaxed);
+    connection.heard(context.clock.now_ms());
     let mut client = Client {
         stream: &mut stream,
         connection: &connection,
@@ -91,15 +95,15 @@ impl Client<'_> {
             if let Err(end) = self.take_frames(&mut input) {
                 return end;
             }
-            if let Some(end) = self.send(&mut output).await {
+            if let Some(end) = self.send(&mut output, &mut input).await {
                 return end;
             }
             let wants_input = self.connection.wants_input();
             if wants_input && self.holds_frame(&input) {
                 continue;
             }
-            // A connection without a session may not stay for ever (§2.7).
-            let sessionless = self.connection.stats.session.load(Ordering::Relaxed) == 0;
+            // A connection that asks for no session may not stay for ever (§2.7).
+            let sessionless = self.connection.awaits_handshake();
             tokio::select! {
                 read = read_some(self.stream, &mut input), if wants_input => match read {
                     Ok(0) => return End::Orderly,
@@ -113,7 +117,9 @@ impl Client<'_> {
                     self.metrics().sessionless_connections_expired.add(1);
                     return End::Because("no session was asked for in time".into());
                 }
-                () = super::told_to_stop(stop) => return self.say_goodbye(&mut output).await,
+                () = super::told_to_stop(stop) => {
+                    return self.say_goodbye(&mut output, &mut input).await;
+                }
             }
         }
     }
@@ -163,7 +169,7 @@ impl Client<'_> {
     }
 
     /// Sends what is queued. `Some`: nothing can or will follow.
-    async fn send(&mut self, output: &mut BytesMut) -> Option<End> {
+    async fn send(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> Option<End> {
         loop {
             let before = self.connection.sent();
             let remaining = self.connection.take_output(output);
@@ -174,7 +180,16 @@ impl Client<'_> {
                 self.metrics()
                     .client_response_size
                     .note(output.len() as u64 / frames.max(1));
-                match timeout(WRITE_PATIENCE, self.stream.write_all(output)).await {
+                let heard = |count: usize| {
+                    self.context
+                        .shared
+                        .metrics
+                        .bytes_received_count
+                        .add(count as u64);
+                    self.connection.heard(self.context.clock.now_ms());
+                };
+                let written = write_and_hear(self.stream, output, input, heard);
+                match timeout(WRITE_PATIENCE, written).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Some(End::Because(error.to_string())),
                     Err(_) => return Some(End::Because("the client does not read".into())),
@@ -194,11 +209,11 @@ impl Client<'_> {
 
     /// The server stops: replies that are under way are still sent, then the socket closes. The
     /// session lives on.
-    async fn say_goodbye(&mut self, output: &mut BytesMut) -> End {
+    async fn say_goodbye(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> End {
         const PATIENCE: Duration = Duration::from_secs(1);
         let until = Instant::now() + PATIENCE;
         while self.connection.unanswered() > 0 && Instant::now() < until {
-            if let Some(end) = self.send(output).await {
+            if let Some(end) = self.send(output, input).await {
                 return end;
             }
             tokio::select! {
@@ -206,13 +221,87 @@ impl Client<'_> {
                 () = sleep_until(until) => {}
             }
         }
-        self.send(output).await.unwrap_or(End::Orderly)
+        self.send(output, input).await.unwrap_or(End::Orderly)
     }
 }
 
-async fn read_some(stream: &mut TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
+/// Writes `output`, and meanwhile takes in what the client sends, up to a bound. `heard` is told
+/// how many bytes came: a client that needs long for what it asked for still lives, as its pings
+/// show.
+async fn write_and_hear(
+    stream: &mut TcpStream,
+    output: &[u8],
+    input: &mut BytesMut,
+    heard: impl Fn(usize),
+) -> std::io::Result<()> {
+    let (mut reader, mut writer) = stream.split();
+    let mut written = pin!(writer.write_all(output));
+    let mut is_readable = true;
+    loop {
+        let has_room = input.len() < READ_AHEAD_BYTES;
+        tokio::select! {
+            biased;
+            result = &mut written => return result,
+            read = read_some(&mut reader, input), if is_readable && has_room => match read {
+                Ok(count) if count > 0 => heard(count),
+                // The end is met again by who reads next; until then the client may still listen.
+                _ => is_readable = false,
+            }
+        }
+    }
+}
+
+async fn read_some(
+    stream: &mut (impl AsyncRead + Unpin),
+    input: &mut BytesMut,
+) -> std::io::Result<usize> {
     if input.capacity() == input.len() {
         input.reserve(READ_BYTES);
     }
     stream.read_buf(input).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_is_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+
+        // More than the system takes without a reader.
+        let output = vec![7; 32 << 20];
+        let length = output.len();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let told = heard.clone();
+        let task = tokio::spawn(async move {
+            let mut input = BytesMut::new();
+            let heard = |count| {
+                told.fetch_add(count, Ordering::Relaxed);
+            };
+            write_and_hear(&mut server, &output, &mut input, heard)
+                .await
+                .unwrap();
+            input
+        });
+        client.write_all(b"ping").await.unwrap();
+        let wait = async {
+            while heard.load(Ordering::Relaxed) < 4 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(WRITE_PATIENCE, wait).await.unwrap();
+        assert!(!task.is_finished());
+
+        let mut received = vec![0; length];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(task.await.unwrap().as_ref(), b"ping");
+    }
 }

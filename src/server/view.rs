@@ -81,7 +81,7 @@ impl ServerView {
             reading: connection.wants_input() && session.is_some(),
             queued: connection.unanswered() as u64,
             received: stats.received.load(Ordering::Relaxed),
-            sent: connection.sent(),
+            sent: connection.sent_since_reset(),
             expires_ms: self.expires_ms(connection),
             session,
         }

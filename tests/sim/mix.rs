@@ -268,7 +268,8 @@ impl Mix {
         match rng.below(10) {
             0..4 => {
                 let mut create = self.create(rng);
-                // Only what a multi can hold; the rest fails to decode, which others test (s63, s98).
+                // Only what a multi can hold; the rest fails to decode, which others test (s63,
+                // s98).
                 create.acl.get_or_insert_with(|| vec![Acl::open()]);
                 (create.opcode, create.flags) = *rng.pick(&[
                     (op::CREATE, 0),

@@ -288,8 +288,8 @@ fn debian_class_path() -> String {
         "no zookeeper.jar in {}: tests/compat/lab.py fetches it",
         jars.display()
     );
-    let names = "zookeeper zookeeper-jute slf4j-api slf4j-simple netty-all metrics-core snappy-java \
-        commons-io commons-cli";
+    let names = "zookeeper zookeeper-jute slf4j-api slf4j-simple netty-all metrics-core \
+        snappy-java commons-io commons-cli";
     let paths: Vec<String> = names
         .split_whitespace()
         .map(|name| jars.join(format!("{name}.jar")).display().to_string())

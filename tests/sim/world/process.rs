@@ -161,7 +161,7 @@ impl World {
         self.down_since_us = Some(self.now_us);
         if self.paused_until_us > self.now_us {
             // The rest of the pause was counted in advance.
-            self.not_run_us -= self.paused_until_us - self.now_us;
+            self.cut_pause();
             self.paused_until_us = self.now_us;
         }
         if power {
