@@ -48,7 +48,8 @@ pub struct Conn {
     attachment: Option<((SessionId, u64), Done)>,
     /// Requests without a reply.
     unanswered: VecDeque<Expected>,
-    /// Writes sent so far, each with the identities that were claimed before it, and those of them that are in the log.
+    /// Writes sent so far, each with the identities that were claimed before it, and those of them
+    /// that are in the log.
     writes: Vec<(Arc<Sent>, Vec<Id>)>,
     committed: Vec<Done>,
     identities: Vec<Id>,
