@@ -66,11 +66,12 @@ pub fn authenticate(scheme: &str, auth: &[u8], options: &AuthOptions) -> Option<
     }
 }
 
-/// `user:base64(SHA-1(whole data))`; the user is what stands before the first colon (§7.6).
+/// `user:base64(SHA-1(whole data))`; the user is what stands before the first colon (§7.6). Data
+/// that is not UTF-8 is hashed as the text it is read as, with replacement characters.
 pub fn digest_id(auth: &[u8]) -> String {
     let text = String::from_utf8_lossy(auth);
     let user = text.split(':').next().unwrap_or_default();
-    format!("{user}:{}", STANDARD.encode(Sha1::digest(auth)))
+    format!("{user}:{}", STANDARD.encode(Sha1::digest(text.as_bytes())))
 }
 
 /// IPv6 in the uncompressed form that ZooKeeper's ids have (§7.2).
@@ -96,6 +97,11 @@ mod tests {
             digest_id(b"super:secret"),
             "super:lK75jTNcA+U9vtVEw5vB51mj/w4="
         );
+    }
+
+    #[test]
+    fn what_is_not_text_is_hashed_as_the_text_it_is_read_as() {
+        assert_eq!(digest_id(b"u:\xff"), digest_id("u:\u{fffd}".as_bytes()));
     }
 
     #[test]

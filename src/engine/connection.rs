@@ -211,9 +211,9 @@ impl Connection {
         self.peer
     }
 
-    /// Whether a session is established and not ended.
-    pub fn is_open(&self) -> bool {
-        matches!(self.inner.lock().phase, Phase::Open)
+    /// Whether the client has not asked for a session yet.
+    pub fn awaits_handshake(&self) -> bool {
+        matches!(self.inner.lock().phase, Phase::Fresh)
     }
 
     /// Whether the socket is gone.

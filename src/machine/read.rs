@@ -49,7 +49,9 @@ impl Machine {
                 } else {
                     self.tree.subtree(id).count()
                 };
-                Answer::Number((count - 1) as i32)
+                // The root asked for by its empty name is among what is counted, as in ZooKeeper.
+                let itself = usize::from(!path.is_empty());
+                Answer::Number((count - itself) as i32)
             }
             _ => return Err(ErrorCode::Unimplemented),
         })

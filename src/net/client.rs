@@ -52,6 +52,7 @@ pub async fn serve(
         .stats
         .established_ms
         .store(context.clock.wall_ms(), Ordering::Relaxed);
+    connection.heard(context.clock.now_ms());
     let mut client = Client {
         stream: &mut stream,
         connection: &connection,
@@ -101,8 +102,8 @@ impl Client<'_> {
             if wants_input && self.holds_frame(&input) {
                 continue;
             }
-            // A connection without a session may not stay for ever (§2.7).
-            let sessionless = self.connection.stats.session.load(Ordering::Relaxed) == 0;
+            // A connection that asks for no session may not stay for ever (§2.7).
+            let sessionless = self.connection.awaits_handshake();
             tokio::select! {
                 read = read_some(self.stream, &mut input), if wants_input => match read {
                     Ok(0) => return End::Orderly,

@@ -128,6 +128,8 @@ pub struct Client {
     last_heard_us: u64,
     /// The server cannot have ended the session before this.
     pub alive_until_us: u64,
+    /// It has asked for the end of its session.
+    pub is_closing: bool,
     secrets: BTreeSet<&'static str>,
     watched: SetWatches,
     next_wake_us: u64,
@@ -161,6 +163,7 @@ impl Client {
             last_sent_us: 0,
             last_heard_us: 0,
             alive_until_us: 0,
+            is_closing: false,
             secrets: BTreeSet::new(),
             watched: SetWatches {
                 persistent: Some(Default::default()),
@@ -212,6 +215,7 @@ impl Client {
                 self.password = connected.password;
                 self.timeout_us = connected.timeout_ms as u64 * 1000;
                 self.alive_until_us = since_us + self.timeout_us;
+                self.is_closing &= !new;
                 self.last_heard_us = now_us;
                 self.last_sent_us = now_us;
                 self.phase = Phase::Open;
@@ -393,6 +397,8 @@ impl Client {
         }
         if self.rng.permille(manners.closes) {
             self.send(now_us, Request::CloseSession, out);
+            // Who gives up the session gives up what it holds by it.
+            self.is_closing = true;
             return true;
         }
         false

@@ -98,6 +98,7 @@ pub struct Done {
     pub generation: u64,
     pub opcode: i32,
     pub body: Bytes,
+    /// As whom it was carried out; of an attachment, those that it brought.
     pub identities: Vec<Id>,
     pub outcome: Outcome,
     /// The server's zxid after it.
@@ -250,7 +251,11 @@ impl Model {
                 op::CREATE_SESSION => self.create_session(&mut done),
                 own::ATTACH => self.attach(&mut done),
                 own::IDENTIFY => self.of_session(&done, |model, done| model.identify(done)),
-                _ => self.of_session(&done, |model, done| model.client_command(done)),
+                _ => {
+                    let session = self.sessions.get(&done.session);
+                    done.identities = session.map(|s| s.identities.clone()).unwrap_or_default();
+                    self.of_session(&done, |model, done| model.client_command(done))
+                }
             };
         }
         self.remember();

@@ -82,6 +82,7 @@ enum What {
         client: usize,
     },
     Start,
+    PowerLoss,
     Resume,
     Fault(Trouble),
 }
@@ -409,6 +410,11 @@ impl World {
             What::DownClosed { conn } => self.down_closed(conn),
             What::Wake { client } => self.wake(client),
             What::Start => self.start(),
+            What::PowerLoss if !self.healed => {
+                self.stop("crash", true);
+                Ok(())
+            }
+            What::PowerLoss => Ok(()),
             What::Resume => self.resume(),
             What::Fault(trouble) => self.trouble(trouble),
         }

@@ -136,6 +136,8 @@ fn s40_an_empty_server_has_three_descendants_of_the_root() {
     let server = Server::pristine();
     let mut client = server.client();
     assert_eq!(descendants(&mut client, "/"), Ok(3));
+    // By its empty name the root counts itself.
+    assert_eq!(descendants(&mut client, ""), Ok(4));
     assert_eq!(descendants(&mut client, "/zookeeper"), Ok(2));
     assert_eq!(descendants(&mut client, "/zookeeper/config"), Ok(0));
     assert!(

@@ -49,8 +49,10 @@ impl RecipeCheck {
                 }
             }
         }
-        let holds =
-            |client: &&Client| client.workload.holds_lock() && now_us < client.alive_until_us;
+        let holds = |client: &&Client| {
+            let alive = now_us < client.alive_until_us && !client.is_closing;
+            client.workload.holds_lock() && alive
+        };
         let holders: Vec<_> = clients
             .iter()
             .filter(holds)

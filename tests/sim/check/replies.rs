@@ -48,8 +48,9 @@ pub struct Conn {
     attachment: Option<((SessionId, u64), Done)>,
     /// Requests without a reply.
     unanswered: VecDeque<Expected>,
-    /// Writes sent so far, and those of them that are in the log.
-    writes: Vec<Arc<Sent>>,
+    /// Writes sent so far, each with the identities that were claimed before it, and those of them
+    /// that are in the log.
+    writes: Vec<(Arc<Sent>, Vec<Id>)>,
     committed: Vec<Done>,
     identities: Vec<Id>,
     watcher: Watcher,
@@ -113,7 +114,13 @@ impl Conn {
     pub fn sent(&mut self, sent: Sent, acknowledged: Zxid) {
         let sent = Arc::new(sent);
         let write = sent.is_write().then(|| {
-            self.writes.push(sent.clone());
+            let mut ids = self.identities.clone();
+            for id in self.pending_identities() {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+            self.writes.push((sent.clone(), ids));
             self.writes.len() - 1
         });
         let adds = match &sent.request {
@@ -153,13 +160,21 @@ impl Conn {
     /// A command of this attachment is in the log: it must be the next write that was sent.
     pub fn committed(&mut self, done: Done) -> Verdict {
         let place = self.committed.len();
-        let sent = self.writes.get(place);
-        if sent.is_none_or(|sent| (sent.opcode, &sent.body) != (done.opcode, &done.body)) {
-            let what = format!(
-                "18/22: write {place} of {:?} in the log is {done:?}, but sent was {sent:?}",
-                self.id
-            );
-            return broken(Group::Replies, what);
+        let Some((sent, ids)) = self.writes.get(place) else {
+            return self.violation(format!("22: {done:?} is in the log and was never sent"));
+        };
+        if (sent.opcode, &sent.body) != (done.opcode, &done.body) {
+            return self.violation(format!(
+                "18/22: {done:?} is in the log in place of {sent:?}"
+            ));
+        }
+        // §7.6: an authentication counts for what is sent after it.
+        let done_by_someone = !matches!(
+            done.outcome,
+            Outcome::Moved | Outcome::Reply(Err(ErrorCode::SessionExpired))
+        );
+        if done_by_someone && *ids != done.identities {
+            return self.violation(format!("§7.2: {done:?} should be done as {ids:?}"));
         }
         self.committed.push(done);
         Ok(())

@@ -53,7 +53,7 @@ impl SessionCheck {
                 continue;
             }
             let heard = self.heard.get(&id).copied().unwrap_or(0).max(self.serving);
-            let silent_ms = ran_ms - heard;
+            let silent_ms = ran_ms.saturating_sub(heard);
             if silent_ms < session.timeout_ms as u64 {
                 let timeout_ms = session.timeout_ms;
                 return broken(

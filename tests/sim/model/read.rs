@@ -49,7 +49,8 @@ impl Model {
                 };
                 let below = |other: &str| other.starts_with(&prefix) && other != "/";
                 let count = self.all_at(at).filter(|(other, _)| below(other)).count();
-                Ok(Answer::Number(count as i32))
+                // By its empty name the root is counted itself, as ZooKeeper 3.9.5 was seen to do.
+                Ok(Answer::Number(count as i32 + i32::from(path.is_empty())))
             }
             Request::GetAcl { path } => {
                 let znode = self.at(at, path).ok_or(ErrorCode::NoNode)?;

@@ -19,11 +19,6 @@ pub(super) const IDENTITY: Identity = Identity {
     server: SERVER,
     disk: 0xd15c,
 };
-/// A start after a failed sync, without a loss of power between, reads from the cache what the disk
-/// does not have; the log builds on it without writing it again, and the next loss of power takes
-/// it. Until recovery writes again what it cannot prove to be synced, the simulation leaves this
-/// case out.
-const SYNC_FAILURES_LOSE_POWER: bool = true;
 
 impl World {
     /// Recovers from the disk and starts.
@@ -65,7 +60,7 @@ impl World {
                 if !expected || self.healed {
                     return broken(Group::Log, format!("8: cannot start: {fault}"));
                 }
-                self.disk_died(&fault);
+                self.disk_died();
                 let at = self.now_us + self.rng.between(100_000, 1_000_000);
                 self.at(at, What::Start);
                 return Ok(());
@@ -166,7 +161,7 @@ impl World {
         self.down_since_us = Some(self.now_us);
         if self.paused_until_us > self.now_us {
             // The rest of the pause was counted in advance.
-            self.not_run_us -= self.paused_until_us - self.now_us;
+            self.cut_pause();
             self.paused_until_us = self.now_us;
         }
         if power {
@@ -227,12 +222,16 @@ impl World {
         }
     }
 
-    /// A fault of the disk ends the process; sometimes the machine goes down with it. After a
-    /// failed sync it always does (see [`SYNC_FAILURES_LOSE_POWER`]).
-    pub(super) fn disk_died(&mut self, fault: &Fault) {
+    /// A fault of the disk ends the process; sometimes the machine goes down with it. If not, the
+    /// next start reads from the cache also what the disk does not have.
+    pub(super) fn disk_died(&mut self) {
         self.stats.disk_faults += 1;
-        let lost = SYNC_FAILURES_LOSE_POWER && matches!(fault, Fault::Sync { .. });
-        let power = lost || self.power_fails || self.rng.percent(50);
+        let power = self.power_fails || self.rng.percent(50);
+        if !power && self.rng.percent(50) {
+            // The dangerous order: a start from the cache, then a loss of power.
+            let after_us = self.rng.between(0, 4_000_000);
+            self.at(self.now_us + after_us, What::PowerLoss);
+        }
         if self.server.is_some() {
             self.stop("the disk failed", power);
         } else if power {

@@ -122,7 +122,7 @@ impl World {
         if self.healed {
             return broken(Group::Log, format!("the disk is well, but: {fault}"));
         }
-        self.disk_died(fault);
+        self.disk_died();
         Ok(())
     }
 

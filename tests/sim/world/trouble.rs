@@ -113,8 +113,9 @@ impl World {
         note!(self, "pause of {pause_us} µs");
         self.stats.pauses += 1;
         self.paused_until_us = self.now_us + pause_us;
-        // The engine counts one tick for it, whatever its length.
-        self.not_run_us += pause_us - TICK_MS * 1000;
+        // The engine counts the beginning of a pause (see engine::expiry).
+        let counted_ms = (self.params.session_tick_ms / 2).max(2 * TICK_MS);
+        self.not_run_us += pause_us.saturating_sub(counted_ms * 1000);
     }
 
     /// A connection breaks in the middle; both sides learn of it, each in its time.
@@ -170,13 +171,19 @@ impl World {
         self.power_fails = false;
     }
 
+    /// The rest of a pause does not happen.
+    pub(super) fn cut_pause(&mut self) {
+        let rest_us = self.paused_until_us - self.now_us;
+        self.not_run_us = self.not_run_us.saturating_sub(rest_us);
+    }
+
     /// The last fault is over.
     pub(super) fn heal(&mut self) -> Verdict {
         note!(self, "heal");
         self.disk_is_well();
         self.params.slow_sync_permille = 0;
         if self.now_us < self.paused_until_us {
-            self.not_run_us -= self.paused_until_us - self.now_us;
+            self.cut_pause();
             self.paused_until_us = self.now_us;
         }
         let suspect = self.server.as_ref().is_some_and(|server| server.suspect);
