@@ -250,6 +250,7 @@ impl Client {
 
     /// Never speaks again.
     pub fn die(&mut self) {
+        self.unanswered_lost();
         self.phase = Phase::Dead;
         self.alive_until_us = 0;
     }
