@@ -44,6 +44,8 @@ pub enum StartError {
     Listen { address: String, source: io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    #[error("{0}")]
+    Stopped(Arc<Fault>),
     #[error("the system gives no random bytes: {0}")]
     Entropy(String),
 }
@@ -115,8 +117,7 @@ impl Server {
             };
             (recovered, storage.start(on_persisted, on_fault)?)
         };
-        metrics.dbinittime.note(clock.now_ms());
-        let engine = engine(config, recovered, metrics, clock)?;
+        let engine = engine(config, recovered, metrics.clone(), clock)?;
         let shared = engine.shared();
         let log = Files {
             log,
@@ -125,6 +126,9 @@ impl Server {
             number: 0,
         };
         let node = node::start(engine, log, doorbell.clone(), clock).map_err(StartError::Thread)?;
+
+        wait_until_serving(&shared, &faults)?;
+        metrics.dbinittime.note(clock.now_ms());
 
         let limits = Limits {
             frame_bytes: config.jute_max_buffer,
@@ -195,6 +199,22 @@ impl RunningServer for Running {
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
     }
+}
+
+/// Waits until the log is replayed and clients are served, so that who is told of the address finds
+/// a server there.
+fn wait_until_serving(
+    shared: &Shared,
+    faults: &watch::Receiver<Option<Arc<Fault>>>,
+) -> Result<(), StartError> {
+    const PAUSE: Duration = Duration::from_millis(1);
+    while !shared.is_serving() {
+        if let Some(fault) = &*faults.borrow() {
+            return Err(StartError::Stopped(fault.clone()));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 fn bind(config: &Config) -> Result<tokio::net::TcpListener, StartError> {
