@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::bench::BenchArguments;
 use crate::config::{Given, Origin};
 
 const LONG_ABOUT: &str = "\
@@ -22,6 +23,7 @@ Examples:
   zkraft serve /etc/zookeeper/zoo.cfg     run on ZooKeeper's own configuration file
   zkraft serve 2181 /var/lib/zookeeper    ZooKeeper's standalone form: port and directory
   zkraft check-config zoo.cfg             what the file means here, without starting
+  zkraft bench get --versus HOST:2181     how fast, beside another server of the protocol
 
 Connect with any ZooKeeper client:
   zkCli.sh -server 127.0.0.1:2181
@@ -34,6 +36,19 @@ Apache Flink, in its configuration file:
 
 Exit codes: 0 stopped as asked, 1 cannot go on, 2 wrong arguments or configuration, 130 stopped by
 a second Ctrl-C.";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  zkraft bench get                          8 clients with 16 requests each under way
+  zkraft bench set --clients 1 --depth 1    latency of a lone client
+  zkraft bench mixed HOST:2181 --rate 20000 on a schedule: stalls count for all who were due
+  zkraft bench get 127.0.0.1:2181 --versus 127.0.0.1:2182 --pid 71 --versus-pid 72 --warm-up 30 --rounds 5
+                                            two servers in turn, with processor time and ratios
+  zkraft bench fill --keys 1000000 --size 100 --pid 71
+                                            bytes of memory per znode
+
+The load lives below /zkraft-bench-PID and is removed afterwards. `bare echo` in the table is the
+same load against a server that does nothing: the ceiling, and what the generator itself takes.";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -55,6 +70,9 @@ pub enum Command {
     Serve(Target),
     /// Say what a configuration file means here, without starting (exit code 1: refused)
     CheckConfig(Target),
+    /// Load a server, or two in turn, and say how fast it is; any that speaks the protocol
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArguments),
 }
 
 /// Which configuration.

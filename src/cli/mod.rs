@@ -5,6 +5,7 @@
 //! not known here: whoever calls [`main`] says how one is started.
 
 mod args;
+mod bench;
 mod check;
 mod limits;
 mod logging;
@@ -133,6 +134,7 @@ fn run(
         Some(Command::CheckConfig(target)) => {
             return check::run(target, load(target, &arguments.flags), out, err);
         }
+        Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };
     let Err(failure) = done else {
         return 0;

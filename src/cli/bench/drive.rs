@@ -1,0 +1,602 @@
+//! The loop that drives all clients: one thread, nonblocking sockets, one system call for many
+//! requests where the load allows it.
+//!
+//! Closed loop: a client asks again as soon as it may have another request unanswered. Open loop: a
+//! schedule says when each operation is due, and its latency counts from then, whenever it could
+//! be sent: a server that stalls does not hide what it did to those who would have come.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+use polling::{Event, Events, PollMode, Poller};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::frames::{self, Reply};
+use super::process;
+use super::script::{Asked, Fan, Random, Script, Turn};
+use crate::wire::xid;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+/// How long a server may leave everything unanswered.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest latency that is told apart, in ns.
+const LATENCY_MAX_NS: u64 = 120_000_000_000;
+/// Time between two looks after sessions that must be kept alive.
+const PING_SCAN: Duration = Duration::from_millis(500);
+
+/// How to drive the clients.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub address: SocketAddr,
+    /// Requests of a client that may be unanswered.
+    pub depth: usize,
+    /// Operations a second of all clients; `None`: as many as the depth allows.
+    pub rate: Option<f64>,
+    /// How long before anything counts.
+    pub warm_up: Duration,
+    /// How long everything counts; `None`: until the scripts have nothing left to ask.
+    pub duration: Option<Duration>,
+    pub session_timeout_ms: i32,
+    /// Whether an operation is to open a session and to close it.
+    pub churn: bool,
+    pub seed: u64,
+}
+
+/// What came out.
+pub struct Measured {
+    pub seconds: f64,
+    pub operations: u64,
+    /// By class, then all of them.
+    pub latency_ns: Vec<Histogram<u32>>,
+    pub all_latency_ns: Histogram<u32>,
+    /// Processor time of this thread, in seconds.
+    pub generator_cpu: f64,
+    /// Processor time of the server's processes, in seconds.
+    pub server_cpu: Option<f64>,
+}
+
+/// The sessions of one round.
+pub struct Drive<'a> {
+    plan: &'a Plan,
+    pids: &'a [u32],
+    tell: &'a dyn Fn(u64),
+    poller: Poller,
+    clients: Vec<Client>,
+    fan: Fan,
+    random: Random,
+    start: Instant,
+    buffer: Vec<u8>,
+    /// Operations of the schedule that were handed out.
+    scheduled: u64,
+    next_ping_scan_ns: u64,
+    /// The last time anything came.
+    heard_ns: u64,
+    asking: bool,
+    recording: bool,
+    counted: u64,
+    histograms: Vec<Histogram<u32>>,
+}
+
+struct Client {
+    socket: TcpStream,
+    phase: Phase,
+    script: Box<dyn Script>,
+    depth: usize,
+    output: Vec<u8>,
+    /// Bytes of an incomplete frame.
+    rest: Vec<u8>,
+    unanswered: VecDeque<Unanswered>,
+    next_xid: i32,
+    /// When operations were due that are not begun, in ns.
+    due: VecDeque<u64>,
+    /// When the present operation began, in ns.
+    began_ns: u64,
+    in_operation: bool,
+    waits_to_write: bool,
+    timeout_ms: i32,
+    sent_ns: u64,
+    /// Whether the connection has ended.
+    is_gone: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    Handshake,
+    Open,
+    /// The session was closed; the server closes the connection.
+    Closed,
+}
+
+struct Unanswered {
+    xid: i32,
+    class: usize,
+    ends: bool,
+    began_ns: u64,
+}
+
+impl<'a> Drive<'a> {
+    /// Opens a session for each script.
+    ///
+    /// # Errors
+    /// If the server cannot be reached or refuses a session.
+    pub fn open(
+        plan: &'a Plan,
+        scripts: Vec<Box<dyn Script>>,
+        fan: Fan,
+        pids: &'a [u32],
+        tell: &'a dyn Fn(u64),
+    ) -> anyhow::Result<Self> {
+        let classes = scripts.first().map_or(0, |script| script.classes().len());
+        let mut drive = Self {
+            plan,
+            pids,
+            tell,
+            poller: Poller::new()?,
+            clients: Vec::with_capacity(scripts.len()),
+            fan,
+            random: Random(plan.seed),
+            start: Instant::now(),
+            buffer: vec![0; READ_BYTES],
+            scheduled: 0,
+            next_ping_scan_ns: 0,
+            heard_ns: 0,
+            asking: false,
+            recording: false,
+            counted: 0,
+            histograms: (0..classes).map(|_| histogram()).collect(),
+        };
+        for (number, script) in scripts.into_iter().enumerate() {
+            let socket = connect(plan.address)?;
+            drive.add(number, &socket)?;
+            let depth = script.depth().unwrap_or(plan.depth);
+            drive
+                .clients
+                .push(Client::new(socket, script, depth, plan.session_timeout_ms));
+            drive.flush(number)?;
+            // Not more handshakes at once than a server's backlog takes.
+            while drive.opening() > 256 {
+                drive.step(Duration::from_secs(1))?;
+            }
+        }
+        while !plan.churn && drive.opening() > 0 {
+            drive.step(Duration::from_secs(1))?;
+        }
+        Ok(drive)
+    }
+
+    /// Warms up, measures, and waits for what is unanswered.
+    ///
+    /// # Errors
+    /// If the server closes a connection, does not answer, or answers what it should not.
+    pub fn run(&mut self) -> anyhow::Result<Measured> {
+        self.asking = true;
+        self.scheduled = 0;
+        self.start = Instant::now();
+        self.heard_ns = 0;
+        self.next_ping_scan_ns = 0;
+        self.clients.iter_mut().for_each(|client| client.sent_ns = 0);
+        for number in 0..self.clients.len() {
+            self.refill(number)?;
+        }
+        while self.start.elapsed() < self.plan.warm_up {
+            let left = self.plan.warm_up - self.start.elapsed();
+            self.step(left)?;
+        }
+
+        self.recording = true;
+        let (began, generator_cpu) = (Instant::now(), process::thread_cpu());
+        let server_cpu = process::cpu_of(self.pids);
+        match self.plan.duration {
+            Some(duration) => {
+                while began.elapsed() < duration {
+                    self.step(duration.saturating_sub(began.elapsed()))?;
+                }
+            }
+            None => {
+                while !self.is_done() {
+                    self.step(Duration::from_secs(1))?;
+                }
+            }
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let generator_cpu = process::thread_cpu() - generator_cpu;
+        let server_cpu = server_cpu.zip(process::cpu_of(self.pids));
+        let operations = self.counted;
+
+        // What is still under way counts for the latencies: a stall at the end is one too.
+        self.asking = false;
+        while !self.plan.churn && !self.is_done() {
+            self.step(Duration::from_secs(1))?;
+        }
+        self.recording = false;
+        let mut all = histogram();
+        for histogram in &self.histograms {
+            all.add(histogram)?;
+        }
+        Ok(Measured {
+            seconds,
+            operations,
+            latency_ns: std::mem::take(&mut self.histograms),
+            all_latency_ns: all,
+            generator_cpu,
+            server_cpu: server_cpu.map(|(before, after)| after - before),
+        })
+    }
+
+    /// Keeps the sessions alive for a while, asking for nothing.
+    pub fn rest(&mut self, duration: Duration) -> anyhow::Result<()> {
+        self.asking = false;
+        let until = Instant::now() + duration;
+        while Instant::now() < until {
+            self.step(until - Instant::now())?;
+        }
+        Ok(())
+    }
+
+    /// Closes all sessions, so that nothing is left of them in the server.
+    pub fn close(mut self) -> anyhow::Result<()> {
+        self.asking = false;
+        for number in 0..self.clients.len() {
+            let client = &mut self.clients[number];
+            if client.phase == Phase::Open {
+                client.phase = Phase::Closed;
+                frames::close_session(&mut client.output, client.next_xid);
+                self.flush(number)?;
+            }
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.clients.iter().all(|client| client.is_gone) && Instant::now() < until {
+            self.step(Duration::from_millis(100))?;
+        }
+        Ok(())
+    }
+
+    fn opening(&self) -> usize {
+        let opening = |client: &&Client| client.phase == Phase::Handshake;
+        self.clients.iter().filter(opening).count()
+    }
+
+    fn is_done(&self) -> bool {
+        self.clients.iter().all(|client| client.unanswered.is_empty())
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn add(&self, number: usize, socket: &TcpStream) -> io::Result<()> {
+        // SAFETY: the socket is taken from the poller before it is dropped, in `reopen`, or the
+        // poller is dropped with its sockets, as both belong to one `Drive`.
+        unsafe {
+            self.poller
+                .add_with_mode(socket, Event::readable(number), PollMode::Level)
+        }
+    }
+
+    /// Waits for something to happen, at most this long, and deals with it.
+    fn step(&mut self, at_most: Duration) -> anyhow::Result<()> {
+        super::check_interrupted()?;
+        let wait = self.hand_out_schedule()?.min(at_most).min(PING_SCAN);
+        let mut events = Events::new();
+        self.poller.wait(&mut events, Some(wait))?;
+        for event in events.iter() {
+            if event.writable {
+                self.flush(event.key)?;
+            }
+            if event.readable {
+                self.receive(event.key)?;
+            }
+        }
+        let now_ns = self.now_ns();
+        if now_ns >= self.next_ping_scan_ns {
+            self.next_ping_scan_ns = now_ns + PING_SCAN.as_nanos() as u64;
+            (self.tell)(self.counted);
+            self.keep_alive(now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Gives clients what is due by now. Returns how long nothing more is.
+    fn hand_out_schedule(&mut self) -> anyhow::Result<Duration> {
+        let Some(rate) = self.plan.rate.filter(|_| self.asking) else {
+            return Ok(Duration::MAX);
+        };
+        loop {
+            let due_ns = (self.scheduled as f64 * 1e9 / rate) as u64;
+            let now_ns = self.now_ns();
+            if due_ns > now_ns {
+                return Ok(Duration::from_nanos(due_ns - now_ns));
+            }
+            let number = self.scheduled as usize % self.clients.len();
+            self.scheduled += 1;
+            self.clients[number].due.push_back(due_ns);
+            self.refill(number)?;
+        }
+    }
+
+    fn keep_alive(&mut self, now_ns: u64) -> anyhow::Result<()> {
+        let waiting = self.clients.iter().any(|client| {
+            client.phase == Phase::Handshake || !client.unanswered.is_empty()
+        });
+        if waiting && now_ns > self.heard_ns + PATIENCE.as_nanos() as u64 {
+            bail!("the server has answered nothing for {} s", PATIENCE.as_secs());
+        }
+        for number in 0..self.clients.len() {
+            let client = &mut self.clients[number];
+            let silent_ms = now_ns.saturating_sub(client.sent_ns) / 1_000_000;
+            if client.phase == Phase::Open && silent_ms > client.timeout_ms as u64 / 3 {
+                frames::ping(&mut client.output);
+                client.sent_ns = now_ns;
+                self.flush(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for as much as this client may have unanswered.
+    fn refill(&mut self, number: usize) -> anyhow::Result<()> {
+        if !self.asking {
+            return Ok(());
+        }
+        let mut now_ns = None;
+        let client = &mut self.clients[number];
+        if client.phase != Phase::Open {
+            return Ok(());
+        }
+        while client.unanswered.len() < client.depth {
+            let is_bound = self.plan.rate.is_some() && !client.in_operation;
+            if is_bound && client.due.is_empty() {
+                break;
+            }
+            let turn = Turn {
+                out: &mut client.output,
+                xid: client.next_xid,
+                random: &mut self.random,
+                fan: &mut self.fan,
+            };
+            let Some(asked) = client.script.next(turn) else {
+                break;
+            };
+            let now_ns = *now_ns.get_or_insert_with(|| self.start.elapsed().as_nanos() as u64);
+            client.asked(asked, now_ns);
+        }
+        self.flush(number)
+    }
+
+    /// Sends what the socket takes.
+    fn flush(&mut self, number: usize) -> anyhow::Result<()> {
+        let client = &mut self.clients[number];
+        let mut sent = 0;
+        while sent < client.output.len() {
+            match client.socket.write(&client.output[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Not connected yet, or the buffers are full.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) =>
+                {
+                    break;
+                }
+                Err(error) => return Err(error).context("cannot send to the server"),
+            }
+        }
+        client.output.drain(..sent);
+        let waits = !client.output.is_empty();
+        if waits != client.waits_to_write {
+            client.waits_to_write = waits;
+            let mut interest = Event::readable(number);
+            interest.writable = waits;
+            self.poller
+                .modify_with_mode(&client.socket, interest, PollMode::Level)?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, number: usize) -> anyhow::Result<()> {
+        let client = &mut self.clients[number];
+        let rest = client.rest.len();
+        if self.buffer.len() < rest + READ_BYTES {
+            self.buffer.resize(rest + READ_BYTES, 0);
+        }
+        self.buffer[..rest].copy_from_slice(&client.rest);
+        let count = match client.socket.read(&mut self.buffer[rest..]) {
+            Ok(0) => 0,
+            Ok(count) => count,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                return Ok(());
+            }
+            Err(error) if client.phase == Phase::Closed => {
+                let _ = error;
+                0
+            }
+            Err(error) => return Err(error).context("cannot read from the server"),
+        };
+        if count == 0 {
+            return self.ended(number);
+        }
+        let now_ns = self.now_ns();
+        self.heard_ns = now_ns;
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut input = &buffer[..rest + count];
+        let mut taken = Ok(());
+        while let Some(frame) = frames::next_frame(&mut input) {
+            taken = self.take(number, frame, now_ns);
+            if taken.is_err() {
+                break;
+            }
+        }
+        let client = &mut self.clients[number];
+        client.rest.clear();
+        client.rest.extend_from_slice(input);
+        self.buffer = buffer;
+        taken?;
+        self.refill(number)?;
+        // The changer is the last client; it may go on once the last watcher is ready.
+        if self.fan.watchers > 0 && self.fan.all_are_armed() {
+            self.refill(self.clients.len() - 1)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, number: usize, frame: &[u8], now_ns: u64) -> anyhow::Result<()> {
+        let client = &mut self.clients[number];
+        if client.phase == Phase::Handshake {
+            let timeout_ms = frames::granted_timeout_ms(frame).unwrap_or(0);
+            if timeout_ms <= 0 {
+                bail!("the server refused a session");
+            }
+            client.timeout_ms = timeout_ms;
+            client.phase = Phase::Open;
+            if self.plan.churn {
+                client.phase = Phase::Closed;
+                frames::close_session(&mut client.output, 1);
+                self.flush(number)?;
+            }
+            return Ok(());
+        }
+        let reply = Reply::parse(frame).context("the server sent a frame without a header")?;
+        match reply.xid {
+            xid::PING => return Ok(()),
+            xid::NOTIFICATION => {
+                client.script.notified(&mut self.fan);
+                if std::mem::take(&mut self.fan.done) > 0 {
+                    let changer = self.clients.len() - 1;
+                    let began_ns = self.clients[changer].began_ns;
+                    self.count(0, began_ns, now_ns);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        if client.phase == Phase::Closed {
+            let began_ns = client.began_ns;
+            if self.plan.churn {
+                self.count(0, began_ns, now_ns);
+            }
+            return Ok(());
+        }
+        let Some(answered) = client.unanswered.pop_front() else {
+            bail!("the server answered xid {}, which nobody asked for", reply.xid);
+        };
+        if answered.xid != reply.xid {
+            bail!("the server answered xid {} before {}", reply.xid, answered.xid);
+        }
+        client
+            .script
+            .replied(answered.class, reply, &mut self.fan)
+            .map_err(anyhow::Error::msg)?;
+        if answered.ends {
+            self.count(answered.class, answered.began_ns, now_ns);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, class: usize, began_ns: u64, now_ns: u64) {
+        if self.recording {
+            self.counted += 1;
+            self.histograms[class].saturating_record(now_ns.saturating_sub(began_ns).max(1));
+        }
+    }
+
+    /// The server closed a connection.
+    fn ended(&mut self, number: usize) -> anyhow::Result<()> {
+        let client = &mut self.clients[number];
+        self.poller.delete(&client.socket)?;
+        client.is_gone = true;
+        if client.phase != Phase::Closed {
+            bail!("the server closed a connection");
+        }
+        if self.plan.churn && self.asking {
+            let began_ns = self.start.elapsed().as_nanos() as u64;
+            let socket = connect(self.plan.address)?;
+            self.add(number, &socket)?;
+            let timeout_ms = self.plan.session_timeout_ms;
+            let client = &mut self.clients[number];
+            client.reopen(socket, timeout_ms, began_ns);
+            self.flush(number)?;
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    fn new(socket: TcpStream, script: Box<dyn Script>, depth: usize, timeout_ms: i32) -> Self {
+        let mut output = Vec::new();
+        frames::hello(&mut output, timeout_ms);
+        Self {
+            socket,
+            phase: Phase::Handshake,
+            script,
+            depth,
+            output,
+            rest: Vec::new(),
+            unanswered: VecDeque::new(),
+            next_xid: 1,
+            due: VecDeque::new(),
+            began_ns: 0,
+            in_operation: false,
+            waits_to_write: false,
+            timeout_ms,
+            sent_ns: 0,
+            is_gone: false,
+        }
+    }
+
+    fn reopen(&mut self, socket: TcpStream, timeout_ms: i32, began_ns: u64) {
+        self.socket = socket;
+        self.phase = Phase::Handshake;
+        self.is_gone = false;
+        self.began_ns = began_ns;
+        self.waits_to_write = false;
+        self.rest.clear();
+        self.output.clear();
+        frames::hello(&mut self.output, timeout_ms);
+    }
+
+    fn asked(&mut self, asked: Asked, now_ns: u64) {
+        if asked.begins {
+            self.began_ns = self.due.pop_front().unwrap_or(now_ns);
+        }
+        self.in_operation = !asked.ends && (asked.begins || self.in_operation);
+        self.sent_ns = now_ns;
+        self.unanswered.push_back(Unanswered {
+            xid: self.next_xid,
+            class: asked.class,
+            ends: asked.ends,
+            began_ns: self.began_ns,
+        });
+        // Negative xids have meanings of their own.
+        self.next_xid = self.next_xid.checked_add(1).unwrap_or(1);
+    }
+}
+
+fn histogram() -> Histogram<u32> {
+    Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3).expect("the bounds are in order")
+}
+
+/// Begins to connect. What is written before it is done is refused and tried again.
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .context("cannot open a socket; `ulimit -n` bounds the clients")?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot connect to {address}"));
+        }
+    }
+    Ok(socket.into())
+}
