@@ -261,8 +261,13 @@ impl Default for Summary {
 
 impl Summary {
     pub fn note(&self, value: u64) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(value, Ordering::Relaxed);
+        self.note_many(value, 1);
+    }
+
+    /// Notes the same value several times.
+    pub fn note_many(&self, value: u64, count: u64) {
+        self.count.fetch_add(count, Ordering::Relaxed);
+        self.sum.fetch_add(value * count, Ordering::Relaxed);
         // Extremes rarely move: looking first keeps their cache line shared between threads.
         if value < self.min.load(Ordering::Relaxed) {
             self.min.fetch_min(value, Ordering::Relaxed);
@@ -346,8 +351,13 @@ impl Default for Histogram {
 
 impl Histogram {
     pub fn note(&self, value: u64) {
-        self.summary.note(value);
-        self.buckets[bucket(value)].fetch_add(1, Ordering::Relaxed);
+        self.note_many(value, 1);
+    }
+
+    /// Notes the same value several times.
+    pub fn note_many(&self, value: u64, count: u64) {
+        self.summary.note_many(value, count);
+        self.buckets[bucket(value)].fetch_add(count, Ordering::Relaxed);
     }
 
     pub fn totals(&self) -> Totals {

@@ -1,7 +1,7 @@
 //! One client connection: the protocol's state machine, without its socket.
 //!
-//! Frames go in through [`Connection::receive`], frames come out through
-//! [`Connection::take_output`]; the shell and the simulator drive it alike. A connection owns no
+//! Frames go in through [`Connection::receive`], which answers what it can at once; what has to wait
+//! comes out through [`Connection::take_output`]; the shell and the simulator drive it alike. A connection owns no
 //! truth: its session lives in the machine, its watches in the watch table.
 //!
 //! Locks are taken in one order only: machine → registry → connection → watches → identities or
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 
@@ -20,17 +20,24 @@ use crate::proto::log;
 use crate::watch::{ConnectionId, WatchMode, Watches};
 use crate::wire::request::SetWatches;
 use crate::wire::{
-    Answer, ConnectRequest, ConnectResponse, ErrorCode, EventType, HEADER_BYTES, Id, Reader,
-    ReplyHeader, Request, SessionId, Text, WatcherEvent, Zxid, op, xid,
+    Answer, ConnectRequest, ConnectResponse, ErrorCode, EventType, FrameLength, HEADER_BYTES, Id,
+    Reader, ReplyHeader, Request, SessionId, Text, WatcherEvent, Zxid, encode_reply_with,
+    frame_length, op, request, xid,
 };
 
 use super::auth;
 use super::outbox::{self, Outbox, Outgoing, Remaining};
 use super::pipeline::{HeaderZxid, Kind, Pending, Pipeline};
-use super::shared::{Shared, Submission};
+use super::shared::{Shared, State, Submission};
 
 /// Unanswered requests of one connection above which no more are read.
 pub const REQUESTS_MAX: usize = 1_000;
+/// Bytes of answers that are given at once, without going through the outbox.
+const DIRECT_BYTES_MAX: usize = 256 << 10;
+/// Data above this, in bytes, is shared with the tree instead of being copied under its lock.
+const DIRECT_DATA_MAX: usize = 4 << 10;
+/// Children above this are not listed at once, under the lock.
+const DIRECT_CHILDREN_MAX: usize = 256;
 
 /// The connection is to be closed without a word: the client broke the protocol, or may not be
 /// served now.
@@ -130,36 +137,168 @@ impl Connection {
         }
     }
 
-    /// Takes in one frame of the client, without its length. Afterwards there may be output.
+    /// Takes in the whole frames that `input` starts with, as many as are wanted now. What can be
+    /// answered at once is appended to `out`, and so is what was queued before; the rest comes out
+    /// of [`Self::take_output`] in its time. Returns how many frames were taken; half a frame, and
+    /// one above `frame_bytes_max`, stay where they are.
     ///
     /// # Errors
     ///
     /// If the connection has to be closed at once, without sending what is queued.
-    pub fn receive(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
+    pub fn receive(
+        self: &Arc<Self>,
+        input: &mut BytesMut,
+        frame_bytes_max: usize,
+        now_ms: u64,
+        out: &mut BytesMut,
+    ) -> Result<usize, Refused> {
         self.heard(now_ms);
-        self.stats.received.fetch_add(1, Ordering::Relaxed);
-        let fresh = matches!(self.inner.lock().phase, Phase::Fresh);
-        let taken = if fresh {
-            self.connect(frame, now_ms)
-        } else {
-            self.request(frame, now_ms)
-        };
-        if taken.is_err() {
-            self.lost();
+        let mut frames = 0;
+        loop {
+            let mut next = self.take_run(None, input, frame_bytes_max, now_ms, out, &mut frames);
+            if matches!(next, Next::Read) {
+                let state = self.shared.state.read();
+                let state = Some(&*state);
+                next = self.take_run(state, input, frame_bytes_max, now_ms, out, &mut frames);
+            }
+            match next {
+                Next::Stop => break,
+                Next::Read => {}
+                Next::Single(frame) => {
+                    frames += 1;
+                    let taken = if self.awaits_handshake() {
+                        self.connect(frame, now_ms)
+                    } else {
+                        self.request(frame, now_ms)
+                    };
+                    if let Err(refused) = taken {
+                        self.lost();
+                        return Err(refused);
+                    }
+                }
+            }
         }
-        taken
+        self.stats.received.fetch_add(frames as u64, Ordering::Relaxed);
+        Ok(frames)
+    }
+
+    /// Takes in frames under one hold of the locks: writes, reads that must wait for them, and,
+    /// with the state at hand, reads that are answered at once.
+    ///
+    /// Nothing is put into the outbox meanwhile: others do that under the write lock of the state,
+    /// or while they hold this connection's. So answers may be encoded behind what was queued.
+    fn take_run(
+        self: &Arc<Self>,
+        state: Option<&State>,
+        input: &mut BytesMut,
+        frame_bytes_max: usize,
+        now_ms: u64,
+        out: &mut BytesMut,
+        frames: &mut usize,
+    ) -> Next {
+        let mut inner = self.inner.lock();
+        let may_answer = state.is_some() && self.outbox.take(out) == Remaining::Nothing;
+        let is_full = self.outbox.bytes() >= outbox::BYTES_SOFT;
+        let identities = state.map(|_| self.identities());
+        let mut writes = Vec::new();
+        let mut answered = 0;
+        let mut last = None;
+        let next = loop {
+            if !self.is_ready(&inner) || is_full || out.len() > DIRECT_BYTES_MAX {
+                break Next::Stop;
+            }
+            let length = match frame_length(input, frame_bytes_max) {
+                FrameLength::Body(length) if input.len() >= 4 + length => length,
+                _ => break Next::Stop,
+            };
+            let frame = &input[4..4 + length];
+            let header = (request::int_at(frame, 0), request::int_at(frame, 4));
+            let (Some(xid), Some(opcode)) = header else {
+                break Next::Single(split_frame(input, length));
+            };
+            let may_run = inner.pipeline.is_empty();
+            match opcode {
+                _ if !matches!(inner.phase, Phase::Open) => {
+                    break Next::Single(split_frame(input, length));
+                }
+                op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2 | op::PING
+                    if may_run =>
+                {
+                    let (Some(state), Some(identities)) = (state, &identities) else {
+                        break Next::Read;
+                    };
+                    let caller = Caller {
+                        session: inner.session,
+                        identities,
+                    };
+                    let body = &frame[HEADER_BYTES..];
+                    if !may_answer || !self.answer(state, &caller, xid, opcode, body, out) {
+                        break Next::Single(split_frame(input, length));
+                    }
+                    answered += 1;
+                    input.advance(4 + length);
+                }
+                op::GET_DATA
+                | op::EXISTS
+                | op::GET_CHILDREN
+                | op::GET_CHILDREN2
+                | op::SET_DATA
+                | op::CREATE
+                | op::CREATE2
+                | op::DELETE => {
+                    let frame = split_frame(input, length);
+                    let body = frame.slice(HEADER_BYTES..);
+                    let Ok(decoded) = Request::decode(opcode, body.clone()) else {
+                        break Next::Single(frame);
+                    };
+                    let kind = if is_read(opcode) {
+                        Kind::Read(decoded)
+                    } else {
+                        let command = log::Command {
+                            session: inner.session.0,
+                            generation: inner.generation,
+                            op: opcode,
+                            body,
+                        };
+                        writes.push(Submission::Write(self.clone(), command));
+                        Kind::Write
+                    };
+                    inner.pipeline.push(Pending {
+                        xid,
+                        opcode,
+                        since_ms: now_ms,
+                        kind,
+                    });
+                }
+                _ => break Next::Single(split_frame(input, length)),
+            }
+            *frames += 1;
+            last = Some((xid, opcode));
+        };
+        // While the pipeline is locked, so that the order of commands is the order of requests.
+        self.shared.submit(writes);
+        if let Some((xid, opcode)) = last {
+            self.stats.last_opcode.store(opcode, Ordering::Relaxed);
+            self.stats.last_xid.store(xid, Ordering::Relaxed);
+        }
+        if let Some(state) = state {
+            self.note_answers(answered, state.machine.zxid(), now_ms);
+        }
+        next
     }
 
     /// False: the shell must not hand in more frames for now.
     pub fn wants_input(&self) -> bool {
-        let inner = self.inner.lock();
-        let ready = match inner.phase {
+        let ready = self.is_ready(&self.inner.lock());
+        ready && self.outbox.bytes() < outbox::BYTES_SOFT
+    }
+
+    fn is_ready(&self, inner: &Inner) -> bool {
+        match inner.phase {
             Phase::Fresh => true,
             Phase::Open => !self.is_held_back(&inner.pipeline) && !inner.pipeline.is_ending(),
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
-        };
-        drop(inner);
-        ready && self.outbox.bytes() < outbox::BYTES_SOFT
+        }
     }
 
     /// Whether nothing more is read until something is answered. One request is always let in: a
@@ -356,7 +495,7 @@ impl Connection {
             read_only: request.read_only,
         };
         self.shared
-            .submit(Submission::Connect(self.clone(), command));
+            .submit([Submission::Connect(self.clone(), command)]);
     }
 
     fn request(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
@@ -403,7 +542,7 @@ impl Connection {
                     path,
                     released: false,
                 }));
-                self.shared.submit(Submission::Barrier(self.clone()));
+                self.shared.submit([Submission::Barrier(self.clone())]);
             }
             Request::Auth { scheme, auth } => {
                 self.authenticate(&scheme, &auth, pending, now_ms);
@@ -422,6 +561,78 @@ impl Connection {
         Ok(())
     }
 
+    /// Answers a read at once, onto `out`. False: it is not one for that, and nothing was done.
+    fn answer(
+        &self,
+        state: &State,
+        caller: &Caller<'_>,
+        xid: i32,
+        opcode: i32,
+        body: &[u8],
+        out: &mut BytesMut,
+    ) -> bool {
+        let machine = &state.machine;
+        let header = |xid, error| ReplyHeader {
+            xid,
+            zxid: machine.zxid(),
+            error,
+        };
+        if opcode == op::PING {
+            encode_reply_with(header(xid::PING, 0), out, |_| ());
+            return true;
+        }
+        let Some((path, watch)) = request::path_and_watch(body) else {
+            return false;
+        };
+        let mode = match opcode {
+            op::GET_DATA | op::EXISTS => WatchMode::Data,
+            _ => WatchMode::Child,
+        };
+        let code = match opcode {
+            op::GET_DATA => match machine.data(path, caller) {
+                Ok((Some(data), _)) if data.len() > DIRECT_DATA_MAX => return false,
+                Ok((data, stat)) => {
+                    encode_reply_with(header(xid, 0), out, |w| {
+                        w.buffer(data);
+                        stat.encode(w);
+                    });
+                    None
+                }
+                Err(code) => Some(code),
+            },
+            op::EXISTS => match machine.stat(path, caller) {
+                Ok(stat) => {
+                    encode_reply_with(header(xid, 0), out, |w| stat.encode(w));
+                    None
+                }
+                Err(code) => Some(code),
+            },
+            _ => match machine.children(path, caller) {
+                Ok((_, stat)) if stat.num_children as usize > DIRECT_CHILDREN_MAX => return false,
+                Ok((names, stat)) => {
+                    encode_reply_with(header(xid, 0), out, |w| {
+                        w.count(stat.num_children as usize);
+                        names.for_each(|name| w.text(name));
+                        if opcode == op::GET_CHILDREN2 {
+                            stat.encode(w);
+                        }
+                    });
+                    None
+                }
+                Err(code) => Some(code),
+            },
+        };
+        if let Some(code) = code {
+            encode_reply_with(header(xid, code.number()), out, |_| ());
+        }
+        // A watch may be set on what does not exist yet, but not on what may not be read (§3.6).
+        let waits = code.is_none() || (opcode == op::EXISTS && code == Some(ErrorCode::NoNode));
+        if watch && waits {
+            state.watches.lock().add(self.id, &path.into(), mode);
+        }
+        true
+    }
+
     fn submit_write(self: &Arc<Self>, pending: Pending, opcode: i32, body: Bytes) {
         let mut inner = self.inner.lock();
         if !matches!(inner.phase, Phase::Open) {
@@ -436,7 +647,8 @@ impl Connection {
             body,
         };
         // While the pipeline is locked, so that the order of commands is the order of requests.
-        self.shared.submit(Submission::Write(self.clone(), command));
+        self.shared
+            .submit([Submission::Write(self.clone(), command)]);
     }
 
     fn authenticate(
@@ -483,7 +695,7 @@ impl Connection {
             op: machine::op::IDENTIFY,
             body: body.encode_to_vec().into(),
         };
-        self.shared.submit(Submission::Silent(command));
+        self.shared.submit([Submission::Silent(command)]);
     }
 
     /// Answers when everything before is answered: now, if nothing waits.
@@ -800,6 +1012,22 @@ impl Connection {
             .push(Outgoing::Reply(ReplyHeader { xid, zxid, error }, answer))
     }
 
+    /// Counts answers that were given as soon as they were asked for.
+    fn note_answers(&self, count: u64, zxid: Zxid, now_ms: u64) {
+        if count == 0 {
+            return;
+        }
+        let stats = &self.stats;
+        stats.last_zxid.store(zxid.0, Ordering::Relaxed);
+        stats.last_answered_ms.store(now_ms, Ordering::Relaxed);
+        stats.last_latency_ms.store(0, Ordering::Relaxed);
+        stats.min_latency_ms.store(0, Ordering::Relaxed);
+        stats.answered.fetch_add(count, Ordering::Relaxed);
+        self.outbox.passed(count);
+        self.shared.metrics.request_latency.note_many(0, count);
+        self.shared.metrics.readlatency.note_many(0, count);
+    }
+
     fn note_answer(&self, pending: &Pending, zxid: Zxid, now_ms: u64) {
         let latency_ms = now_ms.saturating_sub(pending.since_ms);
         let stats = &self.stats;
@@ -827,6 +1055,29 @@ impl std::fmt::Debug for Connection {
             .field("peer", &self.peer)
             .finish()
     }
+}
+
+/// What stopped a run of frames.
+enum Next {
+    /// There is no whole frame, or none is wanted.
+    Stop,
+    /// The next frame is a read that can be answered now, with the state at hand.
+    Read,
+    /// This frame needs a look of its own.
+    Single(Bytes),
+}
+
+/// Takes the frame that `input` starts with, without its length.
+fn split_frame(input: &mut BytesMut, length: usize) -> Bytes {
+    input.advance(4);
+    input.split_to(length).freeze()
+}
+
+fn is_read(opcode: i32) -> bool {
+    matches!(
+        opcode,
+        op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2
+    )
 }
 
 fn answered(result: Result<Answer, ErrorCode>, then_close: bool, zxid: HeaderZxid) -> Kind {

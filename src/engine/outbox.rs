@@ -115,6 +115,11 @@ impl Outbox {
         self.inner.lock().frames_taken
     }
 
+    /// Counts frames that went out behind what was taken, without being queued.
+    pub fn passed(&self, frames: u64) {
+        self.inner.lock().frames_taken += frames;
+    }
+
     /// Frames that were taken since [`Self::forget_taken`].
     pub fn frames_shown(&self) -> u64 {
         let inner = self.inner.lock();

@@ -170,15 +170,16 @@ impl Shared {
             || self.pending_bytes.load(Ordering::Relaxed) >= self.options.outstanding_bytes_max
     }
 
-    pub(super) fn submit(&self, submission: Submission) {
-        self.pending_writes.fetch_add(1, Ordering::Relaxed);
-        self.pending_bytes
-            .fetch_add(submission.bytes(), Ordering::Relaxed);
+    pub(super) fn submit(&self, submissions: impl IntoIterator<Item = Submission>) {
         let mut inbox = self.inbox.lock();
-        inbox.push(submission);
-        let first = inbox.len() == 1;
+        let before = inbox.len();
+        inbox.extend(submissions);
+        let bytes = inbox[before..].iter().map(Submission::bytes).sum();
+        let count = inbox.len() - before;
+        self.pending_writes.fetch_add(count, Ordering::Relaxed);
+        self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
         drop(inbox);
-        if first && let Some(wake) = self.wake_node.get() {
+        if before == 0 && count > 0 && let Some(wake) = self.wake_node.get() {
             wake();
         }
     }

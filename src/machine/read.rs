@@ -13,7 +13,7 @@ impl Machine {
     /// What the client is to be told; `Unimplemented` for what is not a read of the state.
     pub fn read(&self, request: &Request, caller: &Caller<'_>) -> Result<Answer, ErrorCode> {
         Ok(match request {
-            Request::Exists { path, .. } => Answer::Stat(self.exists(path, caller)?),
+            Request::Exists { path, .. } => Answer::Stat(self.stat(path, caller)?),
             Request::GetData { path, .. } => {
                 let znode = self.tree.get(self.readable(path, caller)?);
                 Answer::Data(znode.shared_data(), znode.stat())
@@ -57,6 +57,33 @@ impl Machine {
         })
     }
 
+    /// What `getData` answers; data that is null is `None`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn data(
+        &self,
+        path: &str,
+        caller: &Caller<'_>,
+    ) -> Result<(Option<&[u8]>, Stat), ErrorCode> {
+        let znode = self.tree.get(self.readable(path, caller)?);
+        Ok((znode.data(), znode.stat()))
+    }
+
+    /// What `getChildren` answers: the names in order of creation.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn children(
+        &self,
+        path: &str,
+        caller: &Caller<'_>,
+    ) -> Result<(impl Iterator<Item = &str>, Stat), ErrorCode> {
+        let id = self.readable(path, caller)?;
+        let names = self.tree.children(id).map(|(_, child)| child.name());
+        Ok((names, self.tree.get(id).stat()))
+    }
+
     /// Whether the caller holds any of the `needed` permissions on a znode.
     pub(super) fn check(
         &self,
@@ -71,7 +98,11 @@ impl Machine {
         }
     }
 
-    fn exists(&self, path: &Text, caller: &Caller<'_>) -> Result<Stat, ErrorCode> {
+    /// What `exists` answers.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn stat(&self, path: &str, caller: &Caller<'_>) -> Result<Stat, ErrorCode> {
         if path.contains('\0') {
             return Err(ErrorCode::BadArguments);
         }
@@ -104,7 +135,7 @@ impl Machine {
         answer.unwrap_or_else(|code| SubAnswer::Error(Some(code)))
     }
 
-    fn readable(&self, path: &Text, caller: &Caller<'_>) -> Result<NodeId, ErrorCode> {
+    fn readable(&self, path: &str, caller: &Caller<'_>) -> Result<NodeId, ErrorCode> {
         let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
         self.check(id, perms::READ, caller)?;
         Ok(id)

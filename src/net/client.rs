@@ -1,12 +1,13 @@
 //! The socket of one client: bytes ↔ frames of its [`Connection`].
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -19,9 +20,11 @@ use crate::wire::{FrameLength, frame_length};
 use super::Context;
 
 /// Bytes read at once when nothing is known about what comes.
-const READ_BYTES: usize = 4 << 10;
-/// Bytes of an emptied buffer that are kept for the next frames.
-const KEEP_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 8 << 10;
+/// Bytes read at once when the last read filled its buffer.
+const READ_BYTES_MORE: usize = 64 << 10;
+/// Bytes of an emptied buffer that are kept for the next frames: thousands of clients are idle.
+const KEEP_BYTES: usize = 4 << 10;
 /// Bytes that are taken in while something is written: room for many pings.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 /// How long a client may refuse to read what it is sent.
@@ -58,6 +61,8 @@ pub async fn serve(
         connection: &connection,
         context,
         wake,
+        frames_sent: 0,
+        read_bytes: READ_BYTES,
     };
     let end = client.run(&mut stop).await;
     connection.lost();
@@ -75,6 +80,10 @@ struct Client<'a> {
     connection: &'a Arc<Connection>,
     context: &'a Context,
     wake: Arc<Notify>,
+    /// Frames that were counted as sent.
+    frames_sent: u64,
+    /// Bytes for the next read.
+    read_bytes: usize,
 }
 
 impl Client<'_> {
@@ -92,7 +101,7 @@ impl Client<'_> {
                     return End::Orderly;
                 }
             }
-            if let Err(end) = self.take_frames(&mut input) {
+            if let Err(end) = self.take_frames(&mut input, &mut output) {
                 return end;
             }
             if let Some(end) = self.send(&mut output, &mut input).await {
@@ -105,13 +114,15 @@ impl Client<'_> {
             // A connection that asks for no session may not stay for ever (§2.7).
             let sessionless = self.connection.awaits_handshake();
             tokio::select! {
-                read = read_some(self.stream, &mut input), if wants_input => match read {
-                    Ok(0) => return End::Orderly,
-                    Ok(count) => {
-                        self.metrics().bytes_received_count.add(count as u64);
+                // No buffer while there is nothing to read: thousands of clients are idle.
+                ready = self.stream.readable(), if wants_input => {
+                    let read = ready.and_then(|()| self.read(&mut input));
+                    match read {
+                        Ok(true) => {}
+                        Ok(false) => return End::Orderly,
+                        Err(error) => return End::Because(error.to_string()),
                     }
-                    Err(error) => return End::Because(error.to_string()),
-                },
+                }
                 () = self.wake.notified() => {}
                 () = sleep_until(handshake_until), if sessionless => {
                     self.metrics().sessionless_connections_expired.add(1);
@@ -124,33 +135,44 @@ impl Client<'_> {
         }
     }
 
-    /// Hands whole frames to the connection, as many as it wants.
-    fn take_frames(&self, input: &mut BytesMut) -> Result<(), End> {
-        while self.connection.wants_input() {
-            let body = match frame_length(input, self.context.limits.frame_bytes) {
-                FrameLength::Incomplete => break,
-                FrameLength::Refused(length) => {
-                    self.metrics().large_requests_rejected.add(1);
-                    return Err(End::Because(format!(
-                        "frame length {length} (0x{length:x}) is not allowed; jute.maxbuffer is {}",
-                        self.context.limits.frame_bytes
-                    )));
-                }
-                FrameLength::Body(body) => body,
-            };
-            if input.len() < 4 + body {
-                input.reserve(4 + body - input.len());
-                break;
+    /// Reads what is there. False: the client has ended the connection.
+    fn read(&mut self, input: &mut BytesMut) -> std::io::Result<bool> {
+        if input.capacity() == input.len() {
+            input.reserve(self.read_bytes);
+        }
+        let room = input.capacity() - input.len();
+        match self.stream.try_read_buf(input) {
+            Ok(0) => Ok(false),
+            Ok(count) => {
+                self.metrics().bytes_received_count.add(count as u64);
+                self.read_bytes = if count == room {
+                    READ_BYTES_MORE
+                } else {
+                    READ_BYTES
+                };
+                Ok(true)
             }
-            input.advance(4);
-            let frame = input.split_to(body).freeze();
-            self.metrics().packets_received.add(1);
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands whole frames to the connection, as many as it wants.
+    fn take_frames(&self, input: &mut BytesMut, output: &mut BytesMut) -> Result<(), End> {
+        if !input.is_empty() {
+            let limit = self.context.limits.frame_bytes;
             let now_ms = self.context.clock.now_ms();
-            if let Err(refused) = self.connection.receive(frame, now_ms) {
-                return Err(End::Because(refused.0.into()));
+            let taken = self.connection.receive(input, limit, now_ms, output);
+            let frames = taken.map_err(|refused| End::Because(refused.0.into()))?;
+            self.metrics().packets_received.add(frames as u64);
+            if let FrameLength::Refused(length) = frame_length(input, limit) {
+                self.metrics().large_requests_rejected.add(1);
+                return Err(End::Because(format!(
+                    "frame length {length} (0x{length:x}) is not allowed; jute.maxbuffer is {limit}"
+                )));
             }
         }
-        if input.is_empty() && input.capacity() > KEEP_BYTES {
+        if input.is_empty() {
             *input = BytesMut::new();
         }
         Ok(())
@@ -171,28 +193,11 @@ impl Client<'_> {
     /// Sends what is queued. `Some`: nothing can or will follow.
     async fn send(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> Option<End> {
         loop {
-            let before = self.connection.sent();
             let remaining = self.connection.take_output(output);
-            let frames = self.connection.sent() - before;
             if !output.is_empty() {
-                self.metrics().packets_sent.add(frames);
-                self.metrics().response_bytes.add(output.len() as u64);
-                self.metrics()
-                    .client_response_size
-                    .note(output.len() as u64 / frames.max(1));
-                let heard = |count: usize| {
-                    self.context
-                        .shared
-                        .metrics
-                        .bytes_received_count
-                        .add(count as u64);
-                    self.connection.heard(self.context.clock.now_ms());
-                };
-                let written = write_and_hear(self.stream, output, input, heard);
-                match timeout(WRITE_PATIENCE, written).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return Some(End::Because(error.to_string())),
-                    Err(_) => return Some(End::Because("the client does not read".into())),
+                self.count_output(output.len());
+                if let Err(end) = self.write(output, input).await {
+                    return Some(end);
                 }
                 if output.capacity() > KEEP_BYTES {
                     *output = BytesMut::new();
@@ -204,6 +209,41 @@ impl Client<'_> {
                 Remaining::More => {}
                 Remaining::Closed => return Some(End::Orderly),
             }
+        }
+    }
+
+    fn count_output(&mut self, bytes: usize) {
+        let sent = self.connection.sent();
+        let frames = sent - std::mem::replace(&mut self.frames_sent, sent);
+        let metrics = self.metrics();
+        metrics.packets_sent.add(frames);
+        metrics.response_bytes.add(bytes as u64);
+        metrics
+            .client_response_size
+            .note(bytes as u64 / frames.max(1));
+    }
+
+    /// Writes all of `output`. Mostly the socket takes it at once.
+    async fn write(&mut self, output: &[u8], input: &mut BytesMut) -> Result<(), End> {
+        let failed = |error: std::io::Error| End::Because(error.to_string());
+        let written = match self.stream.try_write(output) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => return Err(failed(error)),
+        };
+        if written == output.len() {
+            return Ok(());
+        }
+        let (connection, context) = (self.connection, self.context);
+        let heard = |count: usize| {
+            let metrics = &context.shared.metrics;
+            metrics.bytes_received_count.add(count as u64);
+            connection.heard(context.clock.now_ms());
+        };
+        let rest = write_and_hear(self.stream, &output[written..], input, heard);
+        match timeout(WRITE_PATIENCE, rest).await {
+            Ok(result) => result.map_err(failed),
+            Err(_) => Err(End::Because("the client does not read".into())),
         }
     }
 

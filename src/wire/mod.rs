@@ -16,7 +16,7 @@ pub use code::{CreateMode, ErrorCode, EventType, op, perms, xid};
 pub use jute::{DecodeError, Reader, Text, Writer};
 pub use record::{Acl, ConnectRequest, ConnectResponse, Id, SessionId, Stat, WatcherEvent, Zxid};
 pub use request::{Request, SubRequest};
-pub use response::{Answer, ReplyHeader, SubAnswer};
+pub use response::{Answer, ReplyHeader, SubAnswer, encode_reply_with};
 
 /// The largest frame a client may send unless `jute.maxbuffer` says otherwise, in bytes (§1.3).
 pub const FRAME_BYTES_MAX: usize = 0xf_ffff;

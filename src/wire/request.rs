@@ -139,6 +139,21 @@ pub enum SubRequest {
     },
 }
 
+/// The path and the watch flag of an `exists`, `getData` or `getChildren`, where they lie.
+/// `None` for anything that [`Request::decode`] would refuse or repair.
+pub fn path_and_watch(body: &[u8]) -> Option<(&str, bool)> {
+    let length = usize::try_from(int_at(body, 0)?).ok()?;
+    let path = body.get(4..4 + length)?;
+    let watch = *body.get(4 + length)? != 0;
+    Some((std::str::from_utf8(path).ok()?, watch))
+}
+
+/// The number that stands at an offset.
+pub fn int_at(bytes: &[u8], at: usize) -> Option<i32> {
+    let number = bytes.get(at..at + 4)?.first_chunk()?;
+    Some(i32::from_be_bytes(*number))
+}
+
 impl Request {
     /// Decodes the body of a request with this opcode. Bytes after the record are ignored (§1.1).
     pub fn decode(opcode: i32, body: Bytes) -> Result<Self, DecodeError> {

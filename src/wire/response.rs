@@ -138,15 +138,26 @@ impl SubAnswer {
 
 /// Appends a whole reply frame, length included. The body is left out on an error (§1.5).
 pub fn encode_reply(header: ReplyHeader, answer: &Answer, out: &mut BytesMut) {
+    encode_reply_with(header, out, |w| {
+        if header.error == 0 {
+            answer.encode(w);
+        }
+    });
+}
+
+/// Appends a whole reply frame, length included, with a body that the caller writes.
+pub fn encode_reply_with(
+    header: ReplyHeader,
+    out: &mut BytesMut,
+    body: impl FnOnce(&mut Writer<'_>),
+) {
     let start = out.len();
-    out.put_i32(0);
-    let mut writer = Writer::new(out);
-    writer.int(header.xid);
-    writer.long(header.zxid.0);
-    writer.int(header.error);
-    if header.error == 0 {
-        answer.encode(&mut writer);
-    }
+    let mut head = [0; 4 + ReplyHeader::BYTES];
+    head[4..8].copy_from_slice(&header.xid.to_be_bytes());
+    head[8..16].copy_from_slice(&header.zxid.0.to_be_bytes());
+    head[16..].copy_from_slice(&header.error.to_be_bytes());
+    out.put_slice(&head);
+    body(&mut Writer::new(out));
     let length = i32::try_from(out.len() - start - 4).expect("a reply below 2 GiB");
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
 }
