@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod replica;
 pub mod shared;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -193,6 +194,9 @@ pub struct Engine {
     barrier: Barrier,
     /// Commands of the leader's own, to be proposed.
     internal: Vec<proto::log::Command>,
+    /// What this leader proposed and is not applied yet, so that it need not be decoded again. The
+    /// bodies are shared with [`Forward`].
+    proposed: VecDeque<(LogId, proto::log::Entry)>,
     cleaned_ms: u64,
     /// The term in which this leader wrote its settings into the log.
     settings_term: u64,
@@ -240,6 +244,7 @@ impl Engine {
             expiry,
             barrier: Barrier::default(),
             internal: Vec::new(),
+            proposed: VecDeque::new(),
             cleaned_ms: now_ms,
             settings_term: 0,
             snapshot: SnapshotState::default(),
@@ -298,6 +303,7 @@ impl Engine {
             self.release_syncs();
             if leadership_changed {
                 self.forward.resend();
+                self.proposed.clear();
             }
             self.update_serving();
             if idle && !leadership_changed {
@@ -428,11 +434,12 @@ impl Engine {
                 batches,
                 internal,
             };
-            if !self.replica.propose(entry.encode_to_vec()) {
+            let Some(at) = self.replica.propose(entry.encode_to_vec()) else {
                 // No room now; the next turn tries again.
                 self.internal = entry.internal;
                 return;
-            }
+            };
+            self.proposed.push_back((at, entry));
             self.forward.sent(commands);
             self.shared.metrics.proposal_count.add(1);
         }
@@ -468,7 +475,10 @@ impl Engine {
                         EntryType::EntryNormal,
                         "a change of membership cannot be proposed on a standalone server"
                     );
-                    let entry = entry::decode_commands(&raft_entry.data);
+                    let entry = match take_proposed(&mut self.proposed, at) {
+                        Some(entry) => entry,
+                        None => entry::decode_commands(&raft_entry.data),
+                    };
                     commands += 1 + entry
                         .batches
                         .iter()
@@ -595,6 +605,23 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.let_go();
     }
+}
+
+/// Takes what was proposed at this place in the log, if it was proposed here.
+fn take_proposed(
+    proposed: &mut VecDeque<(LogId, proto::log::Entry)>,
+    at: LogId,
+) -> Option<proto::log::Entry> {
+    while let Some((place, _)) = proposed.front() {
+        if place.index > at.index {
+            return None;
+        }
+        let (place, entry) = proposed.pop_front()?;
+        if place == at {
+            return Some(entry);
+        }
+    }
+    None
 }
 
 /// Tells this server's clients what an applied entry means for them. Everything goes into

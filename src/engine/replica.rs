@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
+use crate::machine::LogId;
 use crate::proto::log;
 
 use super::entry;
@@ -126,10 +127,17 @@ impl Replica {
         self.fix_election_timeout();
     }
 
-    /// Proposes an entry. False: there is no room or no leadership now; it has to be tried again.
+    /// Proposes an entry; returns its place in the log. `None`: there is no room or no leadership
+    /// now; it has to be tried again.
     #[must_use]
-    pub fn propose(&mut self, data: Vec<u8>) -> bool {
-        self.is_leader() && self.raw.propose(Vec::new(), data).is_ok()
+    pub fn propose(&mut self, data: Vec<u8>) -> Option<LogId> {
+        if !self.is_leader() || self.raw.propose(Vec::new(), data).is_err() {
+            return None;
+        }
+        Some(LogId {
+            term: self.raw.raft.term,
+            index: self.raw.raft.raft_log.last_index(),
+        })
     }
 
     pub fn read_index(&mut self, context: Vec<u8>) {

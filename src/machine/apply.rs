@@ -263,7 +263,10 @@ impl Machine {
 
         self.tree.set_data(id, data, write.zxid, write.time_ms);
         quota::record(&mut self.tree, path, growth);
-        let parent = self.tree.lookup(path::parent(path)).unwrap_or(NodeId::ROOT);
+        let parent = match self.tree.get(id).parent {
+            NodeId::NONE => NodeId::ROOT,
+            parent => parent,
+        };
         self.changed(ChangeKind::Data, path, id, parent);
         Ok(self.tree.get(id).stat())
     }

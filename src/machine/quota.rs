@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::path;
 use super::tree::Tree;
 use super::znode::NodeId;
 use crate::wire::ErrorCode;
@@ -95,7 +96,7 @@ fn governing(tree: &Tree, path: &str) -> Option<NodeId> {
         return None;
     }
     let (mut at, mut deepest) = (NodeId::QUOTA, None);
-    for name in path.strip_prefix('/')?.split('/') {
+    for name in path::names(path)? {
         let Some(next) = tree.child(at, name) else {
             break;
         };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::acl::{self, Acls};
+use super::path;
 use super::slab::Slab;
 use super::znode::{Children, Kind, NewZnode, NodeId, Znode};
 use crate::wire::{Acl, SessionId, Zxid};
@@ -100,18 +101,17 @@ impl Tree {
         if path.is_empty() || path == "/" {
             return Some(NodeId::ROOT);
         }
-        let names = path.strip_prefix('/')?.split('/');
-        names
-            .into_iter()
-            .try_fold(NodeId::ROOT, |id, name| self.child(id, name))
+        path::names(path)?.try_fold(NodeId::ROOT, |id, name| self.child(id, name))
     }
 
-    pub fn child(&self, parent: NodeId, name: &str) -> Option<NodeId> {
-        let hash = self.hash(parent, name.as_bytes());
+    /// The child of this name.
+    pub fn child(&self, parent: NodeId, name: impl AsRef<[u8]>) -> Option<NodeId> {
+        let name = name.as_ref();
+        let hash = self.hash(parent, name);
         let is_it = |place: &Place| {
             place.hash == hash && {
                 let znode = self.get(place.id);
-                znode.parent == parent && znode.name_bytes() == name.as_bytes()
+                znode.parent == parent && znode.name_bytes() == name
             }
         };
         self.index.find(spread(hash), is_it).map(|place| place.id)
