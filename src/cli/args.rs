@@ -42,7 +42,7 @@ Examples:
   zkraft bench get                          8 clients with 16 requests each under way
   zkraft bench set --clients 1 --depth 1    latency of a lone client
   zkraft bench mixed HOST:2181 --rate 20000 on a schedule: stalls count for all who were due
-  zkraft bench get 127.0.0.1:2181 --versus 127.0.0.1:2182 --pid 71 --versus-pid 72 --warm-up 30 --rounds 5
+  zkraft bench get HOST:2181 --versus HOST:2182 --pid 71 --versus-pid 72 --warm-up 30
                                             two servers in turn, with processor time and ratios
   zkraft bench fill --keys 1000000 --size 100 --pid 71
                                             bytes of memory per znode

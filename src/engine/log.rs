@@ -81,9 +81,12 @@ impl MemLog {
         &self.membership
     }
 
-    /// Lets applied entries go while more than the limit is held.
+    /// Lets applied entries go while more than the limit is held. A server without followers has
+    /// nobody to keep them for.
     pub fn trim(&mut self, applied: u64) {
-        while self.bytes > Self::BYTES_KEPT
+        let members = self.membership.voters.len() + self.membership.learners.len();
+        let kept = if members > 1 { Self::BYTES_KEPT } else { 0 };
+        while self.bytes > kept
             && self
                 .entries
                 .front()
@@ -187,13 +190,15 @@ mod tests {
         }
     }
 
+    fn members(voters: &[u64]) -> log::Membership {
+        log::Membership {
+            voters: voters.to_vec(),
+            ..log::Membership::default()
+        }
+    }
+
     fn empty() -> MemLog {
-        MemLog::new(
-            &log::HardState::default(),
-            &log::Membership::default(),
-            (0, 0),
-            [],
-        )
+        MemLog::new(&log::HardState::default(), &members(&[1, 2]), (0, 0), [])
     }
 
     fn indexes(log: &MemLog, low: u64, high: u64, max_size: u64) -> Vec<u64> {
@@ -217,6 +222,14 @@ mod tests {
         log.append(&[entry(1, 1, 10_000), entry(2, 1, 10)]);
         assert_eq!(indexes(&log, 1, 3, 1), [1]);
         assert_eq!(indexes(&log, 1, 3, u64::MAX), [1, 2]);
+    }
+
+    #[test]
+    fn a_lone_server_keeps_no_applied_entries() {
+        let mut log = MemLog::new(&log::HardState::default(), &members(&[1]), (0, 0), []);
+        log.append(&[entry(1, 1, 10), entry(2, 1, 10), entry(3, 1, 10)]);
+        log.trim(2);
+        assert_eq!(log.first_index().unwrap(), 2);
     }
 
     #[test]

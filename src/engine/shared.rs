@@ -56,6 +56,8 @@ pub struct Shared {
     pub(super) random: Entropy,
     pub(super) registry: Mutex<Registry>,
     inbox: Mutex<Vec<Submission>>,
+    /// The inbox has something that the node was not told of.
+    unannounced: AtomicBool,
     wake_node: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Handshakes that wait until this server has caught up with their client.
     behind: Mutex<Vec<Arc<Connection>>>,
@@ -106,6 +108,7 @@ impl Shared {
             random,
             registry: Mutex::default(),
             inbox: Mutex::default(),
+            unannounced: AtomicBool::new(false),
             wake_node: OnceLock::new(),
             behind: Mutex::default(),
             touched: Mutex::default(),
@@ -170,6 +173,7 @@ impl Shared {
             || self.pending_bytes.load(Ordering::Relaxed) >= self.options.outstanding_bytes_max
     }
 
+    /// Puts something into the inbox. Locks may be held; [`Self::announce`] must follow.
     pub(super) fn submit(&self, submissions: impl IntoIterator<Item = Submission>) {
         let mut inbox = self.inbox.lock();
         let before = inbox.len();
@@ -178,8 +182,18 @@ impl Shared {
         let count = inbox.len() - before;
         self.pending_writes.fetch_add(count, Ordering::Relaxed);
         self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
-        drop(inbox);
-        if before == 0 && count > 0 && let Some(wake) = self.wake_node.get() {
+        if before == 0 && count > 0 {
+            self.unannounced.store(true, Ordering::Release);
+        }
+    }
+
+    /// Tells the node of what was submitted. It may take it in here and now, so the caller must
+    /// hold no lock.
+    pub(super) fn announce(&self) {
+        if self.unannounced.load(Ordering::Acquire)
+            && self.unannounced.swap(false, Ordering::AcqRel)
+            && let Some(wake) = self.wake_node.get()
+        {
             wake();
         }
     }

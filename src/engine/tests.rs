@@ -1,12 +1,14 @@
 //! The engine driven by hand: one server, a disk that answers when told, frames in and out.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::cell::RefCell;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::*;
 use crate::wire::request::Create;
 use crate::wire::{
-    Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, Reader, Request, SubRequest, Text,
-    Zxid,
+    Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Reader, Request,
+    SubRequest, Text, Zxid,
 };
 
 /// A server whose disk is under the test's control.
@@ -28,7 +30,7 @@ enum Frame {
 
 struct Client {
     connection: Arc<Connection>,
-    output: BytesMut,
+    output: RefCell<BytesMut>,
     closed: bool,
 }
 
@@ -104,7 +106,7 @@ impl Bench {
         let connection = self.shared.connect(peer, Box::new(|| {}));
         Client {
             connection,
-            output: BytesMut::new(),
+            output: RefCell::default(),
             closed: false,
         }
     }
@@ -120,10 +122,7 @@ impl Bench {
         };
         let mut frame = BytesMut::new();
         request.encode(&mut frame);
-        client
-            .connection
-            .receive(frame.freeze(), self.now_ms)
-            .unwrap();
+        client.receive(&frame, self.now_ms).unwrap();
         self.turn();
         client
     }
@@ -145,21 +144,32 @@ impl Bench {
         frame.extend_from_slice(&xid.to_be_bytes());
         frame.extend_from_slice(&request.opcode().to_be_bytes());
         request.encode(&mut frame);
-        let _ = client.connection.receive(frame.freeze(), self.now_ms);
+        let _ = client.receive(&frame, self.now_ms);
         self.turn();
     }
 }
 
 impl Client {
+    /// Hands in one frame.
+    fn receive(&self, frame: &[u8], now_ms: u64) -> Result<usize, Refused> {
+        let mut input = BytesMut::new();
+        input.put_i32(frame.len() as i32);
+        input.put_slice(frame);
+        let output = &mut self.output.borrow_mut();
+        self.connection
+            .receive(&mut input, FRAME_BYTES_MAX, now_ms, output)
+    }
+
     fn raw(&mut self) -> Option<Bytes> {
-        if self.connection.take_output(&mut self.output) == Remaining::Closed {
+        let output = self.output.get_mut();
+        if self.connection.take_output(output) == Remaining::Closed {
             self.closed = true;
         }
-        if self.output.is_empty() {
+        if output.is_empty() {
             return None;
         }
-        let length = self.output.get_i32() as usize;
-        Some(self.output.split_to(length).freeze())
+        let length = output.get_i32() as usize;
+        Some(output.split_to(length).freeze())
     }
 
     fn connect_response(&mut self) -> Option<ConnectResponse> {

@@ -17,6 +17,7 @@ pub mod acl;
 mod apply;
 mod digest;
 mod image;
+mod index;
 mod multi;
 mod origin;
 pub mod path;

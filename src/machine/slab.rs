@@ -26,7 +26,7 @@ pub enum Slot<T> {
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Slab<T> {
-    chunks: Vec<Arc<Box<[Slot<T>]>>>,
+    chunks: Vec<Arc<[Slot<T>]>>,
     /// Slots ever taken; those beyond, in the last chunk, have no meaning.
     slots: u32,
     used: u32,
@@ -128,8 +128,8 @@ impl<T: Clone> Slab<T> {
         let number = self.slots;
         assert!(number < NONE - 1, "fewer than 2^32 slots");
         if (number as usize).is_multiple_of(CHUNK) {
-            let chunk: Box<[Slot<T>]> = (0..CHUNK).map(|_| Slot::Free(NONE)).collect();
-            self.chunks.push(Arc::new(chunk));
+            self.chunks
+                .push((0..CHUNK).map(|_| Slot::Free(NONE)).collect());
         }
         self.slots += 1;
         self.used += u32::from(matches!(slot, Slot::Used(_)));

@@ -11,9 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-
 use super::acl::{self, Acls};
+use super::index::Index;
 use super::path;
 use super::slab::Slab;
 use super::znode::{Children, Kind, NewZnode, NodeId, Znode};
@@ -38,14 +37,6 @@ enum Undo {
     },
 }
 
-/// Where a znode is, with enough of its hash to tell most strangers without looking at them, and to
-/// grow the index without looking at any.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    hash: u32,
-    id: NodeId,
-}
-
 /// All znodes.
 #[derive(Debug)]
 pub struct Tree {
@@ -53,7 +44,7 @@ pub struct Tree {
     acls: Acls,
     /// From the hash of (parent, name), seeded at random so that no client can choose names that
     /// collide. Never iterated, so the seed shows nowhere.
-    index: HashTable<Place>,
+    index: Index,
     hasher: foldhash::fast::RandomState,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
     ephemeral_count: usize,
@@ -108,13 +99,10 @@ impl Tree {
     pub fn child(&self, parent: NodeId, name: impl AsRef<[u8]>) -> Option<NodeId> {
         let name = name.as_ref();
         let hash = self.hash(parent, name);
-        let is_it = |place: &Place| {
-            place.hash == hash && {
-                let znode = self.get(place.id);
-                znode.parent == parent && znode.name_bytes() == name
-            }
-        };
-        self.index.find(spread(hash), is_it).map(|place| place.id)
+        self.index.find(hash, |id| {
+            let znode = self.get(id);
+            znode.parent == parent && znode.name_bytes() == name
+        })
     }
 
     /// The children in order of creation.
@@ -369,8 +357,7 @@ impl Tree {
     /// Rebuilds what is derived after [`Self::restore`]. It follows links, so the digest must have
     /// been looked at.
     pub fn derive_all(&mut self) {
-        self.index
-            .reserve(self.znodes.used(), |place| spread(place.hash));
+        self.index = Index::with_capacity(self.znodes.used());
         for number in 0..self.znodes.slots() {
             if self.znodes.get(number).is_some() {
                 self.derive(NodeId(number));
@@ -382,7 +369,7 @@ impl Tree {
         Self {
             znodes,
             acls,
-            index: HashTable::new(),
+            index: Index::default(),
             hasher: foldhash::fast::RandomState::default(),
             ephemerals: BTreeMap::new(),
             ephemeral_count: 0,
@@ -521,8 +508,11 @@ impl Tree {
         self.bytes += self.path_bytes(id) + data_bytes(self.get(id));
         if parent.exists() {
             let hash = self.hash(parent, self.get(id).name_bytes());
-            self.index
-                .insert_unique(spread(hash), Place { hash, id }, |p| spread(p.hash));
+            let (hasher, znodes) = (&self.hasher, &self.znodes);
+            self.index.insert(hash, id, |id| {
+                let znode = znodes.get(id.0).expect("the index has what exists");
+                hasher.hash_one((znode.parent.0, znode.name_bytes()))
+            });
         }
         if let Kind::Ephemeral(session) = kind {
             self.ephemerals.entry(session).or_default().insert(id);
@@ -538,9 +528,7 @@ impl Tree {
         let znode = self.get(id);
         let (kind, acl, parent) = (znode.kind(), znode.acl, znode.parent);
         let hash = self.hash(parent, znode.name_bytes());
-        if let Ok(place) = self.index.find_entry(spread(hash), |place| place.id == id) {
-            place.remove();
-        }
+        self.index.remove(hash, id);
         self.bytes -= self.path_bytes(id);
         self.leave_content(id);
         self.digest = self
@@ -602,15 +590,9 @@ impl Tree {
         None
     }
 
-    fn hash(&self, parent: NodeId, name: &[u8]) -> u32 {
-        let hash = self.hasher.hash_one((parent.0, name));
-        (hash ^ (hash >> 32)) as u32
+    fn hash(&self, parent: NodeId, name: &[u8]) -> u64 {
+        self.hasher.hash_one((parent.0, name))
     }
-}
-
-/// The table takes its tags from the highest bits and its buckets from the lowest.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
 }
 
 fn data_bytes(znode: &Znode) -> u64 {

@@ -106,7 +106,7 @@ impl Server {
 
         let metrics = Arc::new(Metrics::default());
         let bell = doorbell.clone();
-        let on_persisted = move |number| bell.persisted(number);
+        let on_persisted = move |number, idle| bell.persisted(number, idle);
         let (recovered, log) = if config.in_memory {
             (in_memory(config), LogHandle::memory(on_persisted))
         } else {

@@ -266,7 +266,7 @@ impl Storage {
     /// The system cannot start a thread.
     pub fn start(
         self,
-        on_persisted: impl Fn(u64) + Send + 'static,
+        on_persisted: impl Fn(u64, bool) + Send + 'static,
         on_fault: impl FnOnce(Fault) + Send + 'static,
     ) -> Result<LogHandle, Fault> {
         thread::start(self, Box::new(on_persisted), Box::new(on_fault))

@@ -71,7 +71,7 @@ impl Running {
         let (fault_sender, faults) = mpsc::channel();
         let log = storage.start(
             // The test may have ended.
-            move |number| sender.send(number).unwrap_or_default(),
+            move |number, _| sender.send(number).unwrap_or_default(),
             move |fault| drop(fault_sender.send(fault)),
         );
         Self {
@@ -372,7 +372,7 @@ fn what_gathers_during_a_sync_shares_the_next() {
     let (_, storage) = Storage::open(config, load).unwrap();
     let (go, gathered) = mpsc::channel::<()>();
     let (sender, persisted) = mpsc::channel();
-    let on_persisted = move |number| {
+    let on_persisted = move |number, _| {
         if number == 1 {
             gathered.recv().unwrap();
         }
@@ -417,7 +417,7 @@ fn without_force_sync_nothing_is_synced_until_the_stop() {
 #[test]
 fn the_log_in_memory_acknowledges_at_once() {
     let (sender, persisted) = mpsc::channel();
-    let log = LogHandle::memory(move |number| sender.send(number).unwrap());
+    let log = LogHandle::memory(move |number, _| sender.send(number).unwrap());
     log.append(put(5, entries(1..=1, 1)));
     assert_eq!(persisted.try_recv(), Ok(5));
     let (sender, done) = mpsc::channel();

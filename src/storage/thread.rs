@@ -6,7 +6,8 @@
 //!
 //! Rules:
 //!
-//! * `on_persisted(n)` is called only after everything up to `n` is synced (unless `forceSync=no`).
+//! * `on_persisted(n, idle)` is called only after everything up to `n` is synced (unless
+//!   `forceSync=no`); `idle`: nothing waits to be written, so the callback may take its time.
 //! * A failed write or sync is never retried: `on_fault` is called once, and the thread ends.
 
 use std::panic::{self, AssertUnwindSafe};
@@ -38,7 +39,7 @@ const SEAL_AFTER: Duration = Duration::from_millis(20);
 /// Starts the threads of a recovered storage.
 pub(super) fn start(
     storage: Storage,
-    on_persisted: Box<dyn Fn(u64) + Send>,
+    on_persisted: Box<dyn Fn(u64, bool) + Send>,
     on_fault: Box<dyn FnOnce(Fault) + Send>,
 ) -> Result<LogHandle, Fault> {
     let Storage {
@@ -53,6 +54,7 @@ pub(super) fn start(
     let thread = LogThread {
         wal,
         receiver,
+        next: None,
         sync: config.sync,
         purge: config.purge,
         fsync_warn: Duration::from_millis(config.fsync_warn_ms),
@@ -105,12 +107,12 @@ pub struct LogHandle {
 #[derive(Clone)]
 enum Target {
     Files(Arc<Files>),
-    Memory(Arc<dyn Fn(u64) + Send + Sync>),
+    Memory(Arc<dyn Fn(u64, bool) + Send + Sync>),
 }
 
 impl LogHandle {
     /// A log that keeps nothing and acknowledges at once, in the caller's thread.
-    pub fn memory(on_persisted: impl Fn(u64) + Send + Sync + 'static) -> Self {
+    pub fn memory(on_persisted: impl Fn(u64, bool) + Send + Sync + 'static) -> Self {
         Self {
             target: Target::Memory(Arc::new(on_persisted)),
         }
@@ -119,7 +121,7 @@ impl LogHandle {
     /// Queues a record. After a fault it is dropped: `on_fault` has been called then.
     pub fn append(&self, append: Append) {
         match &self.target {
-            Target::Memory(on_persisted) => on_persisted(append.number),
+            Target::Memory(on_persisted) => on_persisted(append.number, false),
             Target::Files(files) => {
                 let bytes = append.record.encoded_len() as u64;
                 // The receiver is gone only after a fault or a stop.
@@ -246,11 +248,13 @@ enum Command {
 struct LogThread {
     wal: Wal,
     receiver: Receiver<Command>,
+    /// What was taken from the queue already.
+    next: Option<Command>,
     sync: bool,
     purge: bool,
     fsync_warn: Duration,
     metrics: Arc<Metrics>,
-    on_persisted: Box<dyn Fn(u64) + Send>,
+    on_persisted: Box<dyn Fn(u64, bool) + Send>,
 }
 
 /// What was taken from the queue at once.
@@ -304,12 +308,15 @@ impl LogThread {
 
     /// Waits for work, then takes all there is: while one group is synced, the next gathers.
     fn take(&mut self) -> Result<Option<Taken>, Fault> {
-        let first = match self.receiver.recv_timeout(SEAL_AFTER) {
-            Err(RecvTimeoutError::Timeout) => {
-                self.wal.seal_if_idle()?;
-                self.receiver.recv().ok()
-            }
-            other => other.ok(),
+        let first = match self.next.take() {
+            Some(command) => Some(command),
+            None => match self.receiver.recv_timeout(SEAL_AFTER) {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.wal.seal_if_idle()?;
+                    self.receiver.recv().ok()
+                }
+                other => other.ok(),
+            },
         };
         let Some(first) = first else {
             return Ok(None);
@@ -335,7 +342,8 @@ impl LogThread {
             self.sync()?;
         }
         if let Some(number) = taken.number {
-            (self.on_persisted)(number);
+            self.next = self.receiver.try_recv().ok();
+            (self.on_persisted)(number, self.next.is_none());
         }
         if let Some(index) = taken.release
             && self.purge

@@ -80,7 +80,7 @@ impl Hand {
             frames::delete(&mut self.output, xid, child.as_bytes());
             self.wait_for_room(WINDOW)?;
             *removed += 1;
-            if *removed % 1_000 == 0 {
+            if removed.is_multiple_of(1_000) {
                 tell(*removed);
             }
         }
@@ -138,7 +138,10 @@ impl Hand {
             }
             self.unanswered.pop_front();
             if !FINE.contains(&reply.error) {
-                bail!("the server refused to prepare the load with error {}", reply.error);
+                bail!(
+                    "the server refused to prepare the load with error {}",
+                    reply.error
+                );
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use zkraft::engine::Remaining;
 use zkraft::wire::ConnectRequest;
 
@@ -56,16 +56,25 @@ impl World {
         while let Some(link) = self.links.get_mut(&conn)
             && let Some(connection) = link.server.clone()
             && connection.wants_input()
-            && let Some(frame) = link.input.pop_front()
+            && !link.input.is_empty()
+            && self.now_us >= self.paused_until_us
         {
-            if self.now_us < self.paused_until_us {
-                link.input.push_front(frame);
-                break;
+            // The task reads whatever has come, and leaves what is not wanted yet.
+            let frames = std::mem::take(&mut link.input);
+            let mut input = BytesMut::new();
+            for frame in &frames {
+                input.put_u32(frame.len() as u32);
+                input.put_slice(frame);
             }
-            note!(self, "{conn:?} > server: {}", short(&frame));
+            let taken = connection.receive(&mut input, usize::MAX, now_ms, &mut link.output);
+            let count = *taken.as_ref().unwrap_or(&frames.len());
+            link.input.extend(frames.iter().skip(count).cloned());
+            for frame in frames.iter().take(count) {
+                note!(self, "{conn:?} > server: {}", short(frame));
+                self.checks.received(conn, ran_ms);
+            }
             let serving = self.server.as_ref().is_some_and(|server| server.serving);
-            self.checks.received(conn, ran_ms);
-            if let Err(refused) = connection.receive(frame, now_ms) {
+            if let Err(refused) = taken {
                 note!(self, "{conn:?} refused: {}", refused.0);
                 if serving || refused.0 != "not serving" {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
