@@ -1,0 +1,380 @@
+"""Speed and size beside Apache ZooKeeper 3.8.0, measured in one run with `zkraft bench`.
+
+    python3 tests/compat/speed_suite.py [--quick] [--only PART ...] [--markdown FILE]
+
+Both servers sync every write to the same disk, with maxClientCnxns=0; the JVM has 4 GiB of heap,
+G1 and 30 s of load before anything counts. Rounds on the two alternate; the table shows medians
+and the ratio of each pair. The generator shares the processors with the servers, so what it takes
+is printed, and so is what it reaches against a bare echo of the same frames: no server can be
+faster than that here. Figures of one machine say little alone; ratios of one run say more.
+
+A target that is missed is said to be missed. It is not a failed case: how fast a machine is
+proves nothing about the code. A case fails if it could not be measured.
+
+Parts: pairs, latency, size, idle, restart, flat, snapshot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lab
+
+ZNODES = 1_000_000
+JVM = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx4g", "-Xms1g")
+PARTS = ("pairs", "latency", "size", "idle", "restart", "flat", "snapshot")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A load on both servers. `faster`: times the operations, `cheaper`: part of the processor
+    time for each, as targets; `None` where there is none."""
+
+    name: str
+    workload: str
+    options: tuple[str, ...] = ()
+    faster: float | None = None
+    cheaper: float | None = None
+
+
+PAIRS = (
+    Pair("get", "get", faster=6, cheaper=1 / 8),
+    Pair("set, 128 bytes", "set", faster=4, cheaper=1 / 5),
+    Pair("create, 128 bytes", "create", faster=4, cheaper=1 / 5),
+    Pair("mixed, 90 % get", "mixed", faster=6, cheaper=1 / 8),
+    Pair("1 create, 8 set, 45 get, 45 list, 1 delete", "published"),
+    Pair("ephemeral create and delete", "ephemeral"),
+    Pair("Flink checkpoint, 8 requests", "flink"),
+    Pair("session open and close", "session", ("--clients", "32"), faster=6),
+    Pair("fan-out to 500 watchers", "fan-out", ("--clients", "500"), faster=6),
+)
+
+
+@dataclass
+class Row:
+    what: str
+    zkraft: str
+    other: str
+    ratio: str
+    target: str
+    verdict: str
+
+
+class Speed:
+    def __init__(self, quick: bool, report: lab.Report) -> None:
+        self.quick = quick
+        self.report = report
+        self.rows: list[Row] = []
+
+    def bench(self, workload: str, *options: str) -> dict:
+        """Runs the load generator and returns what it measured."""
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [str(lab.zkraft_binary()), "bench", workload, *options, "--json", file.name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+            print("".join(f"  {line}\n" for line in done.stdout.splitlines()), end="", flush=True)
+            return json.loads(Path(file.name).read_text(encoding="utf-8"))
+
+    def row(
+        self, what: str, zkraft: str, other: str, ratio: str, target: str, met: bool | None
+    ) -> None:
+        verdict = "" if met is None else "met" if met else "MISSED"
+        self.rows.append(Row(what, zkraft, other, ratio, target, verdict))
+
+    # --- Parts ----------------------------------------------------------------------------------
+
+    def pairs(self) -> None:
+        """Loads on both, in turn."""
+        ours = lab.Server("zkraft")
+        theirs = lab.Server("zookeeper", jvm_args=JVM)
+        with ours, theirs:
+            warm_up = 2 if self.quick else 30
+            for pair in PAIRS:
+                with self.report.case(pair.name):
+                    self.pair(pair, ours, theirs, warm_up)
+                    warm_up = min(warm_up, 8)
+
+    def pair(self, pair: Pair, ours: lab.Server, theirs: lab.Server, warm_up: int) -> None:
+        measured = self.both(pair.workload, ours, theirs, warm_up, *pair.options)
+        first, other = (server["median"] for server in measured["servers"])
+        ratios = measured["ratios"]
+        targets = []
+        met = True
+        if pair.faster is not None:
+            targets.append(f"{pair.faster:g}× the operations")
+            met &= ratios["per_second"] >= pair.faster
+        if pair.cheaper is not None:
+            targets.append(f"1/{1 / pair.cheaper:g} of the processor time")
+            met &= ratios["server_us"] <= pair.cheaper
+        echo = measured["bare_echo"]
+        ceiling = f"; echo {echo['per_second']:,.0f}/s" if echo else ""
+        self.row(
+            pair.name,
+            f"{first['per_second']:,.0f}/s, {first['server_us']:.1f} µs",
+            f"{other['per_second']:,.0f}/s, {other['server_us']:.1f} µs",
+            f"{ratios['per_second']:.1f}×, 1/{1 / ratios['server_us']:.1f}"
+            f" (generator {first['generator_us']:.1f} µs{ceiling})",
+            ", ".join(targets),
+            met if targets else None,
+        )
+
+    def both(
+        self, workload: str, ours: lab.Server, theirs: lab.Server, warm_up: int, *options: str
+    ) -> dict:
+        rounds, seconds = ("2", "1") if self.quick else ("5", "3")
+        return self.bench(
+            workload,
+            *(ours.address, "--versus", theirs.address),
+            *("--pid", pid(ours), "--versus-pid", pid(theirs)),
+            *("--rounds", rounds, "--seconds", seconds, "--warm-up", str(warm_up)),
+            *options,
+        )
+
+    def latency(self) -> None:
+        """A lone client with one request at a time, and what a sync of this disk takes."""
+        with self.report.case("latency of a lone client"):
+            with lab.Server("zkraft") as ours, lab.Server("zookeeper", jvm_args=JVM) as theirs:
+                floor = fsync_floor_us(ours.home)
+                lone = ("--clients", "1", "--depth", "1")
+                warm_up = 2 if self.quick else 15
+                for workload in ("get", "set"):
+                    measured = self.both(workload, ours, theirs, warm_up, *lone)
+                    first, other = (server["median"] for server in measured["servers"])
+                    trip_us = 1e6 / measured["bare_echo"]["per_second"]
+                    ratio = measured["ratios"]["p50"]
+                    if workload == "get":
+                        target, met = "half", ratio <= 0.5
+                    else:
+                        target = f"sync {floor:.0f} µs + 60 µs"
+                        met = first["p50_us"] <= floor + 60
+                    self.row(
+                        f"p50 of a lone {workload}",
+                        f"{first['p50_us']:.0f} µs",
+                        f"{other['p50_us']:.0f} µs",
+                        f"{ratio:.2f} (round trip to the echo {trip_us:.0f} µs)",
+                        target,
+                        met,
+                    )
+
+    def size(self) -> None:
+        """Memory of an empty server and of each znode."""
+        with self.report.case(f"memory of {self.znodes:,} znodes"):
+            figures = []
+            for kind, jvm in (("zkraft", ()), ("zookeeper", JVM)):
+                with lab.Server(kind, jvm_args=jvm) as server:
+                    time.sleep(1)
+                    empty = resident(server)
+                    measured = self.bench(
+                        "fill",
+                        *(server.address, "--keys", str(self.znodes), "--size", "100"),
+                        *("--pid", pid(server), "--keep", "--no-echo", "--depth", "32"),
+                    )
+                    memory = measured["servers"][0]["memory"]
+                    figures.append((empty, memory))
+            (empty, ours), (their_empty, theirs) = figures
+            self.row(
+                "resident memory of an empty server",
+                mebibytes(empty),
+                mebibytes(their_empty),
+                f"1/{their_empty / empty:.0f}",
+                "20 MiB",
+                empty <= 20 << 20,
+            )
+            self.row(
+                f"memory of each of {self.znodes:,} znodes of 100 bytes",
+                f"{ours['each']:.0f} bytes (peak {mebibytes(ours['peak_bytes'])} in all)",
+                f"{theirs['each']:.0f} bytes (peak {mebibytes(theirs['peak_bytes'])} in all)",
+                f"1/{theirs['each'] / ours['each']:.1f}",
+                "250 bytes",
+                ours["each"] <= 250,
+            )
+
+    def idle(self) -> None:
+        """Memory of a session that does nothing."""
+        with self.report.case("memory of an idle session"):
+            figures = []
+            for kind, jvm in (("zkraft", ()), ("zookeeper", JVM)):
+                with lab.Server(kind, jvm_args=jvm) as server:
+                    measured = self.bench(
+                        "idle",
+                        *(server.address, "--clients", "2000" if self.quick else "10000"),
+                        *("--pid", pid(server), "--settle", "5"),
+                    )
+                    figures.append(measured["servers"][0]["memory"]["each"])
+            ours, theirs = figures
+            self.row(
+                "memory of an idle session",
+                f"{ours / 1024:.1f} KiB",
+                f"{theirs / 1024:.1f} KiB",
+                f"1/{theirs / ours:.1f}",
+                "8 KiB",
+                ours <= 8 << 10,
+            )
+
+    def restart(self) -> None:
+        """From kill -9 to the first session that is served, with a large tree."""
+        with self.report.case(f"restart with {self.znodes:,} znodes"):
+            figures = []
+            for kind, jvm in (("zkraft", ()), ("zookeeper", JVM)):
+                with lab.Server(kind, jvm_args=jvm) as server:
+                    self.fill(server)
+                    times = []
+                    for _ in range(3):
+                        server.kill9()
+                        began = time.monotonic()
+                        server.start()
+                        times.append(time.monotonic() - began)
+                    figures.append(statistics.median(times))
+            ours, theirs = figures
+            self.row(
+                f"kill -9 to the first session, {self.znodes:,} znodes",
+                f"{ours:.2f} s",
+                f"{theirs:.2f} s",
+                f"1/{theirs / ours:.1f}",
+                "1 s",
+                ours <= 1,
+            )
+
+    def flat(self) -> None:
+        """What a large tree costs each operation."""
+        sizes = (1_000, 100_000, self.znodes)
+        with self.report.case("cost as the tree grows"), lab.Server("zkraft") as server:
+            for workload in ("get", "set"):
+                figures = []
+                for keys in sizes:
+                    measured = self.bench(
+                        workload,
+                        *(server.address, "--keys", str(keys), "--pid", pid(server)),
+                        *("--rounds", "2" if self.quick else "5", "--seconds", "2", "--no-echo"),
+                    )
+                    figures.append(measured["servers"][0]["median"])
+                spread = figures[0]["per_second"] / figures[-1]["per_second"] - 1
+                shown = [f"{f['per_second']:,.0f}/s ({f['server_us']:.1f} µs)" for f in figures]
+                self.row(
+                    f"{workload} at 1,000, 100,000, {self.znodes:,} znodes",
+                    ", ".join(shown),
+                    "",
+                    f"{spread:+.0%} at the smallest",
+                    "15 %",
+                    spread <= 0.15,
+                )
+
+    def snapshot(self) -> None:
+        """The worst latency while snapshots of a large tree are taken, and without them."""
+        with self.report.case("snapshots under load"):
+            never = {"snapCount": "2000000000"}
+            with lab.Server("zkraft") as often, lab.Server("zkraft", never) as rarely:
+                measured = self.bench(
+                    "set",
+                    *(often.address, "--versus", rarely.address),
+                    *("--keys", str(self.znodes), "--size", "100", "--rate", "20000"),
+                    *("--rounds", "2" if self.quick else "5", "--seconds", "8", "--no-echo"),
+                )
+                words = lab.four_letter(often.port, "mntr")
+                counted = [w for w in words.splitlines() if "cnt_snapshottime" in w]
+                taken = int(counted[0].split()[-1]) if counted else 0
+                if not taken:
+                    raise AssertionError("no snapshot was taken: the load was too light")
+                # Of each round: the worst of all would compare two accidents.
+                worst = [
+                    statistics.median(r["latency_us"]["max"] for r in server["rounds"]) / 1e3
+                    for server in measured["servers"]
+                ]
+                self.row(
+                    f"worst latency at 20,000 sets/s, {self.znodes:,} znodes, {taken} snapshots",
+                    f"{worst[0]:.1f} ms",
+                    f"{worst[1]:.1f} ms without snapshots",
+                    f"{worst[0] - worst[1]:+.1f} ms",
+                    "5 ms more",
+                    worst[0] - worst[1] <= 5,
+                )
+
+    # --- Helpers --------------------------------------------------------------------------------
+
+    @property
+    def znodes(self) -> int:
+        return ZNODES // 20 if self.quick else ZNODES
+
+    def fill(self, server: lab.Server) -> None:
+        self.bench(
+            "fill",
+            *(server.address, "--keys", str(self.znodes), "--size", "100"),
+            *("--keep", "--no-echo", "--depth", "32"),
+        )
+
+    def table(self) -> str:
+        """The rows as Markdown."""
+        lines = [
+            "| | zkraft | ZooKeeper 3.8.0 | ratio | target | |",
+            "|---|---|---|---|---|---|",
+        ]
+        for r in self.rows:
+            cells = (r.what, r.zkraft, r.other, r.ratio, r.target, r.verdict)
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def pid(server: lab.Server) -> str:
+    assert server.process is not None
+    return str(server.process.pid)
+
+
+def resident(server: lab.Server) -> int:
+    status = Path(f"/proc/{pid(server)}/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) << 10
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def fsync_floor_us(home: Path) -> float:
+    """What a small write and a data sync of a file that is there take, in µs."""
+    with tempfile.NamedTemporaryFile(dir=home) as file:
+        descriptor = file.fileno()
+        os.pwrite(descriptor, b"\0" * (1 << 20), 0)
+        os.fsync(descriptor)
+        times = []
+        for number in range(1_000):
+            began = time.perf_counter()
+            os.pwrite(descriptor, b"\1" * 512, number * 512)
+            os.fdatasync(descriptor)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, small trees: a trial")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--markdown", type=Path, help="where the table goes, too")
+    arguments = parser.parse_args()
+    lab.end_cleanly_on_sigterm()
+    report = lab.Report("speed", "zkraft and zookeeper")
+    speed = Speed(arguments.quick, report)
+    parts: dict[str, Callable[[], None]] = {name: getattr(speed, name) for name in PARTS}
+    for name in arguments.only:
+        parts[name]()
+        print(speed.table(), flush=True)
+    if arguments.markdown:
+        arguments.markdown.write_text(speed.table(), encoding="utf-8")
+    missed = [row.what for row in speed.rows if row.verdict == "MISSED"]
+    for what in missed:
+        print(f"missed: {what}")
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
