@@ -354,6 +354,7 @@ impl LogThread {
         if took > self.fsync_warn {
             self.metrics.fsync_threshold_exceed_count.add(1);
             warn!(
+                dir = %self.wal.dir().display(),
                 duration_ms = took.as_millis() as u64,
                 "syncing the log was slow; latency of writes suffers"
             );

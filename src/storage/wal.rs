@@ -261,6 +261,11 @@ impl Wal {
         Ok(())
     }
 
+    /// The directory of the segments.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Number of this start.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
