@@ -270,6 +270,7 @@ fn in_memory(config: &Config) -> Recovered<Machine> {
         snapshot: None,
         machine: Machine::new(),
         entries: Vec::new(),
+        snapshot_due: false,
         clean_shutdown: true,
         warnings: Vec::new(),
     }
@@ -295,6 +296,7 @@ fn engine(
         membership,
         machine,
         entries,
+        snapshot_due,
         ..
     } = recovered;
     let alone = Membership {
@@ -314,6 +316,7 @@ fn engine(
         hard_state,
         membership: membership.unwrap_or(alone),
         entries,
+        snapshot_due,
     };
     Ok(Engine::new(setup, clock.now_ms()))
 }

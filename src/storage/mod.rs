@@ -186,6 +186,8 @@ pub struct Recovered<M> {
     pub machine: M,
     /// The entries after the snapshot, without holes.
     pub entries: Vec<LogEntry>,
+    /// Whether a snapshot should be taken as soon as the server serves: the log is of many runs.
+    pub snapshot_due: bool,
     /// Whether the last run ended by [`LogHandle::stop`], as far as is known.
     pub clean_shutdown: bool,
     /// What an operator should read; already logged.
@@ -247,6 +249,7 @@ impl Storage {
             snapshot,
             machine: recovery.machine,
             entries: recovery.entries,
+            snapshot_due: recovery.snapshot_due,
             clean_shutdown,
             warnings: warnings.0,
         };

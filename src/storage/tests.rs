@@ -608,6 +608,27 @@ fn the_ballast_goes_when_space_is_short_and_comes_back_when_it_is_not() {
     assert!(ballast.exists());
 }
 
+/// Else a server that is killed again and again, with hardly a write between, leaves a file each
+/// time, and no snapshot ever lets them go.
+#[test]
+fn a_log_of_many_runs_makes_a_snapshot_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let mut due = Vec::new();
+    let max = recovery::LOG_RUNS_MAX;
+    for run in 1..=2 * max + 1 {
+        let (found, storage) = Storage::open(config.clone(), load).unwrap();
+        let running = Running::start(storage);
+        running.write(1, entries(run..=run, 1));
+        if found.snapshot_due {
+            due.push(run);
+            running.save(meta(run));
+        }
+        running.log.stop();
+    }
+    assert_eq!(due, [max + 1, 2 * max + 1]);
+}
+
 #[test]
 fn progress_is_told() {
     let dir = tempfile::tempdir().unwrap();

@@ -94,6 +94,8 @@ pub struct Replay {
     pub entries: Vec<LogEntry>,
     /// Number of the last group found; 0 in a new log.
     pub last_group: u64,
+    /// How many runs wrote what was read: each left at least one segment.
+    pub runs: u64,
     /// What an operator should read.
     pub warnings: Vec<String>,
 }
@@ -189,6 +191,7 @@ impl Wal {
             mark: past.mark,
             entries: past.entries,
             last_group: past.next_group - 1,
+            runs: past.runs,
             warnings: past.warnings,
         };
         Ok((wal, replay))
@@ -559,6 +562,25 @@ mod tests {
         }
         let len = |segment| fs::metadata(home.path(segment)).unwrap().len();
         assert_eq!((1..=10).map(len).sum::<u64>(), 10 * 2 * SECTOR);
+    }
+
+    #[test]
+    fn the_runs_that_a_start_must_read_are_counted() {
+        let home = Home::new();
+        let runs = |start| home.try_open(start).unwrap().1.runs;
+        assert_eq!(runs(WalStart::new(IDENTITY)), 0);
+        for run in 1..5 {
+            let (mut wal, replay) = home.open();
+            assert_eq!(replay.runs, run);
+            write(&mut wal, run..=run);
+        }
+        assert_eq!(runs(WalStart::new(IDENTITY)), 5);
+        // The snapshot's own entry was written by the last but two.
+        let start = WalStart {
+            snapshot: Some(mark(4, 1)),
+            ..WalStart::new(IDENTITY)
+        };
+        assert_eq!(runs(start), 2);
     }
 
     #[test]
