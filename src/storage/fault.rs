@@ -34,6 +34,13 @@ pub enum Fault {
         source: io::Error,
     },
 
+    /// A snapshot was given up, because the log needs the space that is left.
+    #[error(
+        "the disk of {dir} is nearly full ({free_kib} KiB left), and a snapshot must not take the \
+         last of it: free some space"
+    )]
+    NoRoomForSnapshot { dir: PathBuf, free_kib: u64 },
+
     /// The disk did not confirm a sync, so nobody knows what it holds.
     #[error(
         "sync of {path} failed: {source}; what was not acknowledged may be lost; check the disk \
@@ -230,7 +237,7 @@ impl Fault {
 
     /// Whether the disk is full: the one fault that an operator mends by making room.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::DiskFull { .. })
+        matches!(self, Self::DiskFull { .. } | Self::NoRoomForSnapshot { .. })
     }
 }
 
@@ -286,6 +293,14 @@ mod tests {
             reason: "the digest differs".to_owned(),
         };
         let cases = [
+            (
+                Fault::NoRoomForSnapshot {
+                    dir: PathBuf::from("/data/snapshot"),
+                    free_kib: 12,
+                },
+                "the disk of /data/snapshot is nearly full (12 KiB left), and a snapshot must not \
+                 take the last of it: free some space",
+            ),
             (
                 rejected,
                 "snapshot /data cannot be loaded: the digest differs",

@@ -35,6 +35,9 @@ use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 /// A larger buffer, for a rare huge group, is given back.
 const BUFFER_BYTES_KEPT: usize = 16 << 20;
 
+/// One part in so many of the free space is filled ahead at most.
+const PREPARE_PART: u64 = 8;
+
 /// Sizes of the files.
 #[derive(Clone, Copy, Debug)]
 pub struct WalOptions {
@@ -329,7 +332,7 @@ impl Wal {
     fn put(&mut self, records: &[Record]) -> Result<u64, Fault> {
         let end = self.position + self.buffer.len() as u64;
         if end > self.prepared {
-            let ahead = (end + self.options.prepare_bytes).min(self.options.segment_bytes);
+            let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
             self.prepared = segment::to_sectors(ahead.max(end));
             self.buffer
                 .resize((self.prepared - self.position) as usize, 0);
@@ -348,6 +351,16 @@ impl Wal {
         let number = self.next_group;
         self.next_group += 1;
         Ok(number)
+    }
+
+    /// How far to fill a segment ahead. On a disk that is nearly full not at all: what is full of
+    /// zeros is full, and the last space is for records.
+    fn prepare_bytes(&self) -> u64 {
+        let prepare = self.options.prepare_bytes;
+        match self.disk.free_bytes(&self.dir) {
+            Ok(free) if free >= PREPARE_PART * prepare => prepare,
+            _ => 0,
+        }
     }
 
     /// Remembers what the next segment restates.
