@@ -158,12 +158,12 @@ class Ledger:
     def answered(self) -> int:
         return sum(worker.answered for worker in self.workers)
 
-    def check(self, client: raw.Raw, probe: bool = True) -> None:
-        """Compares. `probe`: also writes, to see which number an item gets."""
+    def check(self, client: raw.Raw) -> None:
+        """Compares; also writes, to see which number an item gets."""
         for index, worker in enumerate(self.workers):
             self._check_counter(client, index, worker)
             self._check_pair(client, worker)
-        self._check_queue(client, probe)
+        self._check_queue(client)
 
     def _check_counter(self, client: raw.Raw, index: int, worker: Worker) -> None:
         found = client.get(worker.counter)
@@ -193,24 +193,21 @@ class Ledger:
         )
         assert value not in worker.pairs_refused, f"transaction {value} was to fail"
 
-    def _check_queue(self, client: raw.Raw, probe: bool) -> None:
+    def _check_queue(self, client: raw.Raw) -> None:
         standing = {f"/queue/{name}" for name in client.children("/queue")}
         for worker in self.workers:
             missing = [path for path in worker.items if path not in standing]
             assert not missing, f"acknowledged items are gone: {missing[:5]}"
             back = worker.deleted & standing
             assert not back, f"deleted items are back: {sorted(back)[:5]}"
-        known = {
-            path: worker.data(item) for worker in self.workers for path, item in worker.items.items()
-        }
+        acknowledged = [(worker, *item) for worker in self.workers for item in worker.items.items()]
+        known = {path: worker.data(item) for worker, path, item in acknowledged}
         unknown = [client.get(path) for path in sorted(standing - known.keys())]
         items = [*known.values(), *(found[0] for found in unknown if found)]
         assert len(items) == len(set(items)), "an item stands twice"
         for path in list(known)[:: max(1, len(known) // 50)]:
             found = client.get(path)
             assert found is not None and found[0] == known[path], f"{path} holds {found}"
-        if not probe:
-            return
         # Numbers given from now on are higher than any that was seen, deleted ones included.
         error, answer = client.create("/queue/item-", b"probe", raw.SEQUENTIAL)
         assert error == 0, f"create: {error}"
