@@ -37,7 +37,10 @@ pub trait RunningServer: Send {
 
     /// Stops in order: replies that are under way are sent, the log is closed. Blocks until done,
     /// and is not called on a runtime's thread.
-    fn stop(self: Box<Self>);
+    ///
+    /// # Errors
+    /// The log could not be closed, or broke before.
+    fn stop(self: Box<Self>) -> anyhow::Result<()>;
 }
 
 /// Starts a server. Blocks until it serves; called on a thread of its own.

@@ -86,7 +86,7 @@ fn stop(
         tokio::select! {
             biased;
             stopped = stopped => match stopped {
-                Ok(()) => Ok(()),
+                Ok(done) => done.map_err(Failure::Runtime),
                 Err(_) => Err(Failure::Runtime(anyhow!("stopping ended in a panic"))),
             },
             _ = stops.recv() => Err(Failure::Forced),

@@ -24,6 +24,7 @@ enum Script {
     Runs,
     Fails,
     Breaks,
+    BreaksAtTheEnd,
     Hangs,
 }
 
@@ -44,12 +45,16 @@ impl RunningServer for Pretended {
         }
     }
 
-    fn stop(self: Box<Self>) {
+    fn stop(self: Box<Self>) -> anyhow::Result<()> {
         if matches!(self.script, Script::Hangs) {
             // Longer than any test: only a second signal ends it. The thread dies with the tests.
             std::thread::sleep(Duration::from_secs(3_600));
         }
         self.stopped.send(()).unwrap();
+        match self.script {
+            Script::BreaksAtTheEnd => Err(anyhow!("fsync failed")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -254,6 +259,14 @@ fn a_fault_ends_with_1_and_its_reason() {
     assert_eq!(ran.code, 1);
     assert_eq!(ran.err, "zkraft stopped: fsync failed: disk gone\n");
     assert!(!ran.stopped);
+}
+
+#[test]
+fn a_fault_while_it_stops_is_told_too() {
+    let ran = run_script(&[], Script::BreaksAtTheEnd, || signals(1));
+    assert_eq!(ran.code, 1);
+    assert!(ran.stopped);
+    assert_eq!(ran.err, "zkraft stopped: fsync failed\n");
 }
 
 #[test]

@@ -587,7 +587,16 @@ fn my_id(path: &Path) -> Result<Option<u32>, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("cannot be read: {error}")),
+        Err(error) => {
+            let advice = match error.kind() {
+                std::io::ErrorKind::NotADirectory => "; dataDir must be a directory",
+                std::io::ErrorKind::PermissionDenied => {
+                    "; dataDir and all in it must belong to the user that runs zkraft"
+                }
+                _ => "",
+            };
+            return Err(format!("cannot be read: {error}{advice}"));
+        }
     };
     let first = text.lines().next().unwrap_or_default().trim();
     match whole(first, ID_RANGE) {

@@ -410,6 +410,9 @@ fn the_id_comes_from_myid_and_must_fit_the_server_line() {
             "{message}"
         );
     }
+    let file = directory.path().join("myid");
+    let message = refusal(&format!("dataDir={}\n", file.display()));
+    assert!(message.contains("dataDir must be a directory"), "{message}");
     my_id("255");
     assert_eq!(config(&base).server_id, 255);
     let message = refusal(&format!("{base}extendedTypesEnabled=true\n"));

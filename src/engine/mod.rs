@@ -137,6 +137,8 @@ pub struct Setup {
     pub membership: proto::log::Membership,
     /// The log after the machine's position.
     pub entries: Vec<proto::log::LogEntry>,
+    /// Whether a snapshot is wanted as soon as clients are served, whatever the log's size.
+    pub snapshot_due: bool,
 }
 
 /// What happens to the engine, besides what connections submit.
@@ -212,6 +214,8 @@ struct SnapshotState {
     entries: u64,
     bytes: u64,
     last_bytes: u64,
+    /// Wanted as soon as clients are served.
+    due: bool,
 }
 
 impl Engine {
@@ -228,6 +232,7 @@ impl Engine {
             hard_state,
             membership,
             entries,
+            snapshot_due,
         } = setup;
         let applied = machine.applied();
         let base = (applied.index, applied.term);
@@ -247,7 +252,10 @@ impl Engine {
             proposed: VecDeque::new(),
             cleaned_ms: now_ms,
             settings_term: 0,
-            snapshot: SnapshotState::default(),
+            snapshot: SnapshotState {
+                due: snapshot_due,
+                ..SnapshotState::default()
+            },
             applied,
             now_ms,
         }
@@ -577,9 +585,13 @@ impl Engine {
             entries,
             bytes,
             last_bytes,
+            due,
         } = self.snapshot;
         let many = entries >= self.shared.options.snap_count && bytes >= last_bytes;
-        if running || !(many || bytes >= SNAPSHOT_BYTES_MIN.max(last_bytes)) {
+        let large = bytes >= SNAPSHOT_BYTES_MIN.max(last_bytes);
+        // Not before it serves: only then has this run added to the log what a snapshot can cover.
+        let due = due && self.shared.is_serving();
+        if running || !(many || large || due) {
             return;
         }
         let image = self.shared.state.read().machine.image();
@@ -595,6 +607,7 @@ impl Engine {
             entries: 0,
             bytes: 0,
             last_bytes,
+            due: false,
         };
         out.take_snapshot = Some((meta, image));
     }

@@ -40,6 +40,11 @@ impl Bench {
     }
 
     fn with(options: Options) -> Self {
+        Self::start(options, false).0
+    }
+
+    /// A server that serves, and whether it asked for a snapshot at once.
+    fn start(options: Options, snapshot_due: bool) -> (Self, bool) {
         let setup = Setup {
             origin: OriginId {
                 server: 1,
@@ -56,6 +61,7 @@ impl Bench {
                 ..Default::default()
             },
             entries: Vec::new(),
+            snapshot_due,
         };
         let engine = Engine::new(setup, 0);
         let shared = engine.shared();
@@ -66,19 +72,22 @@ impl Bench {
             written: Vec::new(),
             automatic: true,
         };
-        bench.turn();
+        let snapshot = bench.turn();
         assert!(bench.shared.is_serving(), "a sole voter serves at once");
-        bench
+        (bench, snapshot.is_some())
     }
 
-    fn turn(&mut self) {
+    /// Returns the snapshot that was asked for meanwhile.
+    fn turn(&mut self) -> Option<SnapshotMeta> {
+        let mut snapshot = None;
         loop {
             let mut out = Outputs::default();
             self.engine
                 .turn(self.now_ms, 1_000_000 + self.now_ms as i64, &mut out);
+            snapshot = snapshot.or(out.take_snapshot.map(|(meta, _)| meta));
             self.written.append(&mut out.append);
             if !self.automatic || self.written.is_empty() {
-                return;
+                return snapshot;
             }
             self.persist();
         }
@@ -603,6 +612,19 @@ fn s61_a_failed_multi_answers_with_success_in_its_header() {
     };
     bench.send(&client, 1, &Request::Multi(vec![check]));
     assert_eq!(client.frames(), [ok(1)]);
+}
+
+#[test]
+fn a_snapshot_that_is_due_is_asked_for_once() {
+    let start = |due| Bench::start(Options::default(), due);
+    assert!(!start(false).1);
+    let (mut bench, asked) = start(true);
+    assert!(asked);
+    let taken = Event::SnapshotTaken { index: 1, bytes: 1 };
+    bench.engine.handle(taken, 0, &mut Outputs::default());
+    let (client, _) = bench.client();
+    bench.send(&client, 1, &create("/a", 0));
+    assert_eq!(bench.turn(), None);
 }
 
 #[test]

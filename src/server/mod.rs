@@ -186,7 +186,7 @@ impl RunningServer for Running {
 
     /// No new connections, replies that are under way are sent, the log is closed. Sessions live
     /// on.
-    fn stop(self: Box<Self>) {
+    fn stop(self: Box<Self>) -> anyhow::Result<()> {
         self.stop_clients.send_replace(true);
         let clients = self.clients;
         let waited = async { tokio::time::timeout(STOP_PATIENCE, clients).await };
@@ -198,6 +198,10 @@ impl RunningServer for Running {
             tracing::error!("the node thread panicked");
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
+        match &*self.faults.borrow() {
+            Some(fault) => Err(anyhow::anyhow!("{fault}")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -266,6 +270,7 @@ fn in_memory(config: &Config) -> Recovered<Machine> {
         snapshot: None,
         machine: Machine::new(),
         entries: Vec::new(),
+        snapshot_due: false,
         clean_shutdown: true,
         warnings: Vec::new(),
     }
@@ -291,6 +296,7 @@ fn engine(
         membership,
         machine,
         entries,
+        snapshot_due,
         ..
     } = recovered;
     let alone = Membership {
@@ -310,6 +316,7 @@ fn engine(
         hard_state,
         membership: membership.unwrap_or(alone),
         entries,
+        snapshot_due,
     };
     Ok(Engine::new(setup, clock.now_ms()))
 }

@@ -16,7 +16,7 @@ use super::wal::Wal;
 use super::{Fault, Identity, StorageConfig, Warnings};
 
 const BALLAST_BYTES: usize = 4 << 20;
-/// With less free space than this, the ballast is thrown off.
+/// With less free space than this, the ballast is thrown off, and fewer snapshots are kept.
 const FREE_BYTES_SHORT: u64 = 16 << 20;
 
 /// The locked directories and what the catalog says about them.
@@ -25,6 +25,10 @@ pub(super) struct Directory {
     facts: Facts,
     identity: Identity,
     keep: usize,
+    /// Index of the last snapshot that was loaded or written.
+    good: u64,
+    /// Whether space was short when it was opened.
+    short: bool,
     /// Held as long as this lives.
     _locks: Vec<fs::File>,
 }
@@ -53,6 +57,7 @@ impl Directory {
         if !same_dir(&config.data_dir, &config.log_dir) {
             locks.push(lock(&config.log_dir)?);
         }
+        let short = short_of_space(disk, config)?;
         drop_ballast(disk, &config.log_dir, warnings)?;
 
         let (catalog, facts) = Catalog::open(&config.data_dir.join("catalog"), warnings);
@@ -62,6 +67,8 @@ impl Directory {
             facts,
             identity,
             keep: config.keep(),
+            good: 0,
+            short,
             _locks: locks,
         })
     }
@@ -89,10 +96,23 @@ impl Directory {
             clean_stop: None,
             snapshots: known(&recovery.files),
         };
+        self.good = recovery.snapshot.as_ref().map_or(0, |meta| meta.index);
         self.catalog.save(&self.facts);
         load_ballast(disk, &config.log_dir);
         // The mark may be of an earlier run, if the catalog lost what came after it.
         stop.is_some_and(|stop| stop.last_group == recovery.last_group)
+    }
+
+    /// A snapshot was written.
+    pub(super) fn wrote(&mut self, index: u64) {
+        self.good = index;
+    }
+
+    /// Whether the newest snapshot is one that was loaded or written by this run. The older ones
+    /// are not needed then, but for what may yet happen to it.
+    pub(super) fn newest_is_good(&self) -> bool {
+        let newest = self.facts.snapshots.first();
+        newest.is_some_and(|snapshot| snapshot.index == self.good)
     }
 
     /// Remembers which snapshots there are.
@@ -105,6 +125,11 @@ impl Directory {
     pub(super) fn stopped(&mut self, last_group: u64) {
         self.facts.clean_stop = Some(CleanStop { last_group });
         self.catalog.save(&self.facts);
+    }
+
+    /// Whether space was short at the start.
+    pub(super) fn is_short(&self) -> bool {
+        self.short
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -203,12 +228,32 @@ fn lock(dir: &Path) -> Result<fs::File, Fault> {
     }
 }
 
+/// Whether either directory is on a disk that is nearly full.
+///
+/// # Errors
+/// The disk does not say how much is free.
+pub(super) fn short_of_space(disk: &dyn Disk, config: &StorageConfig) -> Result<bool, Fault> {
+    for dir in [&config.data_dir, &config.log_dir] {
+        if free_in(disk, dir)? < FREE_BYTES_SHORT {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Bytes that may still be written in `dir`.
+///
+/// # Errors
+/// The disk does not say.
+pub(super) fn free_in(disk: &dyn Disk, dir: &Path) -> Result<u64, Fault> {
+    disk.free_bytes(dir)
+        .map_err(|error| Fault::io("measure the free space of", dir, error))
+}
+
 /// Makes room for recovery if the disk is nearly full.
 fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<(), Fault> {
     let path = dir.join("ballast");
-    let free = disk
-        .free_bytes(dir)
-        .map_err(|error| Fault::io("measure the free space of", dir, error))?;
+    let free = free_in(disk, dir)?;
     if free < FREE_BYTES_SHORT && path.exists() {
         disk.remove(&path)
             .map_err(|error| Fault::io("remove", &path, error))?;
@@ -224,7 +269,7 @@ fn drop_ballast(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result<
 }
 
 /// Puts the reserve back if there is room for it. Best effort.
-fn load_ballast(disk: &dyn Disk, dir: &Path) {
+pub(super) fn load_ballast(disk: &dyn Disk, dir: &Path) {
     let path = dir.join("ballast");
     let room = disk.free_bytes(dir).unwrap_or(0) >= 2 * FREE_BYTES_SHORT;
     if path.exists() || !room {

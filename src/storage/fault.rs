@@ -15,7 +15,7 @@ const REPAIR: &str = "if this server is one of several, empty its data and log d
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// A call to the file system failed.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{}", advice(.source))]
     Io {
         /// What was tried, as a verb: "read", "create".
         action: &'static str,
@@ -33,6 +33,13 @@ pub enum Fault {
         path: PathBuf,
         source: io::Error,
     },
+
+    /// A snapshot was given up, because the log needs the space that is left.
+    #[error(
+        "the disk of {dir} is nearly full ({free_kib} KiB left), and a snapshot must not take the \
+         last of it: free some space"
+    )]
+    NoRoomForSnapshot { dir: PathBuf, free_kib: u64 },
 
     /// The disk did not confirm a sync, so nobody knows what it holds.
     #[error(
@@ -179,6 +186,24 @@ pub enum Fault {
     Random(String),
 }
 
+/// What an operator can do about a failed call, where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match (error.kind(), error.raw_os_error()) {
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            "; check the disk, mount it writable and start again"
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            "; dataDir, dataLogDir and all in them must belong to the user that runs zkraft"
+        }
+        (io::ErrorKind::NotADirectory, _) => "; dataDir and dataLogDir must be directories",
+        (_, Some(libc::EMFILE | libc::ENFILE)) => {
+            "; raise the limit of open files (ulimit -n) and start again"
+        }
+        (_, Some(libc::EIO)) => "; check the disk and start again",
+        _ => "",
+    }
+}
+
 impl Fault {
     /// Wraps a failed call, telling a full disk apart.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
@@ -212,7 +237,7 @@ impl Fault {
 
     /// Whether the disk is full: the one fault that an operator mends by making room.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::DiskFull { .. })
+        matches!(self, Self::DiskFull { .. } | Self::NoRoomForSnapshot { .. })
     }
 }
 
@@ -240,6 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn what_an_operator_can_mend_comes_with_advice() {
+        let said = |code| {
+            let error = io::Error::from_raw_os_error(code);
+            Fault::io("open", Path::new("/data/lock"), error).to_string()
+        };
+        let cases = [
+            (libc::EROFS, "mount it writable"),
+            (libc::EACCES, "must belong to the user that runs zkraft"),
+            (libc::ENOTDIR, "must be directories"),
+            (libc::EMFILE, "raise the limit of open files"),
+            (libc::EIO, "check the disk and start again"),
+        ];
+        for (code, advice) in cases {
+            let said = said(code);
+            assert!(said.starts_with("cannot open /data/lock: "), "{said}");
+            assert!(said.contains(advice), "{said}");
+        }
+        assert!(said(libc::ELOOP).ends_with("(os error 40)"));
+    }
+
+    #[test]
     fn the_other_messages_are_sentences_too() {
         let path = PathBuf::from("/data");
         let rejected = Fault::RejectedSnapshot {
@@ -247,6 +293,14 @@ mod tests {
             reason: "the digest differs".to_owned(),
         };
         let cases = [
+            (
+                Fault::NoRoomForSnapshot {
+                    dir: PathBuf::from("/data/snapshot"),
+                    free_kib: 12,
+                },
+                "the disk of /data/snapshot is nearly full (12 KiB left), and a snapshot must not \
+                 take the last of it: free some space",
+            ),
             (
                 rejected,
                 "snapshot /data cannot be loaded: the digest differs",

@@ -186,6 +186,9 @@ pub struct Recovered<M> {
     pub machine: M,
     /// The entries after the snapshot, without holes.
     pub entries: Vec<LogEntry>,
+    /// Whether a snapshot should be taken as soon as the server serves: because the log is of many
+    /// runs, or because space is short and a snapshot lets older files go.
+    pub snapshot_due: bool,
     /// Whether the last run ended by [`LogHandle::stop`], as far as is known.
     pub clean_shutdown: bool,
     /// What an operator should read; already logged.
@@ -247,6 +250,7 @@ impl Storage {
             snapshot,
             machine: recovery.machine,
             entries: recovery.entries,
+            snapshot_due: recovery.snapshot_due || directory.is_short(),
             clean_shutdown,
             warnings: warnings.0,
         };

@@ -12,6 +12,11 @@ use super::wal::{Wal, WalOptions, WalStart};
 use super::{Fault, Identity, Progress, SnapshotMeta, SnapshotReader};
 use crate::proto::log::{HardState, LogEntry, Membership};
 
+/// Runs of the server that the log since the last snapshot may span. Each leaves a file of the log,
+/// however short it was: a server that is killed and started again and again, with hardly a write
+/// between, would leave any number of them.
+pub(super) const LOG_RUNS_MAX: u64 = 32;
+
 /// What is known besides the log and the snapshots.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
@@ -37,6 +42,8 @@ pub struct Recovery<M> {
     pub machine: M,
     /// The entries after the snapshot, without holes.
     pub entries: Vec<LogEntry>,
+    /// Whether the log that was read is of so many runs that a snapshot should be taken.
+    pub snapshot_due: bool,
     /// The snapshot files, newest first.
     pub files: Vec<SnapshotFile>,
     /// Number of the last group of the last run.
@@ -106,6 +113,7 @@ pub fn recover<M>(
         snapshot,
         machine,
         entries: replay.entries,
+        snapshot_due: replay.runs >= LOG_RUNS_MAX,
         files,
         last_group: replay.last_group,
         warnings: warnings.0,

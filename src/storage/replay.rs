@@ -29,6 +29,8 @@ pub(super) struct Past {
     pub mark: Option<SnapshotMark>,
     /// The entries after the snapshot.
     pub entries: Vec<LogEntry>,
+    /// How many runs wrote what a start must read.
+    pub runs: u64,
     pub warnings: Vec<String>,
 }
 
@@ -63,6 +65,7 @@ pub(super) fn read(
     }
 
     let mut tail = Tail::new(start.snapshot.as_ref().map_or(0, |mark| mark.index));
+    let mut runs = 0;
     let newest = match (found.segments.last(), start.last_group) {
         (None, Some(last)) => {
             return Err(Fault::LogLost {
@@ -71,7 +74,11 @@ pub(super) fn read(
             });
         }
         (None, None) => None,
-        (Some(_), _) => Some(scan_into(&mut tail, disk, &found, start, progress)?),
+        (Some(_), _) => {
+            let needed = first_needed(disk, &found, tail.after)?;
+            runs = incarnation - needed[0].header.incarnation + 1;
+            Some(scan_into(&mut tail, disk, needed, start, progress)?)
+        }
     };
     if let Some(mark) = &start.snapshot {
         tail.mark(mark);
@@ -123,6 +130,7 @@ pub(super) fn read(
         hard_state: tail.hard_state,
         mark: tail.newest_mark,
         entries,
+        runs,
         warnings: warnings.0,
     })
 }
@@ -245,15 +253,14 @@ fn segment_names(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, Fau
     Ok(segments)
 }
 
-/// Reads the segments that matter into `tail` and returns how the newest ends.
+/// Reads these segments, at least one, into `tail` and returns how the newest ends.
 fn scan_into(
     tail: &mut Tail,
     disk: &dyn Disk,
-    found: &Found,
+    segments: &[Candidate],
     start: &WalStart,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<segment::End, Fault> {
-    let segments = first_needed(disk, found, tail.after)?;
     let first = &segments[0].header;
     tail.limit = first.first_index;
     let mut newest = None;

@@ -127,6 +127,8 @@ pub struct SnapshotWriter {
     position: u64,
     raw_bytes: u64,
     finished: bool,
+    /// Bytes of the disk that it must not use.
+    leave: u64,
 }
 
 impl SnapshotWriter {
@@ -181,7 +183,13 @@ impl SnapshotWriter {
             position: header_room,
             raw_bytes: 0,
             finished: false,
+            leave: 0,
         })
+    }
+
+    /// Makes it fail rather than use the last `bytes` of free space.
+    pub fn leave(&mut self, bytes: u64) {
+        self.leave = bytes;
     }
 
     /// Adds a chunk.
@@ -258,6 +266,16 @@ impl SnapshotWriter {
     }
 
     fn flush(&mut self) -> Result<(), Fault> {
+        let free = self
+            .disk
+            .free_bytes(&self.dir)
+            .map_err(|error| Fault::io("measure the free space of", &self.dir, error))?;
+        if free < self.leave.saturating_add(self.buffer.len() as u64) {
+            return Err(Fault::NoRoomForSnapshot {
+                dir: self.dir.clone(),
+                free_kib: free / 1024,
+            });
+        }
         self.file
             .write_at(&self.buffer, self.position)
             .map_err(|error| Fault::io("write to", &self.temporary, error))?;

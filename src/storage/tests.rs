@@ -463,10 +463,19 @@ fn a_panic_while_a_snapshot_is_made_costs_only_the_snapshot() {
 #[derive(Clone, Default)]
 struct Doctored(Arc<Ills>);
 
-#[derive(Default)]
 struct Ills {
     sync_fails: AtomicBool,
+    /// What the disk says is free.
     free: AtomicU64,
+}
+
+impl Default for Ills {
+    fn default() -> Self {
+        Self {
+            sync_fails: AtomicBool::new(false),
+            free: AtomicU64::new(1 << 40),
+        }
+    }
 }
 
 struct DoctoredFile(Box<dyn File>, Arc<Ills>);
@@ -586,7 +595,6 @@ fn the_ballast_goes_when_space_is_short_and_comes_back_when_it_is_not() {
     let config = StorageConfig::new(dir.path(), 1);
     let ballast = dir.path().join("ballast");
     let disk = Doctored::default();
-    disk.0.free.store(1 << 40, Ordering::Relaxed);
     let (found, _) = open_over(&disk, &config);
     assert_eq!(found.warnings, [""; 0]);
     assert_eq!(fs::metadata(&ballast).unwrap().len(), 4 << 20);
@@ -606,6 +614,143 @@ fn the_ballast_goes_when_space_is_short_and_comes_back_when_it_is_not() {
     disk.0.free.store(1 << 40, Ordering::Relaxed);
     open_over(&disk, &config);
     assert!(ballast.exists());
+}
+
+/// Takes four snapshots, of which three are kept: 8, 12 and 16.
+fn take_snapshots(disk: &Doctored, config: &StorageConfig) {
+    let running = Running::start(open_over(disk, config).1);
+    for round in 1..=4 {
+        for number in 4 * round..4 * (round + 1) {
+            running.write(number, entries(number - 3..=number - 3, 1));
+        }
+        running.save(meta(4 * round));
+    }
+    running.log.stop();
+}
+
+/// Starts on a disk that is nearly full, tries to take a snapshot, and stops.
+fn start_when_short(disk: &Doctored, config: &StorageConfig) -> Recovered<Vec<u8>> {
+    disk.0.free.store(15 << 20, Ordering::Relaxed);
+    let (found, storage) = open_over(disk, config);
+    let running = Running::start(storage);
+    let done = running.snapshot(meta(16), |_| Err(Fault::Stopped));
+    assert!(done.recv_timeout(DEADLINE).unwrap().is_err());
+    running.log.stop();
+    found
+}
+
+#[test]
+fn a_short_disk_keeps_fewer_snapshots_and_less_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        segment_bytes: 4 << 10,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let disk = Doctored::default();
+    take_snapshots(&disk, &config);
+    let names = |of: &str| RealDisk.list(&dir.path().join(of)).unwrap();
+    assert_eq!(names("snapshot").len(), 3);
+    let oldest = names("log").remove(0);
+
+    let found = start_when_short(&disk, &config);
+    assert!(found.snapshot_due, "it may let something go");
+    let left = names("snapshot");
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(
+        left[0].starts_with("snapshot.000000000000000c."),
+        "{left:?}"
+    );
+    assert!(names("log").remove(0) > oldest);
+    let (found, _) = open_over(&disk, &config);
+    assert_eq!(found.snapshot.unwrap().index, 16);
+}
+
+#[test]
+fn a_short_disk_keeps_the_snapshot_that_was_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let disk = Doctored::default();
+    take_snapshots(&disk, &config);
+    let path = |index: u64| {
+        let name = format!("snapshot/snapshot.{index:016x}.0000000000000001");
+        dir.path().join(name)
+    };
+    for index in [12, 16] {
+        let mut bytes = fs::read(path(index)).unwrap();
+        bytes[520] ^= 1;
+        fs::write(path(index), &bytes).unwrap();
+    }
+    let found = start_when_short(&disk, &config);
+    assert_eq!(found.snapshot.unwrap().index, 8);
+    assert!(path(8).exists());
+}
+
+#[test]
+fn space_that_is_short_is_not_filled_ahead() {
+    let disk = Doctored::default();
+    let len_after_a_write = |free: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        disk.0.free.store(free, Ordering::Relaxed);
+        let running = Running::start(open_over(&disk, &StorageConfig::new(dir.path(), 1)).1);
+        running.write(1, entries(1..=1, 1));
+        let segment = dir.path().join("log/segment.0000000000000001");
+        fs::metadata(segment).unwrap().len()
+    };
+    assert_eq!(len_after_a_write(8 << 20), 512 * 3 + (1 << 20));
+    assert_eq!(len_after_a_write((8 << 20) - 1), 512 * 3);
+}
+
+#[test]
+fn a_snapshot_does_not_take_the_last_space_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let disk = Doctored::default();
+    let running = Running::start(open_over(&disk, &config).1);
+    running.write(1, entries(1..=3, 1));
+    // Free KiB at the beginning, free KiB at the end, whether it goes on.
+    for (first, last, goes_on) in [
+        (100 << 10, 8193, true),
+        (100 << 10, 8192, false),
+        (10 << 10, 5121, true),
+        (10 << 10, 5120, false),
+        (100, 51, true),
+        (0, 0, false),
+    ] {
+        disk.0.free.store(first << 10, Ordering::Relaxed);
+        let ills = disk.0.clone();
+        let done = running.snapshot(meta(2), move |push| {
+            ills.free.store(last << 10, Ordering::Relaxed);
+            push(Bytes::from_static(b"state"))
+        });
+        let done = done.recv_timeout(DEADLINE).unwrap();
+        assert_eq!(done.is_ok(), goes_on, "{first}, {last}: {done:?}");
+        if let Err(fault) = done {
+            assert!(matches!(fault, Fault::NoRoomForSnapshot { .. }), "{fault}");
+        }
+    }
+    running.write(2, entries(4..=4, 1));
+    running.log.stop();
+}
+
+/// Else a server that is killed again and again, with hardly a write between, leaves a file each
+/// time, and no snapshot ever lets them go.
+#[test]
+fn a_log_of_many_runs_makes_a_snapshot_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let mut due = Vec::new();
+    let max = recovery::LOG_RUNS_MAX;
+    for run in 1..=2 * max + 1 {
+        let (found, storage) = Storage::open(config.clone(), load).unwrap();
+        let running = Running::start(storage);
+        running.write(1, entries(run..=run, 1));
+        if found.snapshot_due {
+            due.push(run);
+            running.save(meta(run));
+        }
+        running.log.stop();
+    }
+    assert_eq!(due, [max + 1, 2 * max + 1]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! * A failed write or sync is never retried: `on_fault` is called once, and the thread ends.
 
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tracing::warn;
 
-use super::directory::Directory;
+use super::directory::{Directory, free_in, load_ballast, short_of_space};
 use super::disk::{Disk, lower_priority};
 use super::snapshot::{SnapshotWriter, list_snapshots, purge_snapshots};
 use super::wal::Wal;
@@ -35,6 +36,12 @@ const GROUP_BYTES_MAX: u64 = 8 << 20;
 /// How long the queue is empty before the last group is sealed: seals between the writes of a busy
 /// client would double the groups.
 const SEAL_AFTER: Duration = Duration::from_millis(20);
+
+/// Snapshots that are kept while space is short, so that older ones and their log make room.
+const SNAPSHOTS_WHEN_SHORT: usize = 2;
+/// A snapshot leaves half of the free space, but no more than this, to the log: a server goes on
+/// without a snapshot, but not without a log.
+const LEFT_TO_LOG_MAX: u64 = 8 << 20;
 
 /// Starts the threads of a recovered storage.
 pub(super) fn start(
@@ -210,7 +217,13 @@ impl Shared {
         let start = Instant::now();
         let dir = self.config.snapshot_files();
         let cluster = self.directory.lock().identity().cluster;
+        let newest_is_good = self.directory.lock().newest_is_good();
+        if newest_is_good && short_of_space(&*self.disk, &self.config)? {
+            self.purge(&dir)?;
+        }
+        let left_to_log = (free_in(&*self.disk, &dir)? / 2).min(LEFT_TO_LOG_MAX);
         let mut writer = SnapshotWriter::create(self.disk.clone(), &dir, cluster, meta)?;
+        writer.leave(left_to_log);
         chunks(&mut |chunk| {
             if self.stopping.load(Ordering::Relaxed) {
                 return Err(Fault::Stopped);
@@ -220,19 +233,31 @@ impl Shared {
         let bytes = writer.finish()?;
         let took_ms = start.elapsed().as_millis() as u64;
         self.config.metrics.snapshottime.note(took_ms);
+        self.directory.lock().wrote(meta.index);
 
         // The log thread is gone only after a fault, which is reported there.
         let _ = self.log.send(Command::Mark(meta.mark()));
-        if self.config.purge
-            && let Err(fault) = purge_snapshots(&*self.disk, &dir, self.config.keep())
-        {
-            warn!(%fault, "old snapshots cannot be removed");
+        self.purge(&dir)?;
+        load_ballast(&*self.disk, &self.config.log_dir);
+        Ok(bytes)
+    }
+
+    /// Removes old snapshots, and lets the log below the oldest that is left go.
+    fn purge(&self, dir: &Path) -> Result<(), Fault> {
+        if self.config.purge {
+            let keep = match short_of_space(&*self.disk, &self.config)? {
+                true => SNAPSHOTS_WHEN_SHORT,
+                false => self.config.keep(),
+            };
+            if let Err(fault) = purge_snapshots(&*self.disk, dir, keep) {
+                warn!(%fault, "old snapshots cannot be removed");
+            }
         }
-        let files = list_snapshots(&*self.disk, &dir)?;
+        let files = list_snapshots(&*self.disk, dir)?;
         let mut directory = self.directory.lock();
         directory.set_snapshots(&files);
         let _ = self.log.send(Command::Release(directory.floor()));
-        Ok(bytes)
+        Ok(())
     }
 }
 
@@ -362,6 +387,7 @@ impl LogThread {
         if took > self.fsync_warn {
             self.metrics.fsync_threshold_exceed_count.add(1);
             warn!(
+                dir = %self.wal.dir().display(),
                 duration_ms = took.as_millis() as u64,
                 "syncing the log was slow; latency of writes suffers"
             );

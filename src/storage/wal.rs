@@ -35,6 +35,9 @@ use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 /// A larger buffer, for a rare huge group, is given back.
 const BUFFER_BYTES_KEPT: usize = 16 << 20;
 
+/// One part in so many of the free space is filled ahead at most.
+const PREPARE_PART: u64 = 8;
+
 /// Sizes of the files.
 #[derive(Clone, Copy, Debug)]
 pub struct WalOptions {
@@ -94,6 +97,8 @@ pub struct Replay {
     pub entries: Vec<LogEntry>,
     /// Number of the last group found; 0 in a new log.
     pub last_group: u64,
+    /// How many runs wrote what was read: each left at least one segment.
+    pub runs: u64,
     /// What an operator should read.
     pub warnings: Vec<String>,
 }
@@ -189,6 +194,7 @@ impl Wal {
             mark: past.mark,
             entries: past.entries,
             last_group: past.next_group - 1,
+            runs: past.runs,
             warnings: past.warnings,
         };
         Ok((wal, replay))
@@ -261,6 +267,11 @@ impl Wal {
         Ok(())
     }
 
+    /// The directory of the segments.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Number of this start.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
@@ -321,7 +332,7 @@ impl Wal {
     fn put(&mut self, records: &[Record]) -> Result<u64, Fault> {
         let end = self.position + self.buffer.len() as u64;
         if end > self.prepared {
-            let ahead = (end + self.options.prepare_bytes).min(self.options.segment_bytes);
+            let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
             self.prepared = segment::to_sectors(ahead.max(end));
             self.buffer
                 .resize((self.prepared - self.position) as usize, 0);
@@ -340,6 +351,16 @@ impl Wal {
         let number = self.next_group;
         self.next_group += 1;
         Ok(number)
+    }
+
+    /// How far to fill a segment ahead. On a disk that is nearly full not at all: what is full of
+    /// zeros is full, and the last space is for records.
+    fn prepare_bytes(&self) -> u64 {
+        let prepare = self.options.prepare_bytes;
+        match self.disk.free_bytes(&self.dir) {
+            Ok(free) if free >= PREPARE_PART * prepare => prepare,
+            _ => 0,
+        }
     }
 
     /// Remembers what the next segment restates.
@@ -554,6 +575,25 @@ mod tests {
         }
         let len = |segment| fs::metadata(home.path(segment)).unwrap().len();
         assert_eq!((1..=10).map(len).sum::<u64>(), 10 * 2 * SECTOR);
+    }
+
+    #[test]
+    fn the_runs_that_a_start_must_read_are_counted() {
+        let home = Home::new();
+        let runs = |start| home.try_open(start).unwrap().1.runs;
+        assert_eq!(runs(WalStart::new(IDENTITY)), 0);
+        for run in 1..5 {
+            let (mut wal, replay) = home.open();
+            assert_eq!(replay.runs, run);
+            write(&mut wal, run..=run);
+        }
+        assert_eq!(runs(WalStart::new(IDENTITY)), 5);
+        // The snapshot's own entry was written by the last but two.
+        let start = WalStart {
+            snapshot: Some(mark(4, 1)),
+            ..WalStart::new(IDENTITY)
+        };
+        assert_eq!(runs(start), 2);
     }
 
     #[test]

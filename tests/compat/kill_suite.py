@@ -1,15 +1,17 @@
 """kill -9 under load: what was acknowledged is there, nothing happened twice.
 
-    python3 tests/compat/kill_suite.py [--cycles 100]
+    python3 tests/compat/kill_suite.py [--cycles 100] [--seeds 2] [--first-seed 20260]
 
 Each cycle starts the server on the same files, loads it through several pipelining clients, kills
-it at a random moment, starts it again, and compares with what was acknowledged:
+it, starts it again, and compares with what was acknowledged (`ledger.py`). Besides:
 
-- counters: the value last acknowledged, or a later one that was under way; versions count each
-  write once;
-- a queue of sequential znodes: every acknowledged one is there with its data, no item stands
-  twice, no number is given twice, though taken items are deleted;
-- ephemerals: a session that comes back still owns its own; those of sessions that do not are gone.
+- ephemerals: a session that comes back still owns its own; those of sessions that do not are gone;
+- watches die with the server: a session that comes back is not told before it sets them again;
+- the files do not pile up, whatever the number of kills.
+
+A kill falls at a random moment, just as a snapshot is being written, just as the log goes to its
+next file, or right after a session was granted; and some are followed by more kills while the next
+server loads. Every seed has a data directory of its own; the cycles are shared among the seeds.
 
 kill -9 keeps the page cache, so it cannot show that the disk was asked. That is shown by a second
 part: strace of the real binary, with a data sync between each write request and its reply.
@@ -18,110 +20,91 @@ part: strace of the real binary, with a data sync between each write request and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import re
 import shutil
-import struct
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import lab
 import raw
+from ledger import SESSION_MS, Ledger
 
-SEED = 20_260
-WORKERS = 4
-DEPTH = 16
+FIRST_SEED = 20_260
 SHORT_SESSION_MS = 1_000
-LONG_SESSION_MS = 20_000
+# How long a kill waits for the moment that it is meant for.
+MOMENT_SECONDS_MAX = 1.5
+# Kills of one server in a row, with hardly a write between them.
+SHORT_RUNS = 300
+# However often it was killed, a server has no more files of the log than this. A snapshot is taken
+# when the log since the last one is of 32 runs; three snapshots are kept with the log after them.
+SEGMENTS_MAX = 150
 CONFIG = {
     "tickTime": "500",
     "minSessionTimeout": "1000",
     "maxSessionTimeout": "60000",
     # Snapshots under load, so that kills fall into them and restarts begin from them.
     "snapCount": "3000",
+    # Small files of the log (KiB), so that kills fall between two of them.
+    "preAllocSize": "1024",
 }
 
 
-class Worker:
-    """One client: what it sent, what was acknowledged. Lives through all cycles."""
+class Figures:
+    """What was seen along the way; none of it is judged."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.counter = f"/counter-{number}"
-        self.sets_sent = 0
-        self.sets_acknowledged = 0
-        self.acknowledgements = 0
-        self.items_sent = 0
-        self.items: dict[str, bytes] = {}
-        self.deletes_sent: set[str] = set()
-        self.deleted: set[str] = set()
+    def __init__(self) -> None:
+        self.served_ms: list[float] = []
+        self.segments: list[int] = []
+        self.mebibytes: list[float] = []
+        self.kills: Counter[str] = Counter()
 
-    def load(self, port: int) -> None:
-        """Writes until the connection breaks."""
-        try:
-            client = raw.Raw(port, LONG_SESSION_MS)
-        except (OSError, raw.Refused):
-            return
-        pending: list[tuple[int, str, object]] = []
-        try:
-            while True:
-                while len(pending) < DEPTH:
-                    pending.append(self._send(client))
-                xid, error, body = client.receive()
-                if xid != pending[0][0]:
-                    raise AssertionError(f"reply {xid} out of order, expected {pending[0][0]}")
-                self._acknowledge(pending.pop(0), error, body)
-        except OSError:
-            client.close()
+    def note_files(self, data_dir: Path) -> None:
+        segments = size = 0
+        for path in data_dir.rglob("*"):
+            # It may go while it is looked at.
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size if path.is_file() else 0
+                segments += path.name.startswith("segment.")
+        self.segments.append(segments)
+        self.mebibytes.append(size / (1 << 20))
 
-    def _send(self, client: raw.Raw) -> tuple[int, str, object]:
-        kind = (self.sets_sent + self.items_sent + len(self.deletes_sent)) % 3
-        if kind == 2 and len(self.items) > 64:
-            path = min(self.items)
-            self.deletes_sent.add(path)
-            data = self.items.pop(path)
-            body = raw.text(path) + struct.pack(">i", -1)
-            return client.send(raw.DELETE, body), "delete", (path, data)
-        if kind == 1:
-            self.items_sent += 1
-            data = f"{self.number}:{self.items_sent}".encode()
-            body = raw.create_body("/queue/item-", data, raw.SEQUENTIAL)
-            return client.send(raw.CREATE, body), "create", data
-        self.sets_sent += 1
-        body = raw.set_body(self.counter, str(self.sets_sent).encode())
-        return client.send(raw.SET_DATA, body), "set", self.sets_sent
-
-    def _acknowledge(self, sent: tuple[int, str, object], error: int, body: bytes) -> None:
-        _, kind, what = sent
-        assert error == 0, f"{kind} {what}: error {error}"
-        if kind == "set":
-            self.sets_acknowledged = what
-            self.acknowledgements += 1
-        elif kind == "create":
-            self.items[body[4:].decode()] = what
-        else:
-            self.deleted.add(what[0])
+    def show(self) -> None:
+        served, segments, size = self.served_ms, self.segments, self.mebibytes
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
+        print(f"  kills: {kinds}")
+        print(
+            f"  start to first session served: median {statistics.median(served):.0f} ms, "
+            f"worst {max(served):.0f} ms of {len(served)}"
+        )
+        print(
+            f"  files: at most {max(segments)} of the log, {max(size):.1f} MiB in all; "
+            f"at the end {segments[-1]} and {size[-1]:.1f} MiB",
+            flush=True,
+        )
 
 
 class Killing:
     """The server, its clients, and what they know."""
 
-    def __init__(self, server: lab.Server) -> None:
+    def __init__(self, server: lab.Server, seed: int, figures: Figures) -> None:
         self.server = server
-        self.random = random.Random(SEED)
-        self.workers = [Worker(number) for number in range(WORKERS)]
-        self.versions = [0] * WORKERS
-        self.highest = -1
+        self.random = random.Random(seed)
+        self.figures = figures
+        self.ledger = Ledger()
         self.gone: list[str] = []
         self.kept: tuple[int, bytes] = (0, bytes(16))
 
     def prepare(self) -> None:
-        client = raw.Raw(self.server.port, LONG_SESSION_MS)
-        for path in ["/queue", "/live", *(worker.counter for worker in self.workers)]:
+        client = raw.Raw(self.server.port, SESSION_MS)
+        self.ledger.prepare(client)
+        for path in ["/live", "/watched"]:
             error, _ = client.create(path)
             assert error == 0, f"create {path}: {error}"
         error, _ = client.create("/live/kept", flags=raw.EPHEMERAL)
@@ -130,78 +113,75 @@ class Killing:
         client.close()
 
     def cycle(self, number: int) -> None:
+        watching = raw.Raw(self.server.port, SESSION_MS, self.kept)
+        watching.get("/watched", watch=True)
         doomed = raw.Raw(self.server.port, SHORT_SESSION_MS)
         error, path = doomed.create(f"/live/doomed-{number}", flags=raw.EPHEMERAL)
         assert error == 0, f"ephemeral: {error}"
-        threads = [
-            threading.Thread(target=worker.load, args=(self.server.port,), daemon=True)
-            for worker in self.workers
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(self.random.uniform(0.05, 0.5))
-        self.server.kill9()
-        for thread in threads:
-            thread.join(30)
-            assert not thread.is_alive(), "a client hangs after the kill"
+        self.ledger.start(self.server.port)
+        kind = self._kill_at_a_moment()
+        self.figures.kills[kind] += 1
+        self.ledger.join()
         doomed.close()
+        watching.close()
         self.gone.append(path[4:].decode())
-        self.server.start()
-        self.check()
+        if self.random.random() < 0.3:
+            self._kill_while_it_loads()
+        self.figures.served_ms.append(start_and_serve(self.server))
+        self._check()
+        self.figures.note_files(self.server.data_dir)
 
-    def check(self) -> None:
-        client = raw.Raw(self.server.port, LONG_SESSION_MS, self.kept)
+    def _kill_at_a_moment(self) -> str:
+        """Kills under load; returns at which moment, the one that was chosen if it came."""
+        chosen = self.random.choice(["any", "any", "snapshot", "next segment", "new session"])
+        log, snapshots = (self.server.data_dir / name for name in ("log", "snapshot"))
+        newest = max(path.name for path in log.iterdir())
+        moments = {
+            "snapshot": lambda: any(p.suffix == ".tmp" for p in snapshots.iterdir()),
+            "next segment": lambda: max(path.name for path in log.iterdir()) > newest,
+        }
+        deadline = time.monotonic() + MOMENT_SECONDS_MAX
+        if chosen == "any":
+            time.sleep(self.random.uniform(0.0, 0.5))
+        elif chosen == "new session":
+            raw.Raw(self.server.port, SHORT_SESSION_MS).close()
+        else:
+            while not moments[chosen]():
+                if time.monotonic() > deadline:
+                    chosen = "any"
+                    break
+            time.sleep(self.random.choice([0, 0, 0.001, 0.003]))
+        self.server.kill9()
+        return chosen
+
+    def _kill_while_it_loads(self) -> None:
+        for _ in range(self.random.randint(1, 3)):
+            self.server.spawn()
+            # From within the first instructions to after it serves.
+            time.sleep(self.random.choice([0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.05]))
+            self.server.kill9()
+            self.figures.kills["while it loads"] += 1
+
+    def _check(self) -> None:
+        client = raw.Raw(self.server.port, SESSION_MS, self.kept)
         try:
-            self._check_counters(client)
-            self._check_queue(client)
+            self.ledger.check(client)
             assert client.get("/live/kept") is not None, "the ephemeral of a living session is gone"
+            self._check_watch(client)
             self._check_gone(client)
         finally:
             client.close()
 
-    def _check_counters(self, client: raw.Raw) -> None:
-        for index, worker in enumerate(self.workers):
-            found = client.get(worker.counter)
-            assert found is not None, f"{worker.counter} is gone"
-            value = int(found[0] or b"0")
-            acknowledged, sent = worker.sets_acknowledged, worker.sets_sent
-            assert acknowledged <= value <= sent, (
-                f"{worker.counter} is {value}, acknowledged {acknowledged}, sent {sent}"
-            )
-            # Sets reach the counter in order, each at most once. What was under way at a kill may
-            # be missing, so the version lies between the acknowledged writes and the value.
-            assert worker.acknowledgements <= found[1] <= value, (
-                f"{worker.counter}: version {found[1]}, {worker.acknowledgements} writes "
-                f"acknowledged, value {value}"
-            )
-            assert found[1] >= self.versions[index], f"{worker.counter}: version went back"
-            self.versions[index] = found[1]
-
-    def _check_queue(self, client: raw.Raw) -> None:
-        names = client.children("/queue")
-        standing = {f"/queue/{name}" for name in names}
-        for worker in self.workers:
-            missing = [path for path in worker.items if path not in standing]
-            assert not missing, f"acknowledged items are gone: {missing[:5]}"
-            back = worker.deleted & standing
-            assert not back, f"deleted items are back: {sorted(back)[:5]}"
-        known = {path: data for worker in self.workers for path, data in worker.items.items()}
-        unknown = standing - known.keys()
-        data = {path: client.get(path) for path in sorted(unknown)}
-        items = [*known.values(), *(found[0] for found in data.values() if found)]
-        assert len(items) == len(set(items)), "an item stands twice"
-        for path in list(known)[:: max(1, len(known) // 50)]:
-            found = client.get(path)
-            assert found is not None and found[0] == known[path], f"{path} holds {found}"
-        # Numbers given from now on are higher than any that was seen, deleted ones included.
-        error, probe = client.create("/queue/item-", b"probe", raw.SEQUENTIAL)
-        assert error == 0
-        path = probe[4:].decode()
-        number = int(path.rsplit("-", 1)[1])
-        seen = [int(p.rsplit("-", 1)[1]) for p in standing]
-        assert number > max([self.highest, *seen]), f"number {number} was given before"
-        self.highest = number
-        client.call(raw.DELETE, raw.text(path) + struct.pack(">i", -1))
+    def _check_watch(self, client: raw.Raw) -> None:
+        """The watch of before the kill is gone; one that is set again works."""
+        set_watched = (raw.SET_DATA, raw.set_body("/watched", b""))
+        client.events = 0
+        client.call(*set_watched)
+        client.get("/watched", watch=True)
+        assert client.events == 0, "a watch outlived the server"
+        client.call(*set_watched)
+        client.get("/watched")
+        assert client.events == 1, f"{client.events} events for one watch"
 
     def _check_gone(self, client: raw.Raw) -> None:
         """Ephemerals of sessions that ended some cycles ago."""
@@ -212,19 +192,59 @@ class Killing:
         del self.gone[:-8]
 
 
-def kill_cycles(report: lab.Report, cycles: int) -> None:
-    with report.case(f"{cycles} kills under load lose nothing and repeat nothing"):
+def start_and_serve(server: lab.Server) -> float:
+    """Starts the server; returns how many ms it took until a client had a session."""
+    began = time.monotonic()
+    server.spawn()
+    while True:
+        try:
+            raw.Raw(server.port, SHORT_SESSION_MS).close()
+            return (time.monotonic() - began) * 1000
+        except OSError as error:
+            code = server.process.poll() if server.process else None
+            if code is not None:
+                raise RuntimeError(f"the server ended with {code}; {server.log_tail()}") from error
+            if time.monotonic() > began + lab.START_SECONDS_MAX:
+                raise TimeoutError(f"no session was granted: {error}") from error
+            time.sleep(0.001)
+
+
+def kill_cycles(report: lab.Report, cycles: int, seed: int) -> None:
+    with report.case(f"seed {seed}: {cycles} kills under load lose nothing and repeat nothing"):
         with lab.Server("zkraft", CONFIG) as server:
-            killing = Killing(server)
+            figures = Figures()
+            killing = Killing(server, seed, figures)
             killing.prepare()
             for number in range(cycles):
                 killing.cycle(number)
-                if number % 10 == 9:
+                if number % 25 == 24:
                     print(f"  {number + 1} of {cycles} kills", flush=True)
-            sets = sum(worker.sets_acknowledged for worker in killing.workers)
-            items = sum(worker.items_sent for worker in killing.workers)
-            print(f"  acknowledged sets {sets}, items sent {items}", flush=True)
+            workers = killing.ledger.workers
+            sets = sum(worker.sets_acknowledged for worker in workers)
+            pairs = sum(worker.pairs_acknowledged for worker in workers)
+            items = sum(worker.items_sent for worker in workers)
+            print(f"  acknowledged sets {sets}, transactions {pairs}, items sent {items}")
+            figures.show()
             assert sets > cycles * 10, "the load was too light to show anything"
+            assert max(figures.segments) <= SEGMENTS_MAX, "files of the log pile up"
+
+
+def many_short_runs(report: lab.Report, runs: int) -> None:
+    """A server that is killed again and again by what looks after it."""
+    with report.case(f"{runs} kills of a server with nothing to do leave few files"):
+        config = {key: value for key, value in CONFIG.items() if key != "snapCount"}
+        with lab.Server("zkraft", config) as server:
+            figures = Figures()
+            for number in range(runs):
+                server.kill9()
+                figures.kills["idle"] += 1
+                figures.served_ms.append(start_and_serve(server))
+                figures.note_files(server.data_dir)
+            figures.show()
+            early = statistics.median(figures.served_ms[:20])
+            late = statistics.median(figures.served_ms[-20:])
+            print(f"  the last 20 starts took {late:.0f} ms, the first 20 {early:.0f} ms (medians)")
+            assert max(figures.segments) <= SEGMENTS_MAX, "files of the log pile up"
 
 
 def synced_before_reply(report: lab.Report) -> None:
@@ -235,7 +255,7 @@ def synced_before_reply(report: lab.Report) -> None:
         return
     with report.case(name), lab.Server("zkraft", CONFIG) as server:
         assert server.process is not None
-        client = raw.Raw(server.port, LONG_SESSION_MS)
+        client = raw.Raw(server.port, SESSION_MS)
         assert client.create("/traced")[0] == 0
         with tempfile.TemporaryDirectory() as home:
             trace = Path(home) / "trace"
@@ -296,12 +316,19 @@ def check_order(lines: list[str], client_port: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cycles", type=int, default=100)
+    parser.add_argument("--cycles", type=int, default=100, help="kills under load, of all seeds")
+    parser.add_argument("--seeds", type=int, default=2, help="data directories with their own")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--short-runs", type=int, default=SHORT_RUNS)
     arguments = parser.parse_args()
     lab.end_cleanly_on_sigterm()
     report = lab.Report("kill", "zkraft")
     synced_before_reply(report)
-    kill_cycles(report, arguments.cycles)
+    many_short_runs(report, arguments.short_runs)
+    for number in range(arguments.seeds):
+        # The first ones take what is left over.
+        cycles = arguments.cycles // arguments.seeds + (number < arguments.cycles % arguments.seeds)
+        kill_cycles(report, cycles, arguments.first_seed + number)
     return report.close()
 
 

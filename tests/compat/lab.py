@@ -256,9 +256,10 @@ class Server:
 
     `config` holds zoo.cfg keys that are added to, or replace, the defaults. `arguments` are passed
     to zkraft behind the configuration file and are not allowed for ZooKeeper; `jvm_args` are for
-    ZooKeeper alone and zkraft does not see them: what a zoo.cfg cannot say to it. As a context
-    manager it starts the server, and stops it and removes the directory that it made at the end
-    (kept when `LAB_KEEP` is set).
+    ZooKeeper alone and zkraft does not see them: what a zoo.cfg cannot say to it. `wrapper` is a
+    command that runs the server in its own process (`setpriv ...`). As a context manager it starts
+    the server, and stops it and removes the directory that it made at the end (kept when
+    `LAB_KEEP` is set).
     """
 
     def __init__(
@@ -269,6 +270,7 @@ class Server:
         data_dir: Path | None = None,
         arguments: Sequence[str] = (),
         jvm_args: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
         if kind not in ("zkraft", "zookeeper"):
             raise ValueError(f"unknown kind of server: {kind}")
@@ -283,6 +285,7 @@ class Server:
         self.log = self.home / "server.log"
         self.arguments = tuple(arguments)
         self.jvm_args = tuple(jvm_args)
+        self.wrapper = tuple(wrapper)
         self.process: subprocess.Popen[bytes] | None = None
         self._config_file = self.home / "zoo.cfg"
         self._config = dict(config or {})
@@ -304,19 +307,33 @@ class Server:
         if self.running():
             raise RuntimeError("the server is running already")
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.home,
-            )
+        self.spawn()
         try:
             wait_until(self._ready, "the server to answer a handshake", START_SECONDS_MAX)
         except BaseException as failure:
             self.kill9()
             raise RuntimeError(f"{failure}; its log ends:\n{self.log_tail()}") from failure
+
+    def spawn(self) -> None:
+        """Starts the process and waits for nothing: it may well end by itself."""
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                [*self.wrapper, *self._command()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+            )
+
+    def ended(self, seconds_max: float = STOP_SECONDS_MAX) -> tuple[int, str]:
+        """Waits until the process ends by itself; its exit code and the last line of its log."""
+        if self.process is None:
+            raise RuntimeError("the server was never started")
+        try:
+            code = self.process.wait(seconds_max)
+        except subprocess.TimeoutExpired as late:
+            raise TimeoutError(f"waited {seconds_max:g} s for the server to end") from late
+        return code, self.log_tail(1)
 
     def kill9(self) -> None:
         """Ends the process as a power cut would, and reaps it."""

@@ -10,8 +10,10 @@ import socket
 import struct
 
 CREATE, DELETE, EXISTS, GET_DATA, SET_DATA, GET_CHILDREN, PING = 1, 2, 3, 4, 5, 8, 11
+CHECK, MULTI = 13, 14
 EPHEMERAL, SEQUENTIAL = 1, 2
 NO_NODE = -101
+PING_XID, EVENT_XID = -2, -1
 OPEN_ACL = struct.pack(">ii", 1, 31) + b"\0\0\0\5world" + b"\0\0\0\6anyone"
 
 
@@ -42,6 +44,8 @@ class Raw:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.socket.makefile("rb")
         self.next_xid = 1
+        # Watch events that came while an answer was waited for.
+        self.events = 0
         request = struct.pack(">iqiq", 0, 0, timeout_ms, session[0]) + buffer(session[1]) + b"\0"
         self.socket.sendall(buffer(request))
         response = self._frame()
@@ -53,7 +57,7 @@ class Raw:
 
     def send(self, opcode: int, body: bytes = b"") -> int:
         """Sends a request without waiting; returns its xid."""
-        xid = -2 if opcode == PING else self.next_xid
+        xid = PING_XID if opcode == PING else self.next_xid
         self.next_xid += opcode != PING
         self.socket.sendall(buffer(struct.pack(">ii", xid, opcode) + body))
         return xid
@@ -70,13 +74,14 @@ class Raw:
             got, error, answer = self.receive()
             if got == xid:
                 return error, answer
+            self.events += got == EVENT_XID
 
     def create(self, path: str, data: bytes = b"", flags: int = 0) -> tuple[int, bytes]:
         return self.call(CREATE, create_body(path, data, flags))
 
-    def get(self, path: str) -> tuple[bytes, int] | None:
+    def get(self, path: str, watch: bool = False) -> tuple[bytes, int] | None:
         """Data and version; None if the znode does not exist."""
-        error, answer = self.call(GET_DATA, text(path) + b"\0")
+        error, answer = self.call(GET_DATA, text(path) + (b"\1" if watch else b"\0"))
         if error == NO_NODE:
             return None
         assert error == 0, f"getData {path}: {error}"
@@ -117,3 +122,19 @@ def create_body(path: str, data: bytes, flags: int) -> bytes:
 
 def set_body(path: str, data: bytes, version: int = -1) -> bytes:
     return text(path) + buffer(data) + struct.pack(">i", version)
+
+
+def delete_body(path: str, version: int = -1) -> bytes:
+    return text(path) + struct.pack(">i", version)
+
+
+def multi_body(*operations: tuple[int, bytes]) -> bytes:
+    """A transaction of requests, each given by its opcode and body."""
+    parts = [struct.pack(">i?i", opcode, False, -1) + body for opcode, body in operations]
+    return b"".join(parts) + struct.pack(">i?i", -1, True, -1)
+
+
+def multi_succeeded(answer: bytes) -> bool:
+    """Whether a transaction was done: its first result is then not an error."""
+    (kind,) = struct.unpack(">i", answer[:4])
+    return kind != -1

@@ -97,6 +97,7 @@ impl World {
             hard_state: recovery.hard_state,
             membership,
             entries: recovery.entries,
+            snapshot_due: recovery.snapshot_due,
         };
         let engine = Engine::new(setup, self.clock_ms());
         let shared = engine.shared();
