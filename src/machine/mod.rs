@@ -17,6 +17,7 @@ pub mod acl;
 mod apply;
 mod digest;
 mod image;
+mod large;
 mod multi;
 mod origin;
 pub mod path;
@@ -29,6 +30,7 @@ mod tree;
 mod znode;
 
 pub use image::{Image, RestoreError};
+pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};
 

@@ -24,12 +24,11 @@ pub fn names(path: &str) -> Option<impl Iterator<Item = &[u8]>> {
 /// Whether this may be the name of a znode: one component of a legal path.
 fn is_name(name: &[u8]) -> bool {
     // Without a branch per byte, as nearly every name is plain.
-    let is_plain = name
-        .iter()
-        .fold(true, |plain, byte| plain & (byte.wrapping_sub(b' ') <= b'~' - b' '));
+    let is_plain = name.iter().fold(true, |plain, byte| {
+        plain & (byte.wrapping_sub(b' ') <= b'~' - b' ')
+    });
     !matches!(name, b"" | b"." | b"..")
-        && (is_plain
-            || std::str::from_utf8(name).is_ok_and(|name| name.chars().all(is_legal)))
+        && (is_plain || std::str::from_utf8(name).is_ok_and(|name| name.chars().all(is_legal)))
 }
 
 /// Judged per UTF-16 unit, so everything beyond U+FFFF is out: its surrogates are.

@@ -179,7 +179,9 @@ impl<'a> Drive<'a> {
         self.start = Instant::now();
         self.heard_ns = 0;
         self.next_ping_scan_ns = 0;
-        self.clients.iter_mut().for_each(|client| client.sent_ns = 0);
+        self.clients
+            .iter_mut()
+            .for_each(|client| client.sent_ns = 0);
         for number in 0..self.clients.len() {
             self.refill(number)?;
         }
@@ -262,7 +264,9 @@ impl<'a> Drive<'a> {
     }
 
     fn is_done(&self) -> bool {
-        self.clients.iter().all(|client| client.unanswered.is_empty())
+        self.clients
+            .iter()
+            .all(|client| client.unanswered.is_empty())
     }
 
     fn now_ns(&self) -> u64 {
@@ -320,11 +324,15 @@ impl<'a> Drive<'a> {
     }
 
     fn keep_alive(&mut self, now_ns: u64) -> anyhow::Result<()> {
-        let waiting = self.clients.iter().any(|client| {
-            client.phase == Phase::Handshake || !client.unanswered.is_empty()
-        });
+        let waiting = self
+            .clients
+            .iter()
+            .any(|client| client.phase == Phase::Handshake || !client.unanswered.is_empty());
         if waiting && now_ns > self.heard_ns + PATIENCE.as_nanos() as u64 {
-            bail!("the server has answered nothing for {} s", PATIENCE.as_secs());
+            bail!(
+                "the server has answered nothing for {} s",
+                PATIENCE.as_secs()
+            );
         }
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
@@ -378,7 +386,10 @@ impl<'a> Drive<'a> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Not connected yet, or the buffers are full.
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) =>
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::NotConnected
+                    ) =>
                 {
                     break;
                 }
@@ -483,10 +494,17 @@ impl<'a> Drive<'a> {
             return Ok(());
         }
         let Some(answered) = client.unanswered.pop_front() else {
-            bail!("the server answered xid {}, which nobody asked for", reply.xid);
+            bail!(
+                "the server answered xid {}, which nobody asked for",
+                reply.xid
+            );
         };
         if answered.xid != reply.xid {
-            bail!("the server answered xid {} before {}", reply.xid, answered.xid);
+            bail!(
+                "the server answered xid {} before {}",
+                reply.xid,
+                answered.xid
+            );
         }
         client
             .script

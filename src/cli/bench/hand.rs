@@ -138,7 +138,10 @@ impl Hand {
             }
             self.unanswered.pop_front();
             if !FINE.contains(&reply.error) {
-                bail!("the server refused to prepare the load with error {}", reply.error);
+                bail!(
+                    "the server refused to prepare the load with error {}",
+                    reply.error
+                );
             }
         }
         Ok(())

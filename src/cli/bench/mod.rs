@@ -311,9 +311,8 @@ impl<'a> Bench<'a> {
             let tell = |count| self.progress.set_position(count);
             let removed = Hand::open(target.address)
                 .and_then(|mut hand| hand.remove_tree(&target.root, &tell));
-            removed.with_context(|| {
-                format!("cannot remove {} from {}", target.root, target.name)
-            })?;
+            removed
+                .with_context(|| format!("cannot remove {} from {}", target.root, target.name))?;
         }
         self.progress.finish_and_clear();
         Ok(())

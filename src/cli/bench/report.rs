@@ -228,7 +228,13 @@ impl Report {
         )?;
         let mut rows = vec![
             [
-                "", "ops/s", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "server µs/op",
+                "",
+                "ops/s",
+                "p50 µs",
+                "p99 µs",
+                "p99.9 µs",
+                "max µs",
+                "server µs/op",
                 "generator µs/op",
             ]
             .map(str::to_owned)
@@ -291,7 +297,12 @@ fn ratios(first: &Server, other: &Server) -> Ratios {
     let of = |figure: &dyn Fn(&Round) -> Option<f64>| {
         let pairs = first.rounds.iter().zip(&other.rounds);
         let ratio = |(a, b): (&Round, &Round)| Some(figure(a)? / figure(b)?);
-        median(pairs.filter_map(ratio).filter(|ratio| ratio.is_finite()).collect())
+        median(
+            pairs
+                .filter_map(ratio)
+                .filter(|ratio| ratio.is_finite())
+                .collect(),
+        )
     };
     Ratios {
         per_second: of(&|round| Some(round.per_second)).unwrap_or_default(),

@@ -100,7 +100,10 @@ pub trait Script {
         let _ = fan;
         match reply.error {
             0 => Ok(()),
-            code => Err(format!("{} failed with error {code}", self.classes()[class])),
+            code => Err(format!(
+                "{} failed with error {code}",
+                self.classes()[class]
+            )),
         }
     }
 
