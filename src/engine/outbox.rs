@@ -536,4 +536,45 @@ mod tests {
         assert_eq!(outbox.frames_taken().checked_sub(before), Some(1));
         assert_eq!(outbox.frames_shown(), 1);
     }
+
+    #[test]
+    fn what_all_connections_leave_unread_is_bounded() {
+        const LIMIT: usize = 10 << 20;
+        let unsent = Arc::new(Unsent::new(LIMIT));
+        let outboxes: Vec<Outbox> = (0..100).map(|_| Outbox::new(unsent.clone())).collect();
+        let one = Outbox::new(unsent.clone());
+        // Whoever has read everything is served, however much the others leave.
+        for round in 0..1_000 {
+            for outbox in &outboxes {
+                let _ = outbox.push(reply(round, 1_000));
+            }
+            assert!(unsent.bytes() <= 2 * LIMIT + outboxes.len() * SHARE_MIN);
+            assert!(one.has_room());
+        }
+        assert!(unsent.given_up() > 0);
+        // What was taken counts until it is sent.
+        let _ = one.push(reply(1, 100_000));
+        let before = unsent.bytes();
+        one.take(&mut BytesMut::new());
+        assert_eq!(unsent.bytes(), before);
+        assert!(!one.has_room());
+        one.sent();
+        assert!(one.has_room() && unsent.bytes() < before);
+        drop((outboxes, one));
+        assert_eq!(unsent.bytes(), 0);
+    }
+
+    #[test]
+    fn a_reserved_place_is_before_what_came_meanwhile() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, 0));
+        outbox.reserve();
+        let _ = outbox.push(reply(3, 0));
+        let _ = outbox.fill(reply(2, 0));
+        let mut out = BytesMut::new();
+        outbox.take(&mut out);
+        let frame = out.len() / 3;
+        let xids: Vec<u8> = (0..3).map(|n| out[n * frame + 7]).collect();
+        assert_eq!(xids, [1, 2, 3]);
+    }
 }

@@ -65,7 +65,11 @@ impl World {
             note!(self, "{conn:?} > server: {}", short(&frame));
             let serving = self.server.as_ref().is_some_and(|server| server.serving);
             self.checks.received(conn, ran_ms);
-            if let Err(refused) = connection.receive(frame, now_ms) {
+            let mut input = BytesMut::new();
+            input.extend_from_slice(&(frame.len() as u32).to_be_bytes());
+            input.extend_from_slice(&frame);
+            let most = zkraft::wire::FRAME_BYTES_MAX;
+            if let Err(refused) = connection.receive(&mut input, most, now_ms, &mut link.output) {
                 note!(self, "{conn:?} refused: {}", refused.0);
                 if serving || refused.0 != "not serving" {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
