@@ -75,6 +75,10 @@ pub struct Metrics {
     pub stale_sessions_expired: Counter,
     /// Handshakes that came while there was no leader.
     pub cnxn_closed_without_zk_server_running: Counter,
+    /// Watches beyond watchMaxBytes or watchMaxBytesPerClient.
+    pub watches_refused: Counter,
+    /// Handshakes that asked for a session beyond maxSessions.
+    pub sessions_refused: Counter,
     /// auth packets that were wrong.
     pub auth_failed_count: Counter,
 
@@ -170,6 +174,8 @@ impl Metrics {
                 "cnxn_closed_without_zk_server_running",
                 &self.cnxn_closed_without_zk_server_running,
             ),
+            ("watches_refused", &self.watches_refused),
+            ("sessions_refused", &self.sessions_refused),
             ("node_created_watch_count", &self.node_created_watch_count),
             ("node_deleted_watch_count", &self.node_deleted_watch_count),
             ("node_changed_watch_count", &self.node_changed_watch_count),

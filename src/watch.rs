@@ -4,6 +4,8 @@
 //! watched before its znode exists. This is bookkeeping only: it knows no znodes and no
 //! permissions, and it sends nothing. Whoever holds it says what changed and is told, in a fixed
 //! order, which connections get which event.
+//!
+//! Anyone may watch any path, so what watches may take of the memory is limited.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
@@ -96,6 +98,39 @@ impl Flags {
     }
 }
 
+/// What watches may take of the memory, in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WatchLimits {
+    pub all: usize,
+    pub per_connection: usize,
+}
+
+impl Default for WatchLimits {
+    /// No limits.
+    fn default() -> Self {
+        Self {
+            all: usize::MAX,
+            per_connection: usize::MAX,
+        }
+    }
+}
+
+/// A watch was not set: its connection, or all together, have as much as they may.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no more watches may be set")]
+pub struct TooManyWatches;
+
+/// What a connection's watches at one path take besides the path, in bytes: their places in the
+/// tables, with the slack that these have after growing. Measured with a million paths.
+const WATCH_BYTES: usize = 192;
+
+/// The paths a connection watches, by number, and what they take.
+#[derive(Debug, Default)]
+struct Listed {
+    paths: BTreeSet<u32>,
+    bytes: usize,
+}
+
 /// The connections that watch one path. Most paths have one.
 #[derive(Debug)]
 enum Watchers {
@@ -162,8 +197,10 @@ pub struct Watches {
     /// From the hash of a path to its number. Never iterated.
     index: HashTable<u32>,
     hasher: foldhash::fast::RandomState,
-    /// The paths each connection watches, by number.
-    connections: BTreeMap<ConnectionId, BTreeSet<u32>>,
+    connections: BTreeMap<ConnectionId, Listed>,
+    limits: WatchLimits,
+    /// What all take. A path counts for each connection that watches it.
+    bytes: usize,
     /// Pairs of path and connection in the data table and in the child table.
     data: usize,
     child: usize,
@@ -174,17 +211,51 @@ pub struct Watches {
 }
 
 impl Watches {
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(limits: WatchLimits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
     }
 
     /// Sets a watch; setting it again changes nothing.
-    pub fn add(&mut self, connection: ConnectionId, path: &Text, mode: WatchMode) {
-        let number = self
-            .find(path)
-            .unwrap_or_else(|| self.insert(path, connection));
-        let flags = self.flags(number, connection);
+    ///
+    /// # Errors
+    ///
+    /// If a limit would be exceeded. Nothing has changed then.
+    pub fn add(
+        &mut self,
+        connection: ConnectionId,
+        path: &Text,
+        mode: WatchMode,
+    ) -> Result<(), TooManyWatches> {
+        let known = self.find(path);
+        let flags = known.map_or(Flags(0), |number| self.flags(number, connection));
+        if flags == Flags(0) && !self.has_room(connection, path) {
+            return Err(TooManyWatches);
+        }
+        let number = known.unwrap_or_else(|| self.insert(path, connection));
         self.put(number, connection, flags.with(Flags::of(mode)));
+        Ok(())
+    }
+
+    fn has_room(&self, connection: ConnectionId, path: &str) -> bool {
+        let own = self
+            .connections
+            .get(&connection)
+            .map_or(0, |listed| listed.bytes);
+        let more = watch_bytes(path);
+        own.saturating_add(more) <= self.limits.per_connection
+            && self.bytes.saturating_add(more) <= self.limits.all
+    }
+
+    /// About how much memory all watches take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn limits(&self) -> WatchLimits {
+        self.limits
     }
 
     /// Removes the watches of a type of §6.8 (1 child, 2 data, 3 any, 4 persistent, 5 recursive).
@@ -204,11 +275,16 @@ impl Watches {
         number.is_some_and(|number| self.flags(number, connection).has(Flags::of_kind(kind)))
     }
 
-    /// Removes all watches of a connection that is gone.
-    pub fn forget(&mut self, connection: ConnectionId) {
-        for number in self.connections.remove(&connection).unwrap_or_default() {
+    /// Removes watches of a connection that is gone, at about `paths` paths. True: there are more.
+    pub fn forget(&mut self, connection: ConnectionId, paths: usize) -> bool {
+        let Some(listed) = self.connections.get(&connection) else {
+            return false;
+        };
+        let numbers: Vec<u32> = listed.paths.iter().take(paths).copied().collect();
+        for number in numbers {
             self.put(number, connection, Flags(0));
         }
+        self.connections.contains_key(&connection)
     }
 
     /// Tells of a change: calls `deliver` for each event that a connection gets, trigger by trigger
@@ -278,14 +354,15 @@ impl Watches {
 
     /// Connections with a watch of the data table.
     pub fn connections(&self) -> usize {
-        let is_counted = |connection: ConnectionId, paths: &BTreeSet<u32>| {
-            paths
+        let is_counted = |connection: ConnectionId, listed: &Listed| {
+            listed
+                .paths
                 .iter()
                 .any(|path| self.flags(*path, connection).has(Flags::DATA_TABLE))
         };
         self.connections
             .iter()
-            .filter(|(id, paths)| is_counted(**id, paths))
+            .filter(|(id, listed)| is_counted(**id, listed))
             .count()
     }
 
@@ -409,10 +486,11 @@ impl Watches {
         self.recursive = self.recursive + usize::from(flags.has(Flags::RECURSIVE))
             - usize::from(before.has(Flags::RECURSIVE));
         if before == Flags(0) {
-            self.connections
-                .entry(connection)
-                .or_default()
-                .insert(number);
+            let bytes = watch_bytes(&watched.path);
+            let listed = self.connections.entry(connection).or_default();
+            listed.paths.insert(number);
+            listed.bytes += bytes;
+            self.bytes += bytes;
         }
         if flags == Flags(0) {
             self.unlist(number, connection);
@@ -421,9 +499,12 @@ impl Watches {
 
     /// A connection waits for nothing at a path any more, and perhaps nobody does.
     fn unlist(&mut self, number: u32, connection: ConnectionId) {
-        if let Some(paths) = self.connections.get_mut(&connection) {
-            paths.remove(&number);
-            if paths.is_empty() {
+        if let Some(listed) = self.connections.get_mut(&connection) {
+            let bytes = watch_bytes(path_of(&self.watched, number));
+            listed.paths.remove(&number);
+            listed.bytes -= bytes;
+            self.bytes -= bytes;
+            if listed.paths.is_empty() {
                 self.connections.remove(&connection);
             }
         }
@@ -436,6 +517,10 @@ impl Watches {
             self.free.push(number);
         }
     }
+}
+
+fn watch_bytes(path: &str) -> usize {
+    WATCH_BYTES + path.len()
 }
 
 fn path_of(watched: &[Option<Watched>], number: u32) -> &str {
@@ -476,9 +561,10 @@ mod tests {
     const RECURSIVE: WatchMode = WatchMode::PersistentRecursive;
 
     fn watches(set: &[(u64, &str, WatchMode)]) -> Watches {
-        let mut watches = Watches::new();
+        let mut watches = Watches::default();
         for (connection, path, mode) in set {
-            watches.add(ConnectionId(*connection), &Text::from(*path), *mode);
+            let connection = ConnectionId(*connection);
+            watches.add(connection, &Text::from(*path), *mode).unwrap();
         }
         watches
     }
@@ -617,8 +703,8 @@ mod tests {
             assert!(!watches.remove(one, &path, kind));
         }
         assert!(!watches.remove(one, &path, 3));
-        watches.add(one, &path, PERSISTENT);
-        watches.add(one, &path, CHILD);
+        watches.add(one, &path, PERSISTENT).unwrap();
+        watches.add(one, &path, CHILD).unwrap();
         assert!(!watches.remove(ConnectionId(2), &path, 3));
         assert!(!watches.remove(one, &path, 0));
         assert!(watches.remove(one, &path, 3));
@@ -628,8 +714,8 @@ mod tests {
     #[test]
     fn a_lost_connection_takes_its_watches_along() {
         let mut watches = watches(&[(1, "/a", RECURSIVE), (1, "/b", CHILD), (2, "/a", DATA)]);
-        watches.forget(ConnectionId(1));
-        watches.forget(ConnectionId(3));
+        watches.forget(ConnectionId(1), 100);
+        watches.forget(ConnectionId(3), 100);
         assert_eq!(watches.len(), 1);
         assert_eq!(deleted(&mut watches, "/a"), ["2 2 /a"]);
     }
@@ -713,18 +799,18 @@ mod tests {
             steps in prop::collection::vec((0..9u8, 0..4u64, 0..7usize), 0..120)
         ) {
             let paths = ["/", "/a", "/a/b", "/a/b/c", "/a/d", "/ab", "/e"];
-            let mut watches = Watches::new();
+            let mut watches = Watches::default();
             let mut model = Model::default();
             for (step, connection, path) in steps {
                 let path = paths[path];
                 match step {
                     0..4 => {
                         let mode = [DATA, CHILD, PERSISTENT, RECURSIVE][step as usize];
-                        watches.add(ConnectionId(connection), &path.into(), mode);
+                        watches.add(ConnectionId(connection), &path.into(), mode).unwrap();
                         model.add(connection, path, mode);
                     }
                     4 => {
-                        watches.forget(ConnectionId(connection));
+                        watches.forget(ConnectionId(connection), 100);
                         model.0.retain(|(of, ..)| *of != connection);
                     }
                     5 => {
@@ -744,7 +830,7 @@ mod tests {
                 prop_assert_eq!(watches.recursive, recursive);
             }
             for connection in 0..4 {
-                watches.forget(ConnectionId(connection));
+                watches.forget(ConnectionId(connection), 100);
             }
             prop_assert_eq!((watches.total(), watches.len(), watches.index.len()), (0, 0, 0));
         }

@@ -363,12 +363,27 @@ pub fn metric_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
     let gauge = |value: u64| MetricValue::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
     let (open_files, max_files) = process::file_descriptors();
     let mut values = view.metrics().gauges();
+    let held = view.held();
     values.extend([
         ("num_alive_connections", gauge(view.connection_count())),
         ("outstanding_requests", gauge(view.outstanding())),
         ("uptime", gauge(view.uptime_ms())),
         ("znode_count", gauge(view.znode_count())),
-        ("watch_count", gauge(view.watches().watches)),
+        ("watch_count", gauge(held.watches)),
+        ("watch_memory_bytes", gauge(held.watch_bytes)),
+        (
+            "watch_memory_max_bytes",
+            MetricValue::Gauge(held.watch_max_bytes),
+        ),
+        ("unsent_bytes", gauge(held.unsent_bytes)),
+        (
+            "unsent_max_bytes",
+            MetricValue::Gauge(held.unsent_max_bytes),
+        ),
+        (
+            "unread_connections_closed",
+            gauge(held.unread_connections_closed),
+        ),
         ("ephemerals_count", gauge(view.ephemeral_count())),
         ("approximate_data_size", gauge(view.data_bytes())),
         ("global_sessions", gauge(view.session_count())),

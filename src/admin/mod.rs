@@ -53,7 +53,9 @@ pub trait View {
     fn connection_count(&self) -> u64;
     /// Requests that were read and not answered.
     fn outstanding(&self) -> u64;
+    /// Looks at every watch: for words that people type, not for what is asked every minute.
     fn watches(&self) -> WatchSummary;
+    fn held(&self) -> Held;
 
     /// In the order they came.
     fn connections(&self) -> Vec<ConnectionView>;
@@ -94,6 +96,18 @@ impl Mode {
             Self::Observer => "observer",
         }
     }
+}
+
+/// What clients make the server hold, and how much that may be, in bytes; -1 is no limit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Held {
+    pub watches: u64,
+    pub watch_bytes: u64,
+    pub watch_max_bytes: i64,
+    pub unsent_bytes: u64,
+    pub unsent_max_bytes: i64,
+    /// Connections that were cut off because they did not read.
+    pub unread_connections_closed: u64,
 }
 
 /// How much is watched.

@@ -8,6 +8,12 @@ const FILES_FEW: u64 = 4_096;
 /// Memory below which even a small tree is a risk, in bytes: the tree lives in memory.
 const MEMORY_LITTLE: u64 = 256 << 20;
 
+/// Files that this process may have open; 0 if the system does not tell.
+pub fn open_files() -> usize {
+    let limit = open_files_limit().map_or(0, |limit| limit.rlim_cur);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 /// Raises the limit of open files and warns of what is tight.
 pub fn apply() {
     use_small_pages();
@@ -40,15 +46,7 @@ fn use_small_pages() {
 
 /// Raises the soft limit of open files to the hard limit; returns what holds now.
 fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: getrlimit writes one `rlimit` through the pointer, which is valid, aligned and
-    // exclusively ours for the duration of the call. It keeps no reference to it.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = open_files_limit()?;
     if limit.rlim_cur < limit.rlim_max {
         limit.rlim_cur = limit.rlim_max;
         // SAFETY: setrlimit only reads one `rlimit` through the pointer, which is valid and
@@ -58,6 +56,19 @@ fn raise_open_files() -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+fn open_files_limit() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit writes one `rlimit` through the pointer, which is valid, aligned and
+    // exclusively ours for the duration of the call. It keeps no reference to it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit)
 }
 
 /// Bytes that the control group of this process may use, if it is limited.
@@ -103,6 +114,7 @@ mod tests {
     #[test]
     fn the_limit_of_open_files_ends_at_the_hard_limit() {
         let raised = raise_open_files().unwrap();
+        assert_eq!(open_files() as u64, raised);
         assert_eq!(raise_open_files().unwrap(), raised);
         assert!(raised > 0);
     }

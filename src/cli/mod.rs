@@ -22,6 +22,7 @@ use clap::Parser as _;
 
 use crate::config::{Config, Invalid, Loaded};
 
+pub use limits::open_files;
 pub use progress::log_progress;
 
 use args::{Arguments, Command, Flags, Target};

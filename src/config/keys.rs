@@ -6,7 +6,7 @@
 
 use super::values::{
     COUNT, Expected, I32_MAX, MILLISECONDS, PORT, POSITIVE, Range, TIMEOUT, boolean, directory,
-    frame_bytes, limit, super_digest, unless_negative, whole, yes_or_no,
+    frame_bytes, limit, memory, show_memory, super_digest, unless_negative, whole, yes_or_no,
 };
 use super::{Config, Draft, Whitelist};
 
@@ -350,6 +350,46 @@ pub static TABLE: &[Key] = &[
         |config| config.global_outstanding_limit.to_string(),
     ),
     honoured(
+        "largeRequestMaxBytes",
+        "104857600",
+        "Bytes of requests above 64 KiB that may be under way at a time, in all; others wait to be \
+         read; 0 means no limit",
+        |draft, value| memory(value).map(|n| draft.config.large_request_max_bytes = n),
+        |config| show_memory(config.large_request_max_bytes),
+    ),
+    honoured(
+        "unsentMaxBytes",
+        "268435456",
+        "Bytes of replies and events that may wait for clients to read them, in all: from here on \
+         a client is served again when it has read everything, and from twice as much on those \
+         with the most are cut off; 0 means no limit. Not in ZooKeeper",
+        |draft, value| memory(value).map(|n| draft.config.unsent_max_bytes = n),
+        |config| show_memory(config.unsent_max_bytes),
+    ),
+    honoured(
+        "watchMaxBytes",
+        "1073741824",
+        "Bytes that watches may take in memory, in all: a path and some 200 bytes each; more are \
+         refused with QUOTAEXCEEDED; 0 means no limit. Not in ZooKeeper",
+        |draft, value| memory(value).map(|n| draft.config.watch_max_bytes = n),
+        |config| show_memory(config.watch_max_bytes),
+    ),
+    honoured(
+        "watchMaxBytesPerClient",
+        "268435456",
+        "The same for the watches of one connection. Not in ZooKeeper",
+        |draft, value| memory(value).map(|n| draft.config.watch_max_bytes_per_client = n),
+        |config| show_memory(config.watch_max_bytes_per_client),
+    ),
+    honoured(
+        "maxSessions",
+        "1000000",
+        "Sessions at which no new ones are made, while old ones go on; 0 means no limit. Not in \
+         ZooKeeper",
+        |draft, value| limit(value).map(|n| draft.config.max_sessions = n),
+        |config| config.max_sessions.to_string(),
+    ),
+    honoured(
         "4lw.commands.whitelist",
         "srvr",
         "Four-letter words that are answered on the client port, separated by commas; `*` means \
@@ -414,12 +454,7 @@ pub static TABLE: &[Key] = &[
     meaningless(
         "largeRequestThreshold",
         "-1",
-        "Bytes from which a request counts as large",
-    ),
-    meaningless(
-        "largeRequestMaxBytes",
-        "104857600",
-        "Bytes of large requests at a time",
+        "Bytes from which a request counts as large: always 65536",
     ),
     meaningless(
         "request_throttle_*",

@@ -54,6 +54,17 @@ pub struct Config {
     pub jute_max_buffer: usize,
     /// Writes that wait to be committed before the server stops reading from clients.
     pub global_outstanding_limit: u32,
+    /// Bytes of large requests that may be under way at a time; `usize::MAX` means no limit, here
+    /// and in the next ones.
+    pub large_request_max_bytes: usize,
+    /// Bytes of replies and events that may wait to be sent.
+    pub unsent_max_bytes: usize,
+    /// Bytes that watches may take, in all.
+    pub watch_max_bytes: usize,
+    /// Bytes that the watches of one connection may take.
+    pub watch_max_bytes_per_client: usize,
+    /// Sessions at which no new ones are made; 0 means no limit.
+    pub max_sessions: u32,
 
     /// A snapshot is due after this many transactions at the latest; at least 2.
     pub snap_count: u64,

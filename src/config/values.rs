@@ -68,6 +68,26 @@ pub fn limit(value: &str) -> Result<u32, Expected> {
         .map_err(no_limit)
 }
 
+/// An amount of memory whose negative and zero values all mean "no limit".
+pub fn memory(value: &str) -> Result<usize, Expected> {
+    let range = Range {
+        min: -1,
+        max: 1 << 50,
+        unit: " of bytes",
+    };
+    let no_limit = |e: Expected| Expected(format!("{}; 0 means no limit", e.0));
+    let bytes = whole(value, range).map_err(no_limit)?;
+    Ok(usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes > 0)
+        .unwrap_or(usize::MAX))
+}
+
+/// What [`memory`] has read.
+pub fn show_memory(bytes: usize) -> String {
+    if bytes == usize::MAX { 0 } else { bytes }.to_string()
+}
+
 /// -1 leaves the choice to the server.
 pub fn unless_negative(value: &str, range: Range) -> Result<Option<u32>, Expected> {
     whole(value, range).map(|n| u32::try_from(n).ok())

@@ -15,10 +15,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 
-use crate::machine::{self, Attached, Caller, Machine, Outcome};
+use crate::machine::{self, Attached, Caller, Machine, NODES_AT_ONCE, Outcome};
 use crate::proto::log;
 use crate::watch::{ConnectionId, WatchMode, Watches};
-use crate::wire::request::SetWatches;
 use crate::wire::{
     Answer, ConnectRequest, ConnectResponse, ErrorCode, EventType, FrameLength, HEADER_BYTES, Id,
     Reader, ReplyHeader, Request, SessionId, Text, WatcherEvent, Zxid, encode_reply_with,
@@ -26,7 +25,8 @@ use crate::wire::{
 };
 
 use super::auth;
-use super::outbox::{self, Outbox, Outgoing, Remaining};
+use super::large::{Large, List, Needs, Rearm, Work, rearmed};
+use super::outbox::{Outbox, Outgoing, Remaining};
 use super::pipeline::{HeaderZxid, Kind, Pending, Pipeline};
 use super::shared::{Shared, State, Submission};
 
@@ -38,6 +38,16 @@ const DIRECT_BYTES_MAX: usize = 256 << 10;
 const DIRECT_DATA_MAX: usize = 4 << 10;
 /// Children above this are not listed at once, under the lock.
 const DIRECT_CHILDREN_MAX: usize = 256;
+
+/// The same while the server has [`CROWD`] writes or more to do: who comes next waits for all of
+/// them, so nobody may have many of them.
+pub const REQUESTS_MAX_IN_CROWD: usize = 50;
+/// Unanswered writes of the whole server that make a crowd: some milliseconds of work.
+const CROWD: usize = 2_000;
+
+/// Lists that wait behind a write, at most: they may find far more there than when they came, and
+/// then run while everyone waits.
+const LISTS_BEHIND_WRITE_MAX: usize = 8;
 
 /// The connection is to be closed without a word: the client broke the protocol, or may not be
 /// served now.
@@ -53,6 +63,8 @@ pub struct Connection {
     outbox: Outbox,
     wake: Box<dyn Fn() + Send + Sync>,
     gone: AtomicBool,
+    /// The shell does not read on, because there is no room for what the client sends.
+    held_back: AtomicBool,
     pub stats: ConnectionStats,
 }
 
@@ -76,6 +88,15 @@ pub struct ConnectionStats {
     pub max_latency_ms: AtomicU64,
     pub total_latency_ms: AtomicU64,
     pub answered: AtomicU64,
+}
+
+/// What a large read will need.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LargeRead {
+    /// About how many bytes its answer will have.
+    pub bytes: usize,
+    /// Whether it takes more than one step.
+    pub is_long: bool,
 }
 
 #[derive(Debug)]
@@ -114,6 +135,7 @@ impl Connection {
         if shared.options.auth.skip_acl {
             identities.push(auth::super_identity());
         }
+        let outbox = Outbox::new(shared.unsent.clone());
         let stats = ConnectionStats {
             min_latency_ms: AtomicU64::new(u64::MAX),
             last_xid: AtomicI32::new(-1),
@@ -130,9 +152,10 @@ impl Connection {
                 generation: 0,
             }),
             identities: RwLock::new(identities.into()),
-            outbox: Outbox::default(),
+            outbox,
             wake,
             gone: AtomicBool::new(false),
+            held_back: AtomicBool::new(false),
             stats,
         }
     }
@@ -152,12 +175,15 @@ impl Connection {
         now_ms: u64,
         out: &mut BytesMut,
     ) -> Result<usize, Refused> {
-        self.heard(now_ms);
         let mut frames = 0;
         let taken = self.take_all(input, frame_bytes_max, now_ms, out, &mut frames);
-        self.stats
-            .received
-            .fetch_add(frames as u64, Ordering::Relaxed);
+        if frames > 0 {
+            // Half a frame is no sign of life: who sends a byte now and then holds no session.
+            self.heard(now_ms);
+            self.stats
+                .received
+                .fetch_add(frames as u64, Ordering::Relaxed);
+        }
         self.shared.announce();
         match taken {
             Ok(()) => Ok(frames),
@@ -214,13 +240,15 @@ impl Connection {
     ) -> Next {
         let mut inner = self.inner.lock();
         let may_answer = state.is_some() && self.outbox.take(out) == Remaining::Nothing;
-        let is_full = self.outbox.bytes() >= outbox::BYTES_SOFT;
+        let is_full = !self.outbox.has_room();
+        let most = DIRECT_BYTES_MAX.min(self.outbox.allowance());
+        let before = out.len();
         let identities = state.map(|_| self.identities());
         let mut writes = Vec::new();
         let mut answered = 0;
         let mut last = None;
         let next = loop {
-            if !self.is_ready(&inner) || is_full || out.len() > DIRECT_BYTES_MAX {
+            if !self.is_ready(&inner) || is_full || out.len() > most {
                 break Next::Stop;
             }
             let length = match frame_length(input, frame_bytes_max) {
@@ -256,8 +284,6 @@ impl Connection {
                 }
                 op::GET_DATA
                 | op::EXISTS
-                | op::GET_CHILDREN
-                | op::GET_CHILDREN2
                 | op::SET_DATA
                 | op::CREATE
                 | op::CREATE2
@@ -298,7 +324,8 @@ impl Connection {
             self.stats.last_xid.store(xid, Ordering::Relaxed);
         }
         if let Some(state) = state {
-            self.note_answers(answered, state.machine.zxid(), now_ms);
+            let bytes = out.len() - before;
+            self.note_answers(answered, bytes, state.machine.zxid(), now_ms);
         }
         next
     }
@@ -306,7 +333,7 @@ impl Connection {
     /// False: the shell must not hand in more frames for now.
     pub fn wants_input(&self) -> bool {
         let ready = self.is_ready(&self.inner.lock());
-        ready && self.outbox.bytes() < outbox::BYTES_SOFT
+        ready && self.outbox.has_room()
     }
 
     fn is_ready(&self, inner: &Inner) -> bool {
@@ -320,8 +347,19 @@ impl Connection {
     /// Whether nothing more is read until something is answered. One request is always let in: a
     /// connection that waits for nothing is woken by no one.
     fn is_held_back(&self, pipeline: &Pipeline) -> bool {
-        let is_full = pipeline.len() >= REQUESTS_MAX || self.shared.is_flooded();
-        is_full && !pipeline.is_empty()
+        let most = match self.shared.outstanding() < CROWD {
+            true => REQUESTS_MAX,
+            false => REQUESTS_MAX_IN_CROWD,
+        };
+        let is_full = pipeline.len() >= most
+            || pipeline.lists() >= LISTS_BEHIND_WRITE_MAX
+            || self.shared.is_flooded();
+        (is_full && !pipeline.is_empty()) || pipeline.is_stopped()
+    }
+
+    /// Says whether the shell leaves the client unread for want of room.
+    pub fn hold_back(&self, held_back: bool) {
+        self.held_back.store(held_back, Ordering::Relaxed);
     }
 
     /// Something came from the client, though it may not be a whole frame yet.
@@ -332,10 +370,106 @@ impl Connection {
     /// When the client was last heard. The silence of one that is not read, because the server has
     /// not answered yet, is not its own: a stall of the disk must not end its session.
     pub(super) fn last_heard_ms(&self, now_ms: u64) -> u64 {
-        if self.is_held_back(&self.inner.lock().pipeline) {
+        let is_held_back = self.held_back.load(Ordering::Relaxed);
+        if is_held_back || self.is_held_back(&self.inner.lock().pipeline) {
             now_ms
         } else {
             self.stats.heard_ms.load(Ordering::Relaxed)
+        }
+    }
+
+    /// What was taken is sent.
+    pub fn output_sent(&self) {
+        self.outbox.sent();
+    }
+
+    /// The large read that has its turn, if there is one. It is then to be begun by
+    /// [`Self::begin_large`], and nothing else is read from the client before it is answered.
+    pub fn large(&self) -> Option<LargeRead> {
+        self.inner.lock().pipeline.large()?;
+        let state = self.shared.state.read();
+        let inner = self.inner.lock();
+        let request = inner.pipeline.large()?;
+        Some(LargeRead {
+            bytes: state.machine.large_bytes(request, inner.session),
+            is_long: !matches!(request, Request::GetData { .. }),
+        })
+    }
+
+    /// Begins the large read that has its turn. Output may be taken again when it is answered.
+    pub fn begin_large(&self) -> Option<Large> {
+        let state = self.shared.state.read();
+        let mut inner = self.inner.lock();
+        let request = inner.pipeline.begin_large()?;
+        let identities = self.identities();
+        let caller = Caller {
+            session: inner.session,
+            identities: &identities,
+        };
+        let path_and_mode = match &request {
+            Request::GetData { path, watch: true } => Some((path.clone(), WatchMode::Data)),
+            Request::GetChildren {
+                path, watch: true, ..
+            } => Some((path.clone(), WatchMode::Child)),
+            _ => None,
+        };
+        let mut large = Large::begin(request, &state.machine, &caller);
+        if let Some((path, mode)) = path_and_mode
+            && !matches!(large.work, Work::Done(Err(_)))
+            && let Err(code) = self.watch(&state.watches, &path, mode)
+        {
+            large.work = Work::Done(Err(code));
+        }
+        if large.zxid.is_some() {
+            // What happens from now on comes behind the answer, which does not show it (§6.5).
+            self.outbox.reserve();
+        }
+        Some(large)
+    }
+
+    /// Goes on with a large read for a fraction of a millisecond. True: it is answered.
+    pub fn step_large(&self, large: &mut Large, now_ms: u64) -> bool {
+        if large.needs() == Needs::State {
+            let state = self.shared.state.read();
+            match &mut large.work {
+                Work::Rearm(rearm) => {
+                    for event in self.rearm(rearm, &state.machine, &mut state.watches.lock()) {
+                        let _ = self.event(event);
+                    }
+                    if rearm.is_done() {
+                        large.work = Work::Done(Ok(Answer::Empty));
+                    }
+                }
+                _ => {
+                    let identities = self.identities();
+                    let caller = Caller {
+                        session: SessionId(self.stats.session.load(Ordering::Relaxed)),
+                        identities: &identities,
+                    };
+                    large.read_on(&state.machine, &caller);
+                }
+            }
+        } else {
+            large.step();
+        }
+        let Work::Done(result) = &large.work else {
+            return false;
+        };
+        let state = self.shared.state.read();
+        let mut inner = self.inner.lock();
+        if let Some(pending) = inner.pipeline.end_large() {
+            let zxid = large.zxid.unwrap_or(state.machine.zxid());
+            // The connection's own task is the caller and looks at the outbox next: no wake.
+            let _ = self.reply(&pending, zxid, result.clone(), now_ms);
+            let _ = self.run(&mut inner, &state.machine, &state.watches, now_ms);
+        }
+        true
+    }
+
+    /// Answers the large reads that have their turn, for who has nothing better to do meanwhile.
+    pub fn answer_large(&self, now_ms: u64) {
+        while let Some(mut large) = self.begin_large() {
+            while !self.step_large(&mut large, now_ms) {}
         }
     }
 
@@ -429,7 +563,15 @@ impl Connection {
                 .add(1);
             return Err(Refused("not serving"));
         }
-        let applied = self.shared.state.read().machine.zxid();
+        let (applied, sessions) = {
+            let state = self.shared.state.read();
+            (state.machine.zxid(), state.machine.session_count())
+        };
+        let sessions_max = self.shared.options.sessions_max;
+        if request.session.0 == 0 && sessions_max > 0 && sessions >= sessions_max {
+            self.shared.metrics.sessions_refused.add(1);
+            return Err(Refused("maxSessions reached"));
+        }
         if request.last_zxid_seen > applied {
             let phase = Phase::Behind {
                 request,
@@ -588,6 +730,7 @@ impl Connection {
         out: &mut BytesMut,
     ) -> bool {
         let machine = &state.machine;
+        let before = out.len();
         let header = |xid, error| ReplyHeader {
             xid,
             zxid: machine.zxid(),
@@ -643,8 +786,9 @@ impl Connection {
         }
         // A watch may be set on what does not exist yet, but not on what may not be read (§3.6).
         let waits = code.is_none() || (opcode == op::EXISTS && code == Some(ErrorCode::NoNode));
-        if watch && waits {
-            state.watches.lock().add(self.id, &path.into(), mode);
+        if watch && waits && self.watch(&state.watches, &path.into(), mode).is_err() {
+            out.truncate(before);
+            return false;
         }
         true
     }
@@ -720,6 +864,14 @@ impl Connection {
         let mut inner = self.inner.lock();
         if !matches!(inner.phase, Phase::Open) {
             return;
+        }
+        let mut pending = pending;
+        if let Kind::Read(request) = &pending.kind
+            && !inner.pipeline.is_empty()
+            && may_become_large(request, &state.machine, inner.session)
+            && let Kind::Read(request) = std::mem::replace(&mut pending.kind, Kind::Large(None))
+        {
+            pending.kind = Kind::Large(Some(request));
         }
         inner.pipeline.push(pending);
         // The connection's own task is the caller and looks at the outbox next: no wake.
@@ -831,6 +983,17 @@ impl Connection {
         while let Some(pending) = inner.pipeline.next_runnable() {
             let zxid = machine.zxid();
             match &pending.kind {
+                Kind::Read(request)
+                    if inner.pipeline.is_empty() && is_large(request, machine, inner.session) =>
+                {
+                    let Kind::Read(request) = pending.kind else {
+                        unreachable!("seen above")
+                    };
+                    let kind = Kind::Large(Some(request));
+                    inner.pipeline.park(Pending { kind, ..pending });
+                    // For the task to go on with it.
+                    return self.outbox.nudge() || woken;
+                }
                 Kind::Read(request) => {
                     let (result, events) = self.read(request, inner.session, machine, watches);
                     for event in events {
@@ -859,7 +1022,7 @@ impl Connection {
                         woken |= self.outbox.close();
                     }
                 }
-                Kind::Write => unreachable!("a write is not runnable"),
+                Kind::Write | Kind::Large(_) => unreachable!("they are not runnable"),
             }
         }
         woken
@@ -878,7 +1041,7 @@ impl Connection {
             session,
             identities: &identities,
         };
-        let watch = |path: &Text, mode| watches.lock().add(self.id, path, mode);
+        let watch = |path: &Text, mode| self.watch(watches, path, mode);
         let mut events = Vec::new();
         let result = match request {
             Request::Ping => Ok(Answer::Empty),
@@ -889,9 +1052,10 @@ impl Connection {
             } => {
                 let result = machine.read(request, &caller);
                 if *wanted && matches!(result, Ok(_) | Err(ErrorCode::NoNode)) {
-                    watch(path, WatchMode::Data);
+                    watch(path, WatchMode::Data).and(result)
+                } else {
+                    result
                 }
-                result
             }
             Request::GetData {
                 path,
@@ -899,9 +1063,10 @@ impl Connection {
             } => {
                 let result = machine.read(request, &caller);
                 if *wanted && result.is_ok() {
-                    watch(path, WatchMode::Data);
+                    watch(path, WatchMode::Data).and(result)
+                } else {
+                    result
                 }
-                result
             }
             Request::GetChildren {
                 path,
@@ -910,19 +1075,14 @@ impl Connection {
             } => {
                 let result = machine.read(request, &caller);
                 if *wanted && result.is_ok() {
-                    watch(path, WatchMode::Child);
+                    watch(path, WatchMode::Child).and(result)
+                } else {
+                    result
                 }
-                result
             }
             Request::AddWatch { path, mode } => match mode {
-                0 => {
-                    watch(path, WatchMode::Persistent);
-                    Ok(Answer::Zero)
-                }
-                1 => {
-                    watch(path, WatchMode::PersistentRecursive);
-                    Ok(Answer::Zero)
-                }
+                0 => watch(path, WatchMode::Persistent).map(|()| Answer::Zero),
+                1 => watch(path, WatchMode::PersistentRecursive).map(|()| Answer::Zero),
                 _ => Err(ErrorCode::MarshallingError),
             },
             Request::CheckWatches { path, kind } => {
@@ -932,7 +1092,8 @@ impl Connection {
                 watch_outcome(*kind, || watches.lock().remove(self.id, path, *kind))
             }
             Request::SetWatches(set) => {
-                events = self.rearm(set, machine, &mut watches.lock());
+                let mut rearm = Rearm::new(set.clone());
+                events = self.rearm(&mut rearm, machine, &mut watches.lock());
                 Ok(Answer::Empty)
             }
             other => machine.read(other, &caller),
@@ -940,49 +1101,58 @@ impl Connection {
         (result, events)
     }
 
-    /// Sets the watches of a client that came back, or reports what it missed (§6.6).
+    fn watch(
+        &self,
+        watches: &Mutex<Watches>,
+        path: &Text,
+        mode: WatchMode,
+    ) -> Result<(), ErrorCode> {
+        watches.lock().add(self.id, path, mode).map_err(|_| {
+            self.shared.metrics.watches_refused.add(1);
+            ErrorCode::QuotaExceeded
+        })
+    }
+
+    /// Sets the next watches of a client that came back, or reports what it missed (§6.6).
     fn rearm(
         &self,
-        set: &SetWatches,
+        rearm: &mut Rearm,
         machine: &Machine,
         watches: &mut Watches,
     ) -> Vec<WatcherEvent> {
-        let since = set.relative_zxid;
+        let since = rearm.relative_zxid;
         let mut events = Vec::new();
-        let mut missed = |path: &Text, kind| {
-            events.push(WatcherEvent {
-                kind,
-                path: path.clone(),
-                zxid: WatcherEvent::SYNTHETIC,
-            });
-        };
-        for path in &set.data {
-            match machine.peek(path) {
-                None => missed(path, EventType::NodeDeleted),
-                Some(stat) if stat.mzxid > since => missed(path, EventType::NodeDataChanged),
-                Some(_) => watches.add(self.id, path, WatchMode::Data),
+        for (list, path) in rearm.take() {
+            let stat = match list {
+                List::Persistent | List::Recursive => None,
+                _ => machine.peek(&path),
+            };
+            let set_or_missed = match (list, stat) {
+                (List::Data | List::Child, None) => Err(EventType::NodeDeleted),
+                (List::Data, Some(stat)) if stat.mzxid > since => Err(EventType::NodeDataChanged),
+                (List::Child, Some(stat)) if stat.pzxid > since => {
+                    Err(EventType::NodeChildrenChanged)
+                }
+                (List::Exist, Some(_)) => Err(EventType::NodeCreated),
+                (List::Data, Some(_)) | (List::Exist, None) => Ok(WatchMode::Data),
+                (List::Child, Some(_)) => Ok(WatchMode::Child),
+                (List::Persistent, _) => Ok(WatchMode::Persistent),
+                (List::Recursive, _) => Ok(WatchMode::PersistentRecursive),
+            };
+            match set_or_missed {
+                Err(kind) => events.push(WatcherEvent {
+                    kind,
+                    path,
+                    zxid: WatcherEvent::SYNTHETIC,
+                }),
+                Ok(mode) if watches.add(self.id, &path, mode).is_err() => {
+                    // No error code would keep the client from relying on its watch.
+                    self.shared.metrics.watches_refused.add(1);
+                    let _ = self.outbox.close();
+                    break;
+                }
+                Ok(_) => {}
             }
-        }
-        for path in &set.exist {
-            match machine.peek(path) {
-                Some(_) => missed(path, EventType::NodeCreated),
-                None => watches.add(self.id, path, WatchMode::Data),
-            }
-        }
-        for path in &set.child {
-            match machine.peek(path) {
-                None => missed(path, EventType::NodeDeleted),
-                Some(stat) if stat.pzxid > since => missed(path, EventType::NodeChildrenChanged),
-                Some(_) => watches.add(self.id, path, WatchMode::Child),
-            }
-        }
-        if let Some([persistent, recursive]) = &set.persistent {
-            persistent
-                .iter()
-                .for_each(|p| watches.add(self.id, p, WatchMode::Persistent));
-            recursive
-                .iter()
-                .for_each(|p| watches.add(self.id, p, WatchMode::PersistentRecursive));
         }
         events
     }
@@ -1024,12 +1194,15 @@ impl Connection {
             pending.xid
         };
         self.note_answer(pending, zxid, now_ms);
-        self.outbox
-            .push(Outgoing::Reply(ReplyHeader { xid, zxid, error }, answer))
+        let outgoing = Outgoing::Reply(ReplyHeader { xid, zxid, error }, answer);
+        match pending.kind {
+            Kind::Large(_) => self.outbox.fill(outgoing),
+            _ => self.outbox.push(outgoing),
+        }
     }
 
     /// Counts answers that were given as soon as they were asked for.
-    fn note_answers(&self, count: u64, zxid: Zxid, now_ms: u64) {
+    fn note_answers(&self, count: u64, bytes: usize, zxid: Zxid, now_ms: u64) {
         if count == 0 {
             return;
         }
@@ -1039,7 +1212,7 @@ impl Connection {
         stats.last_latency_ms.store(0, Ordering::Relaxed);
         stats.min_latency_ms.store(0, Ordering::Relaxed);
         stats.answered.fetch_add(count, Ordering::Relaxed);
-        self.outbox.passed(count);
+        self.outbox.passed(count, bytes);
         self.shared.metrics.request_latency.note_many(0, count);
         self.shared.metrics.readlatency.note_many(0, count);
     }
@@ -1090,10 +1263,24 @@ fn split_frame(input: &mut BytesMut, length: usize) -> Bytes {
 }
 
 fn is_read(opcode: i32) -> bool {
+    matches!(opcode, op::GET_DATA | op::EXISTS)
+}
+
+/// Whether a read is not for everyone to wait for.
+fn is_large(request: &Request, machine: &Machine, session: SessionId) -> bool {
+    match request {
+        Request::SetWatches(set) => rearmed(set) > NODES_AT_ONCE,
+        other => machine.is_large(other, session),
+    }
+}
+
+/// The same for one that waits for a write, after which more may be there. Lists are few, see
+/// [`LISTS_BEHIND_WRITE_MAX`].
+fn may_become_large(request: &Request, machine: &Machine, session: SessionId) -> bool {
     matches!(
-        opcode,
-        op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2
-    )
+        request,
+        Request::MultiRead(_) | Request::GetAllChildrenNumber { .. }
+    ) || is_large(request, machine, session)
 }
 
 fn answered(result: Result<Answer, ErrorCode>, then_close: bool, zxid: HeaderZxid) -> Kind {

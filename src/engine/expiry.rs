@@ -20,6 +20,40 @@ const COUNTED_PART: u64 = 2;
 /// But never less than this many engine ticks.
 const COUNTED_TICKS: u64 = 2;
 
+/// Sessions whose end is told one by one in a while; the others are only counted, since clients
+/// can make as many as they like.
+const TOLD_ONE_BY_ONE: u64 = 20;
+/// Length of that while, in ms.
+const TOLD_EVERY_MS: u64 = 10_000;
+
+/// Which ends of sessions get a line in the log.
+#[derive(Debug, Default)]
+pub struct Telling {
+    since_ms: u64,
+    told: u64,
+    left_out: u64,
+}
+
+impl Telling {
+    /// A session has ended. True: it is to be told.
+    pub fn one_more(&mut self) -> bool {
+        let tells = self.told < TOLD_ONE_BY_ONE;
+        self.told += u64::from(tells);
+        self.left_out += u64::from(!tells);
+        tells
+    }
+
+    /// To be called now and then. How many were left out, if that is to be told now.
+    pub fn left_out(&mut self, now_ms: u64) -> Option<u64> {
+        if now_ms < self.since_ms + TOLD_EVERY_MS {
+            return None;
+        }
+        self.since_ms = now_ms;
+        self.told = 0;
+        Some(std::mem::take(&mut self.left_out)).filter(|count| *count > 0)
+    }
+}
+
 #[derive(Debug)]
 pub struct Expiry {
     /// Length of a bucket, in ms (`tickTime`).
@@ -181,6 +215,20 @@ mod tests {
             expiry.advance(now_ms);
             expiry.take_expired(10) == [SESSION]
         })
+    }
+
+    #[test]
+    fn a_storm_is_told_by_some_of_it_and_a_number() {
+        let mut telling = Telling::default();
+        let told = (0..5_000).filter(|_| telling.one_more()).count();
+        assert_eq!(told as u64, TOLD_ONE_BY_ONE);
+        assert_eq!(telling.left_out(TOLD_EVERY_MS - 1), None);
+        assert_eq!(
+            telling.left_out(TOLD_EVERY_MS),
+            Some(5_000 - TOLD_ONE_BY_ONE)
+        );
+        assert!(telling.one_more());
+        assert_eq!(telling.left_out(3 * TOLD_EVERY_MS), None);
     }
 
     #[test]

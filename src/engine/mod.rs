@@ -15,6 +15,7 @@ pub mod connection;
 pub mod entry;
 pub mod expiry;
 pub mod forward;
+pub mod large;
 pub mod log;
 pub mod outbox;
 pub mod pipeline;
@@ -32,7 +33,7 @@ use raft::eraftpb::{Entry, EntryType, Message};
 use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
 use crate::metrics::Metrics;
 use crate::proto;
-use crate::watch::{FilterOn, Watches};
+use crate::watch::{FilterOn, WatchLimits, Watches};
 use crate::wire::{SessionId, WatcherEvent, op, perms};
 
 pub use auth::AuthOptions;
@@ -42,7 +43,7 @@ pub use replica::Append;
 pub use shared::{Entropy, Shared, State};
 
 use barrier::Barrier;
-use expiry::Expiry;
+use expiry::{Expiry, Telling};
 use forward::{Forward, Waiter};
 use log::MemLog;
 use replica::{Replica, Turn};
@@ -72,6 +73,11 @@ pub struct Options {
     pub outstanding_max: usize,
     /// The same for the bytes of unanswered writes: while the disk stalls, they are in memory.
     pub outstanding_bytes_max: usize,
+    /// Bytes of replies and events that may wait to be sent, in all (see [`outbox::Unsent`]).
+    pub unsent_bytes_max: usize,
+    pub watches: WatchLimits,
+    /// Sessions at which this server makes no new ones; 0 is unlimited.
+    pub sessions_max: usize,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
     /// Settings that all replicas must share; the leader writes them into the log.
@@ -96,6 +102,9 @@ impl Default for Options {
             snap_count: 100_000,
             outstanding_max: 100_000,
             outstanding_bytes_max: Self::OUTSTANDING_BYTES_MAX,
+            unsent_bytes_max: 256 << 20,
+            watches: WatchLimits::default(),
+            sessions_max: 0,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             settings: Vec::new(),
@@ -193,6 +202,7 @@ pub struct Engine {
     replica: Replica,
     forward: Forward,
     expiry: Expiry,
+    telling: Telling,
     barrier: Barrier,
     /// Commands of the leader's own, to be proposed.
     internal: Vec<proto::log::Command>,
@@ -247,6 +257,7 @@ impl Engine {
             replica,
             forward: Forward::new(origin),
             expiry,
+            telling: Telling::default(),
             barrier: Barrier::default(),
             internal: Vec::new(),
             proposed: VecDeque::new(),
@@ -342,6 +353,9 @@ impl Engine {
             self.replica.read_index(context);
         }
         self.shared.retry_behind(self.now_ms);
+        if let Some(count) = self.telling.left_out(self.now_ms) {
+            tracing::info!(count, "more sessions expired");
+        }
         if self.shared.is_serving() {
             self.expire();
         }
@@ -375,7 +389,9 @@ impl Engine {
             let Some(info) = state.machine.session(session) else {
                 continue;
             };
-            tracing::info!(%session, timeout_ms = info.timeout_ms, "session expired");
+            if self.telling.one_more() {
+                tracing::info!(%session, timeout_ms = info.timeout_ms, "session expired");
+            }
             self.shared.metrics.stale_sessions_expired.add(1);
             self.internal.push(proto::log::Command {
                 session: session.0,
@@ -456,6 +472,8 @@ impl Engine {
     fn apply(&mut self, committed: Vec<Entry>) {
         let mut entries = committed.into_iter().peekable();
         while entries.peek().is_some() {
+            // Who waits for an answer before those that are only told of a change.
+            let mut answered = Vec::new();
             let mut woken = Vec::new();
             let mut commands = 0;
             {
@@ -467,6 +485,7 @@ impl Engine {
                     registry: &mut registry,
                     forward: &mut self.forward,
                     expiry: &mut self.expiry,
+                    answered: &mut answered,
                     woken: &mut woken,
                     shared: &self.shared,
                     now_ms: self.now_ms,
@@ -500,7 +519,7 @@ impl Engine {
             self.snapshot.entries += commands as u64;
             self.shared.metrics.commit_count.add(commands as u64);
             // Outside of the locks: waking a task may cost a system call.
-            for connection in woken {
+            for connection in answered.into_iter().chain(woken) {
                 connection.wake();
             }
         }
@@ -644,6 +663,7 @@ struct Local<'a> {
     registry: &'a mut Registry,
     forward: &'a mut Forward,
     expiry: &'a mut Expiry,
+    answered: &'a mut Vec<Arc<Connection>>,
     woken: &'a mut Vec<Arc<Connection>>,
     shared: &'a Shared,
     now_ms: u64,
@@ -707,7 +727,7 @@ impl Sink for Local<'_> {
             }
         };
         if woken {
-            self.woken.push(connection);
+            self.answered.push(connection);
         }
     }
 

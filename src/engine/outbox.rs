@@ -7,6 +7,8 @@
 //! are shared by reference count.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -23,6 +25,11 @@ pub const EVENT_BYTES_HARD: usize = 32 << 20;
 /// because what was asked for behind one write is answered at once, before any of it can be sent;
 /// the data of znodes is shared with the tree.
 pub const BYTES_HARD: usize = 256 << 20;
+/// The share that a connection has of [`Unsent`] however many there are.
+const SHARE_MIN: usize = 64 << 10;
+/// What a connection has unread up to here is not counted in [`Unsent`], so that those that read do
+/// not meet at one number.
+const UNCOUNTED: usize = 16 << 10;
 /// Bytes encoded in one go, so that one connection does not hold a big buffer for long.
 const BYTES_PER_TAKE: usize = 256 << 10;
 
@@ -45,9 +52,82 @@ pub enum Remaining {
     Closed,
 }
 
-#[derive(Debug, Default)]
+/// What waits to be sent on all connections of a server.
+///
+/// The more there is, the less a connection may leave unread before its requests are not read any
+/// more. From the limit on it must have read everything. What was asked for before, and events,
+/// still come; at twice the limit the connections with more than their share are given up. So there
+/// is never more than twice the limit and [`SHARE_MIN`] for each connection.
+#[derive(Debug)]
+pub struct Unsent {
+    bytes: AtomicUsize,
+    connections: AtomicUsize,
+    bytes_max: usize,
+    /// Connections that were given up for what they left unread.
+    given_up: AtomicUsize,
+}
+
+impl Unsent {
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            bytes_max,
+            given_up: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Connections that were cut off because they did not read.
+    pub fn given_up(&self) -> usize {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// One more was.
+    pub fn give_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether more than half of the limit waits.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() >= self.bytes_max / 2
+    }
+
+    /// Bytes that a connection may leave unread and still be heard.
+    fn allowance(&self) -> usize {
+        match self.bytes() {
+            bytes if bytes >= self.bytes_max => 0,
+            _ if self.is_tight() => SHARE_MIN,
+            _ => BYTES_SOFT,
+        }
+    }
+
+    /// Whether a connection with so many bytes is one too many.
+    fn is_beyond(&self, bytes: usize) -> bool {
+        let connections = self.connections.load(Ordering::Relaxed).max(1);
+        self.bytes() / 2 >= self.bytes_max && bytes > SHARE_MIN.max(self.bytes_max / connections)
+    }
+}
+
+#[derive(Debug)]
 pub struct Outbox {
     inner: Mutex<Inner>,
+    /// What this and all others hold.
+    unsent: Arc<Unsent>,
+}
+
+impl Default for Outbox {
+    /// One without others.
+    fn default() -> Self {
+        Self::new(Arc::new(Unsent::new(usize::MAX)))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +136,12 @@ struct Inner {
     bytes: usize,
     /// Those among them that are events.
     event_bytes: usize,
+    /// Bytes that were taken and are not sent yet.
+    sending: usize,
+    /// What of all this is counted in [`Unsent`].
+    counted: usize,
+    /// The place in the queue that is kept for the answer to a large read.
+    reserved: Option<usize>,
     frames_taken: u64,
     /// Those among them that are not shown any more.
     frames_forgotten: u64,
@@ -64,7 +150,48 @@ struct Inner {
     closed: bool,
 }
 
+impl Inner {
+    fn unsent(&self) -> usize {
+        self.bytes + self.sending
+    }
+
+    /// Brings the count of all connections up to date.
+    fn count(&mut self, all: &Unsent) {
+        let due = self.unsent().saturating_sub(UNCOUNTED);
+        if due > self.counted {
+            all.bytes.fetch_add(due - self.counted, Ordering::Relaxed);
+        } else if due < self.counted {
+            all.bytes.fetch_sub(self.counted - due, Ordering::Relaxed);
+        }
+        self.counted = due;
+    }
+
+    /// Drops what is queued.
+    fn drop_queue(&mut self, all: &Unsent) {
+        self.queue.clear();
+        self.reserved = None;
+        self.bytes = 0;
+        self.event_bytes = 0;
+        self.count(all);
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.abandon();
+        self.unsent.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Outbox {
+    pub fn new(unsent: Arc<Unsent>) -> Self {
+        unsent.connections.fetch_add(1, Ordering::Relaxed);
+        Self {
+            inner: Mutex::default(),
+            unsent,
+        }
+    }
+
     /// Adds a frame. True: the connection's task must be woken.
     #[must_use]
     pub fn push(&self, outgoing: Outgoing) -> bool {
@@ -73,15 +200,51 @@ impl Outbox {
             return false;
         }
         // A client that does not read is cut off, but never for one big reply alone (s99).
-        if inner.bytes > BYTES_HARD || inner.event_bytes > EVENT_BYTES_HARD {
-            inner.queue.clear();
+        if inner.bytes > BYTES_HARD
+            || inner.event_bytes > EVENT_BYTES_HARD
+            || self.unsent.is_beyond(inner.unsent())
+        {
+            inner.drop_queue(&self.unsent);
             inner.closed = true;
+            self.unsent.give_up();
         } else {
             inner.bytes += weight(&outgoing);
             inner.event_bytes += event_weight(&outgoing);
             inner.queue.push_back(outgoing);
+            inner.count(&self.unsent);
         }
         !std::mem::replace(&mut inner.notified, true)
+    }
+
+    /// Keeps the place behind what is queued for a frame that is not known yet. The place is lost
+    /// when something is taken.
+    pub fn reserve(&self) {
+        let mut inner = self.inner.lock();
+        inner.reserved = Some(inner.queue.len());
+    }
+
+    /// Puts a frame into the place that was reserved, if there is one, else behind all others.
+    /// True: the task must be woken.
+    #[must_use]
+    pub fn fill(&self, outgoing: Outgoing) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(place) = inner.reserved.take() else {
+            drop(inner);
+            return self.push(outgoing);
+        };
+        if inner.closed {
+            return false;
+        }
+        inner.bytes += weight(&outgoing);
+        inner.queue.insert(place, outgoing);
+        inner.count(&self.unsent);
+        !std::mem::replace(&mut inner.notified, true)
+    }
+
+    /// There is something to do that is not output. True: the task must be woken.
+    #[must_use]
+    pub fn nudge(&self) -> bool {
+        !std::mem::replace(&mut self.inner.lock().notified, true)
     }
 
     /// Nothing more is to be sent after what is queued. True: the task must be woken.
@@ -95,10 +258,22 @@ impl Outbox {
     /// Drops everything and accepts nothing more: the socket is gone.
     pub fn abandon(&self) {
         let mut inner = self.inner.lock();
-        inner.queue.clear();
-        inner.bytes = 0;
-        inner.event_bytes = 0;
+        inner.sending = 0;
+        inner.drop_queue(&self.unsent);
         inner.closed = true;
+    }
+
+    /// What was taken is sent.
+    pub fn sent(&self) {
+        let mut inner = self.inner.lock();
+        inner.sending = 0;
+        inner.count(&self.unsent);
+    }
+
+    /// Whether the client has read enough to be heard.
+    pub fn has_room(&self) -> bool {
+        let unsent = self.inner.lock().unsent();
+        unsent == 0 || unsent < self.unsent.allowance()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -115,9 +290,17 @@ impl Outbox {
         self.inner.lock().frames_taken
     }
 
-    /// Counts frames that went out behind what was taken, without being queued.
-    pub fn passed(&self, frames: u64) {
-        self.inner.lock().frames_taken += frames;
+    /// Counts frames that go out behind what was taken, without being queued.
+    pub fn passed(&self, frames: u64, bytes: usize) {
+        let mut inner = self.inner.lock();
+        inner.frames_taken += frames;
+        inner.sending += bytes;
+        inner.count(&self.unsent);
+    }
+
+    /// Bytes that the client may leave unread for now.
+    pub fn allowance(&self) -> usize {
+        self.unsent.allowance()
     }
 
     /// Frames that were taken since [`Self::forget_taken`].
@@ -135,10 +318,16 @@ impl Outbox {
     /// Encodes queued frames onto `out`.
     pub fn take(&self, out: &mut BytesMut) -> Remaining {
         let limit = out.len() + BYTES_PER_TAKE;
+        let mut before = true;
         loop {
             // The lock is held for the queue only, not for the encoding.
             let batch: Vec<Outgoing> = {
                 let mut inner = self.inner.lock();
+                if std::mem::take(&mut before) && out.is_empty() {
+                    // What was taken last time is sent by now.
+                    inner.sending = 0;
+                    inner.count(&self.unsent);
+                }
                 if inner.queue.is_empty() {
                     inner.notified = false;
                     return if inner.closed {
@@ -161,7 +350,10 @@ impl Outbox {
                         break;
                     }
                 }
+                // Who takes has given up what the place was kept for.
+                inner.reserved = None;
                 inner.bytes -= bytes;
+                inner.sending += bytes;
                 inner.event_bytes -= event_bytes;
                 inner.frames_taken += count as u64;
                 inner.queue.drain(..count).collect()
@@ -181,9 +373,9 @@ fn encode(outgoing: &Outgoing, out: &mut BytesMut) {
     }
 }
 
-/// About how many bytes a frame will take.
+/// About how many bytes of memory a frame takes, which is no less than it will have.
 fn weight(outgoing: &Outgoing) -> usize {
-    const FRAME: usize = 24;
+    const FRAME: usize = size_of::<Outgoing>();
     FRAME
         + match outgoing {
             Outgoing::Connect(_) => 40,
@@ -219,6 +411,7 @@ fn answer_weight(answer: &Answer) -> usize {
         Answer::Multi(answers) => answers.iter().map(sub_weight).sum(),
         Answer::WhoAmI(ids) => ids.iter().map(|id| 8 + id.scheme.len() + id.id.len()).sum(),
         Answer::Token(token) => token.as_ref().map_or(0, |token| token.len()),
+        Answer::Encoded(bytes) => bytes.len(),
     }
 }
 
@@ -237,7 +430,10 @@ fn sub_weight(answer: &SubAnswer) -> usize {
 }
 
 fn names_weight(names: &[Text]) -> usize {
-    names.iter().map(|name| 4 + name.len()).sum()
+    names
+        .iter()
+        .map(|name| size_of::<Text>() + 16 + name.len())
+        .sum()
 }
 
 #[cfg(test)]
@@ -339,5 +535,46 @@ mod tests {
         outbox.take(&mut BytesMut::new());
         assert_eq!(outbox.frames_taken().checked_sub(before), Some(1));
         assert_eq!(outbox.frames_shown(), 1);
+    }
+
+    #[test]
+    fn what_all_connections_leave_unread_is_bounded() {
+        const LIMIT: usize = 10 << 20;
+        let unsent = Arc::new(Unsent::new(LIMIT));
+        let outboxes: Vec<Outbox> = (0..100).map(|_| Outbox::new(unsent.clone())).collect();
+        let one = Outbox::new(unsent.clone());
+        // Whoever has read everything is served, however much the others leave.
+        for round in 0..1_000 {
+            for outbox in &outboxes {
+                let _ = outbox.push(reply(round, 1_000));
+            }
+            assert!(unsent.bytes() <= 2 * LIMIT + outboxes.len() * SHARE_MIN);
+            assert!(one.has_room());
+        }
+        assert!(unsent.given_up() > 0);
+        // What was taken counts until it is sent.
+        let _ = one.push(reply(1, 100_000));
+        let before = unsent.bytes();
+        one.take(&mut BytesMut::new());
+        assert_eq!(unsent.bytes(), before);
+        assert!(!one.has_room());
+        one.sent();
+        assert!(one.has_room() && unsent.bytes() < before);
+        drop((outboxes, one));
+        assert_eq!(unsent.bytes(), 0);
+    }
+
+    #[test]
+    fn a_reserved_place_is_before_what_came_meanwhile() {
+        let outbox = Outbox::default();
+        let _ = outbox.push(reply(1, 0));
+        outbox.reserve();
+        let _ = outbox.push(reply(3, 0));
+        let _ = outbox.fill(reply(2, 0));
+        let mut out = BytesMut::new();
+        outbox.take(&mut out);
+        let frame = out.len() / 3;
+        let xids: Vec<u8> = (0..3).map(|n| out[n * frame + 7]).collect();
+        assert_eq!(xids, [1, 2, 3]);
     }
 }

@@ -30,6 +30,9 @@ pub enum Kind {
     Sync { path: Option<Text>, released: bool },
     /// Runs as soon as nothing stands before it.
     Read(Request),
+    /// Stops the pipeline until the connection's task has answered it (see [`super::large`]). The
+    /// request is gone while it does.
+    Large(Option<Request>),
     /// The result is known; only its turn has to come.
     Answered {
         result: Result<Answer, ErrorCode>,
@@ -49,15 +52,68 @@ pub enum HeaderZxid {
     Unknown,
 }
 
+impl Kind {
+    /// Whether it may grow large while it waits.
+    fn is_list(&self) -> bool {
+        matches!(
+            self,
+            Self::Read(Request::GetChildren { .. } | Request::GetEphemerals { .. })
+        )
+    }
+}
+
 /// The unanswered requests of one connection.
 #[derive(Debug, Default)]
 pub struct Pipeline {
     queue: VecDeque<Pending>,
+    /// Lists among them.
+    lists: usize,
 }
 
 impl Pipeline {
     pub fn push(&mut self, pending: Pending) {
+        self.lists += usize::from(pending.kind.is_list());
         self.queue.push_back(pending);
+    }
+
+    /// Puts back what was just taken, as a large read.
+    pub fn park(&mut self, pending: Pending) {
+        self.queue.push_front(pending);
+    }
+
+    /// The large read at the head that nobody works on.
+    pub fn large(&self) -> Option<&Request> {
+        match &self.queue.front()?.kind {
+            Kind::Large(request) => request.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Takes the request out of the large read at the head, which keeps its place.
+    pub fn begin_large(&mut self) -> Option<Request> {
+        match &mut self.queue.front_mut()?.kind {
+            Kind::Large(request) => request.take(),
+            _ => None,
+        }
+    }
+
+    /// Takes the large read at the head, which is answered.
+    pub fn end_large(&mut self) -> Option<Pending> {
+        match self.queue.front()?.kind {
+            Kind::Large(None) => self.queue.pop_front(),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing may come behind: a large read is answered before anything else is read.
+    pub fn is_stopped(&self) -> bool {
+        let last = self.queue.back();
+        last.is_some_and(|last| matches!(last.kind, Kind::Large(_)))
+    }
+
+    /// Lists that wait for a write.
+    pub fn lists(&self) -> usize {
+        self.lists
     }
 
     /// Takes the write at the head, whose command was just applied.
@@ -91,10 +147,15 @@ impl Pipeline {
     pub fn next_runnable(&mut self) -> Option<Pending> {
         match self.queue.front()?.kind {
             Kind::Write
+            | Kind::Large(_)
             | Kind::Sync {
                 released: false, ..
             } => None,
-            _ => self.queue.pop_front(),
+            _ => {
+                let pending = self.queue.pop_front()?;
+                self.lists -= usize::from(pending.kind.is_list());
+                Some(pending)
+            }
         }
     }
 
@@ -123,6 +184,7 @@ impl Pipeline {
     /// Forgets everything: the connection is closed.
     pub fn clear(&mut self) {
         self.queue.clear();
+        self.lists = 0;
     }
 }
 

@@ -18,9 +18,13 @@ use crate::wire::{SessionId, op};
 
 use super::Options;
 use super::connection::Connection;
+use super::outbox::Unsent;
 
 /// Clients whose adjusted timeout is remembered, so that it is logged once.
 const CLAMPED_MAX: usize = 1_000;
+
+/// Watched paths of a connection that are forgotten in one go.
+const FORGOTTEN_AT_ONCE: usize = 500;
 
 /// Sixteen unpredictable bytes, for session passwords.
 pub type Entropy = Box<dyn Fn() -> [u8; 16] + Send + Sync>;
@@ -53,6 +57,8 @@ impl Submission {
 pub struct Shared {
     pub state: RwLock<State>,
     pub options: Options,
+    /// What waits to be sent to clients.
+    pub unsent: Arc<Unsent>,
     pub(super) random: Entropy,
     pub(super) registry: Mutex<Registry>,
     inbox: Mutex<Vec<Submission>>,
@@ -102,8 +108,9 @@ impl Shared {
         Self {
             state: RwLock::new(State {
                 machine,
-                watches: Mutex::new(Watches::new()),
+                watches: Mutex::new(Watches::new(options.watches)),
             }),
+            unsent: Arc::new(Unsent::new(options.unsent_bytes_max)),
             options,
             random,
             registry: Mutex::default(),
@@ -253,8 +260,19 @@ impl Shared {
     }
 
     pub(super) fn forget(&self, connection: &Connection) {
+        // In slices: a client may have a million watches, and every change looks at the table.
+        while self
+            .state
+            .read()
+            .watches
+            .lock()
+            .forget(connection.id(), FORGOTTEN_AT_ONCE)
+        {}
         let state = self.state.read();
-        state.watches.lock().forget(connection.id());
+        state
+            .watches
+            .lock()
+            .forget(connection.id(), FORGOTTEN_AT_ONCE);
         let mut registry = self.registry.lock();
         registry.connections.remove(&connection.id());
         let session = SessionId(connection.stats.session.load(Ordering::Relaxed));

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::*;
+use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
 use crate::wire::request::Create;
 use crate::wire::{
     Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Reader, Request,
@@ -170,6 +171,7 @@ impl Client {
     }
 
     fn raw(&mut self) -> Option<Bytes> {
+        self.connection.answer_large(0);
         let output = self.output.get_mut();
         if self.connection.take_output(output) == Remaining::Closed {
             self.closed = true;
@@ -472,7 +474,7 @@ fn a_client_that_asked_for_much_behind_a_write_gets_it() {
     let (mut client, _) = bench.client();
     let big = Request::SetData {
         path: "/a".into(),
-        data: Some(vec![7; 1_000_000].into()),
+        data: Some(vec![7; BYTES_AT_ONCE - 1].into()),
         version: -1,
     };
     bench.send(&client, 1, &create("/a", 0));
@@ -637,4 +639,179 @@ fn nothing_outlives_the_engine_and_its_connections() {
     drop(client);
     drop(bench);
     assert_eq!(shared.strong_count(), 0);
+}
+
+/// A client, and a directory with more children than are listed at once.
+fn with_directory(bench: &mut Bench, children: usize) -> Client {
+    let (mut client, _) = bench.client();
+    bench.send(&client, 1, &create("/dir", 0));
+    for number in 0..children {
+        bench.send(&client, 2, &create(&format!("/dir/{number}"), 0));
+        client.frames();
+    }
+    client
+}
+
+fn list(path: &str, watch: bool) -> Request {
+    Request::GetChildren {
+        path: path.into(),
+        watch,
+        with_stat: false,
+    }
+}
+
+#[test]
+fn a_long_list_stops_its_client_but_nobody_else_and_shows_one_moment() {
+    let mut bench = Bench::new();
+    let mut client = with_directory(&mut bench, NODES_AT_ONCE + 1);
+    let (mut other, _) = bench.client();
+    bench.send(&client, 3, &list("/dir", true));
+    assert!(!client.connection.wants_input());
+    let mut large = client.connection.begin_large().unwrap();
+    // It is under way; another client changes the directory, and more than once.
+    bench.send(&other, 4, &create("/dir/late", 0));
+    assert_eq!(other.frames(), [ok(4)]);
+    while !client.connection.step_large(&mut large, 0) {}
+    let output = client.output.get_mut();
+    client.connection.take_output(output);
+    let length = output.get_i32() as usize;
+    let mut reader = Reader::new(output.split_to(length).freeze());
+    assert_eq!(reader.int().unwrap(), 3);
+    reader.long().unwrap();
+    assert_eq!(reader.int().unwrap(), 0);
+    let names = reader.vector(|r| r.required_text()).unwrap().unwrap();
+    assert_eq!(
+        names.len(),
+        NODES_AT_ONCE + 1,
+        "it shows the moment when it began"
+    );
+    // The watch was set at that moment too, so the change is told, behind the answer.
+    assert_eq!(client.frames(), [Frame::Event(4, "/dir".into())]);
+    assert!(client.connection.wants_input());
+}
+
+#[test]
+fn a_long_list_behind_a_write_is_not_made_in_the_apply() {
+    let mut bench = Bench::new();
+    let mut client = with_directory(&mut bench, NODES_AT_ONCE + 1);
+    bench.automatic = false;
+    bench.send(&client, 3, &create("/b", 0));
+    bench.send(&client, 4, &list("/dir", false));
+    assert!(
+        !client.connection.wants_input(),
+        "nothing may stand behind it"
+    );
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.connection.unanswered(), 1);
+    assert_eq!(client.frames(), [ok(3), ok(4)]);
+    assert!(client.connection.wants_input());
+}
+
+#[test]
+fn lists_behind_a_write_are_few() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.automatic = false;
+    bench.send(&client, 1, &create("/a", 0));
+    let mut sent = 0;
+    while client.connection.wants_input() {
+        sent += 1;
+        bench.send(&client, 2, &list("/", false));
+    }
+    assert_eq!(sent, 8);
+    bench.automatic = true;
+    bench.persist();
+    bench.turn();
+    assert_eq!(client.frames().len(), 9);
+    assert!(client.connection.wants_input());
+}
+
+#[test]
+fn a_multi_read_that_names_much_often_is_refused_before_anything_is_copied() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    bench.send(&client, 1, &create("/a", 0));
+    let big = Request::SetData {
+        path: "/a".into(),
+        data: Some(vec![7; 1_000_000].into()),
+        version: -1,
+    };
+    bench.send(&client, 2, &big);
+    client.frames();
+    let get = |times| {
+        let operation = SubRequest::GetData { path: "/a".into() };
+        Request::MultiRead(vec![operation; times])
+    };
+    bench.send(&client, 3, &get(3));
+    bench.send(&client, 4, &get(40_000));
+    assert_eq!(client.frames(), [ok(3)]);
+    bench.send(&client, 4, &get(40_000));
+    assert_eq!(client.frames(), [failed(4, ErrorCode::BadArguments)]);
+}
+
+#[test]
+fn watches_beyond_the_limit_are_refused_and_none_is_lost_in_silence() {
+    let mut bench = Bench::with(Options {
+        watches: WatchLimits {
+            all: usize::MAX,
+            per_connection: 1_000,
+        },
+        ..Options::default()
+    });
+    let (mut client, _) = bench.client();
+    let watch = |path: String| Request::Exists {
+        path: path.as_str().into(),
+        watch: true,
+    };
+    let mut answers = Vec::new();
+    for number in 0..9 {
+        bench.send(&client, number, &watch(format!("/w{number}")));
+        answers.append(&mut client.frames());
+    }
+    let set = failed(0, ErrorCode::NoNode);
+    assert_eq!(answers[0], set);
+    assert_eq!(answers[8], failed(8, ErrorCode::QuotaExceeded));
+    // One that is set already needs no more room.
+    bench.send(&client, 0, &watch("/w0".into()));
+    assert_eq!(client.frames(), [failed(0, ErrorCode::NoNode)]);
+    // A client that comes back cannot be told which watch it did not get: its connection ends.
+    let paths = (0..9).map(|number| Text::from(format!("/v{number}")));
+    let set = crate::wire::request::SetWatches {
+        relative_zxid: Zxid(0),
+        data: Vec::new(),
+        exist: paths.collect(),
+        child: Vec::new(),
+        persistent: None,
+    };
+    bench.send(&client, -8, &Request::SetWatches(set));
+    client.frames();
+    assert!(client.closed);
+}
+
+#[test]
+fn no_more_sessions_are_made_than_may_be() {
+    let mut bench = Bench::with(Options {
+        sessions_max: 1,
+        ..Options::default()
+    });
+    let (_first, given) = bench.client();
+    let client = bench.open();
+    let request = |session| ConnectRequest {
+        last_zxid_seen: Zxid(0),
+        timeout_ms: 4_000,
+        session,
+        password: Bytes::copy_from_slice(&[9; 16]),
+        read_only: None,
+    };
+    let mut frame = BytesMut::new();
+    request(SessionId(0)).encode(&mut frame);
+    assert_eq!(
+        client.receive(&frame, 0),
+        Err(Refused("maxSessions reached"))
+    );
+    // The old one goes on.
+    let mut back = bench.handshake(given.session, &[9; 16], Zxid(0));
+    assert_eq!(back.connect_response().unwrap().session, given.session);
 }

@@ -18,6 +18,7 @@ mod apply;
 mod digest;
 mod image;
 mod index;
+mod large;
 mod multi;
 mod origin;
 pub mod path;
@@ -30,6 +31,7 @@ mod tree;
 mod znode;
 
 pub use image::{Image, RestoreError};
+pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};
 

@@ -121,7 +121,7 @@ impl Machine {
     }
 
     /// One operation of a multiRead; a failing one does not touch the others (§4.4).
-    fn read_one(&self, operation: &SubRequest, caller: &Caller<'_>) -> SubAnswer {
+    pub(super) fn read_one(&self, operation: &SubRequest, caller: &Caller<'_>) -> SubAnswer {
         let answer = match operation {
             SubRequest::GetData { path } => self.readable(path, caller).map(|id| {
                 let znode = self.tree.get(id);
@@ -135,7 +135,7 @@ impl Machine {
         answer.unwrap_or_else(|code| SubAnswer::Error(Some(code)))
     }
 
-    fn readable(&self, path: &str, caller: &Caller<'_>) -> Result<NodeId, ErrorCode> {
+    pub(super) fn readable(&self, path: &str, caller: &Caller<'_>) -> Result<NodeId, ErrorCode> {
         let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
         self.check(id, perms::READ, caller)?;
         Ok(id)

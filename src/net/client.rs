@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::engine::{Connection, Remaining};
@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::wire::{FrameLength, frame_length};
 
 use super::Context;
+use super::room::Room;
 
 /// Bytes read at once when nothing is known about what comes.
 const READ_BYTES: usize = 8 << 10;
@@ -27,8 +28,18 @@ const READ_BYTES_MORE: usize = 64 << 10;
 const KEEP_BYTES: usize = 4 << 10;
 /// Bytes that are taken in while something is written: room for many pings.
 const READ_AHEAD_BYTES: usize = 64 << 10;
-/// How long a client may refuse to read what it is sent.
+/// A handshake has some 50 bytes, and who has no session yet is trusted with little more.
+const HANDSHAKE_BYTES: usize = 4 << 10;
+/// Bytes of a frame under way that need no room among the large ones.
+const SMALL_FRAME_BYTES: usize = 64 << 10;
+/// How long a client may take to read what it is sent at a time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes written at a time, where there are more: some 50 µs of work for the system.
+const WRITE_BYTES: usize = 64 << 10;
+/// While memory for replies is short, a client must read in this time ...
+const WRITE_GLANCE: Duration = Duration::from_secs(5);
+/// ... at least this many bytes.
+const WRITE_GLANCE_BYTES: usize = 64 << 10;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -63,8 +74,13 @@ pub async fn serve(
         wake,
         frames_sent: 0,
         read_bytes: READ_BYTES,
+        greeted: false,
+        frame_room: None,
+        reply_room: None,
+        turn: None,
     };
     let end = client.run(&mut stop).await;
+    drop(client);
     connection.lost();
     context.shared.metrics.connection_drop_count.add(1);
     // The client sees an orderly end rather than a reset, if it is there at all.
@@ -84,6 +100,14 @@ struct Client<'a> {
     frames_sent: u64,
     /// Bytes for the next read.
     read_bytes: usize,
+    /// A handshake was received.
+    greeted: bool,
+    /// The room of a large frame under way.
+    frame_room: Option<Room<'a>>,
+    /// The room of a large reply that is not sent yet.
+    reply_room: Option<Room<'a>>,
+    /// Its turn among the large replies, until the first part of it is encoded.
+    turn: Option<SemaphorePermit<'a>>,
 }
 
 impl Client<'_> {
@@ -107,21 +131,38 @@ impl Client<'_> {
             if let Some(end) = self.send(&mut output, &mut input).await {
                 return end;
             }
+            self.reply_room = None;
+            let large = self.connection.large();
             let wants_input = self.connection.wants_input();
             if wants_input && self.holds_frame(&input) {
+                tokio::task::yield_now().await;
                 continue;
             }
             // A connection that asks for no session may not stay for ever (§2.7).
             let sessionless = self.connection.awaits_handshake();
+            let lacking = self.lacking_room(&input);
+            // Its silence is not its own while others have the room.
+            self.connection.hold_back(lacking.is_some());
+            let context = self.context;
             tokio::select! {
                 // No buffer while there is nothing to read: thousands of clients are idle.
-                ready = self.stream.readable(), if wants_input => {
+                ready = self.stream.readable(), if wants_input && lacking.is_none() => {
                     let read = ready.and_then(|()| self.read(&mut input));
                     match read {
                         Ok(true) => {}
                         Ok(false) => return End::Orderly,
                         Err(error) => return End::Because(error.to_string()),
                     }
+                }
+                room = context.large_frames.take(lacking.unwrap_or(0)), if lacking.is_some() => {
+                    self.frame_room = Some(room);
+                    self.connection.heard(context.clock.now_ms());
+                }
+                room = context.large_replies.take(large.map_or(0, |large| large.bytes)),
+                    if large.is_some() =>
+                {
+                    self.reply_room = Some(room);
+                    self.answer_large(large.is_some_and(|large| large.is_long)).await;
                 }
                 () = self.wake.notified() => {}
                 () = sleep_until(handshake_until), if sessionless => {
@@ -158,17 +199,23 @@ impl Client<'_> {
     }
 
     /// Hands whole frames to the connection, as many as it wants.
-    fn take_frames(&self, input: &mut BytesMut, output: &mut BytesMut) -> Result<(), End> {
+    fn take_frames(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Result<(), End> {
         if !input.is_empty() {
-            let limit = self.context.limits.frame_bytes;
+            let limit = self.frame_bytes();
             let now_ms = self.context.clock.now_ms();
             let taken = self.connection.receive(input, limit, now_ms, output);
             let frames = taken.map_err(|refused| End::Because(refused.0.into()))?;
             self.metrics().packets_received.add(frames as u64);
-            if let FrameLength::Refused(length) = frame_length(input, limit) {
+            if frames > 0 {
+                self.greeted = true;
+                self.frame_room = None;
+            }
+            if let FrameLength::Refused(length) = frame_length(input, self.frame_bytes()) {
                 self.metrics().large_requests_rejected.add(1);
                 return Err(End::Because(format!(
-                    "frame length {length} (0x{length:x}) is not allowed; jute.maxbuffer is {limit}"
+                    "frame length {length} (0x{length:x}) is not allowed; jute.maxbuffer is {}, \
+                     and a handshake may have {HANDSHAKE_BYTES} bytes",
+                    self.context.limits.frame_bytes
                 )));
             }
         }
@@ -178,12 +225,53 @@ impl Client<'_> {
         Ok(())
     }
 
+    /// Answers the large read that has its turn, in steps, between which other connections have
+    /// theirs. One of a kind at a time, so that however many there are, others are not slowed down
+    /// by more than a step.
+    async fn answer_large(&mut self, is_long: bool) {
+        let turns = match is_long {
+            true => &self.context.long_reads,
+            false => &self.context.large_reads,
+        };
+        self.turn = turns.acquire().await.ok();
+        let Some(mut large) = self.connection.begin_large() else {
+            return;
+        };
+        while !self
+            .connection
+            .step_large(&mut large, self.context.clock.now_ms())
+        {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn metrics(&self) -> &Metrics {
         &self.context.shared.metrics
     }
 
+    /// The longest frame that may come now.
+    fn frame_bytes(&self) -> usize {
+        let most = self.context.limits.frame_bytes;
+        if self.greeted {
+            most
+        } else {
+            most.min(HANDSHAKE_BYTES)
+        }
+    }
+
+    /// Bytes of the frame under way if it is large, has begun in earnest, and has no room yet.
+    fn lacking_room(&self, input: &BytesMut) -> Option<usize> {
+        if self.frame_room.is_some() || input.len() < SMALL_FRAME_BYTES {
+            return None;
+        }
+        match frame_length(input, self.frame_bytes()) {
+            FrameLength::Body(body) if input.len() < 4 + body => Some(body),
+            _ => None,
+        }
+    }
+
     fn holds_frame(&self, input: &BytesMut) -> bool {
-        match frame_length(input, self.context.limits.frame_bytes) {
+        match frame_length(input, self.frame_bytes()) {
             FrameLength::Incomplete => false,
             FrameLength::Refused(_) => true,
             FrameLength::Body(body) => input.len() >= 4 + body,
@@ -194,6 +282,7 @@ impl Client<'_> {
     async fn send(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> Option<End> {
         loop {
             let remaining = self.connection.take_output(output);
+            self.turn = None;
             if !output.is_empty() {
                 self.count_output(output.len());
                 if let Err(end) = self.write(output, input).await {
@@ -226,12 +315,17 @@ impl Client<'_> {
     /// Writes all of `output`. Mostly the socket takes it at once.
     async fn write(&mut self, output: &[u8], input: &mut BytesMut) -> Result<(), End> {
         let failed = |error: std::io::Error| End::Because(error.to_string());
-        let written = match self.stream.try_write(output) {
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(failed(error)),
+        let written = match output.len() {
+            // Large replies take turns.
+            WRITE_BYTES.. => 0,
+            _ => match self.stream.try_write(output) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(failed(error)),
+            },
         };
         if written == output.len() {
+            self.connection.output_sent();
             return Ok(());
         }
         let (connection, context) = (self.connection, self.context);
@@ -240,10 +334,20 @@ impl Client<'_> {
             metrics.bytes_received_count.add(count as u64);
             connection.heard(context.clock.now_ms());
         };
-        let rest = write_and_hear(self.stream, &output[written..], input, heard);
-        match timeout(WRITE_PATIENCE, rest).await {
-            Ok(result) => result.map_err(failed),
-            Err(_) => Err(End::Because("the client does not read".into())),
+        let progress = AtomicUsize::new(0);
+        let rest = &output[written..];
+        let rest = write_and_hear(self.stream, rest, input, &context.writes, &progress, heard);
+        let is_tight = || context.large_replies.is_tight() || context.shared.unsent.is_tight();
+        match patiently(rest, &progress, is_tight).await {
+            Some(Ok(())) => {
+                self.connection.output_sent();
+                Ok(())
+            }
+            Some(Err(error)) => Err(failed(error)),
+            None => {
+                context.shared.unsent.give_up();
+                Err(End::Because("the client does not read".into()))
+            }
         }
     }
 
@@ -265,17 +369,61 @@ impl Client<'_> {
     }
 }
 
+/// Waits for a write, but not for ever, and not long for a client that does not read while memory
+/// is tight. `progress`: bytes written so far.
+async fn patiently<T>(
+    written: impl Future<Output = T>,
+    progress: &AtomicUsize,
+    is_tight: impl Fn() -> bool,
+) -> Option<T> {
+    let mut written = pin!(written);
+    let until = Instant::now() + WRITE_PATIENCE;
+    loop {
+        let before = progress.load(Ordering::Relaxed);
+        if let Ok(result) = timeout(WRITE_GLANCE, &mut written).await {
+            return Some(result);
+        }
+        let is_stuck = progress.load(Ordering::Relaxed) - before < WRITE_GLANCE_BYTES;
+        if Instant::now() >= until || (is_stuck && is_tight()) {
+            return None;
+        }
+    }
+}
+
 /// Writes `output`, and meanwhile takes in what the client sends, up to a bound. `heard` is told
 /// how many bytes came: a client that needs long for what it asked for still lives, as its pings
-/// show.
+/// show. `progress`: how many bytes of a large output were written.
 async fn write_and_hear(
     stream: &mut TcpStream,
     output: &[u8],
     input: &mut BytesMut,
+    turns: &Semaphore,
+    progress: &AtomicUsize,
     heard: impl Fn(usize),
 ) -> std::io::Result<()> {
     let (mut reader, mut writer) = stream.split();
-    let mut written = pin!(writer.write_all(output));
+    let write = async {
+        if output.len() < WRITE_BYTES {
+            return writer.write_all(output).await;
+        }
+        let mut left = output;
+        while !left.is_empty() {
+            writer.writable().await?;
+            // One after the other: a thousand large replies must not stand before a small one.
+            let turn = turns.acquire().await;
+            match writer.try_write(&left[..left.len().min(WRITE_BYTES)]) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(count) => left = &left[count..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            drop(turn);
+            progress.store(output.len() - left.len(), Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    };
+    let mut written = pin!(write);
     let mut is_readable = true;
     loop {
         let has_room = input.len() < READ_AHEAD_BYTES;
@@ -296,15 +444,14 @@ async fn read_some(
     input: &mut BytesMut,
 ) -> std::io::Result<usize> {
     if input.capacity() == input.len() {
-        input.reserve(READ_BYTES);
+        // Twice what has come, so that a large frame is not moved often.
+        input.reserve(READ_BYTES.max(input.len()));
     }
     stream.read_buf(input).await
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use tokio::net::TcpListener;
 
     use super::*;
@@ -326,9 +473,16 @@ mod tests {
             let heard = |count| {
                 told.fetch_add(count, Ordering::Relaxed);
             };
-            write_and_hear(&mut server, &output, &mut input, heard)
-                .await
-                .unwrap();
+            write_and_hear(
+                &mut server,
+                &output,
+                &mut input,
+                &Semaphore::new(1),
+                &AtomicUsize::new(0),
+                heard,
+            )
+            .await
+            .unwrap();
             input
         });
         client.write_all(b"ping").await.unwrap();

@@ -3,6 +3,7 @@
 //! Carries bytes to and from [`crate::engine::Connection`]s; decides nothing about the protocol.
 
 pub mod client;
+mod room;
 
 use std::collections::HashMap;
 use std::io;
@@ -13,12 +14,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::engine::Shared;
+use crate::logging::Seldom;
+use room::Rooms;
 
 /// Connections that the system keeps for us until they are accepted, unless configured.
 const BACKLOG: i32 = 1_024;
+/// Bytes that the system takes of us for a client that does not read: else it is up to 4 MiB, and
+/// when thousands have that, all TCP of the machine is short of memory.
+const SEND_BUFFER_BYTES: usize = 128 << 10;
 
 /// The engine's clock: ms since the process started, and the time on the wall.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +63,30 @@ pub struct Limits {
     pub total: usize,
     /// How long a connection may take for its handshake.
     pub handshake: Duration,
+    /// Files that the process may have open; 0 is unknown.
+    pub open_files: usize,
+    /// `largeRequestMaxBytes`: bytes of large frames that may be under way at a time.
+    pub large_frames_bytes: usize,
+}
+
+/// Files that stay free for the log, snapshots and all else that is not a client.
+const RESERVED_FILES: usize = 128;
+
+/// Two log lines about connections that cannot be had are this far apart at least.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+impl Limits {
+    /// How many connections there may be, and why not more. `None`: as many as the system bears.
+    fn connections(&self) -> Option<(usize, String)> {
+        let configured = (self.total > 0).then(|| (self.total, format!("maxCnxns={}", self.total)));
+        let files = (self.open_files > 0).then(|| {
+            // Where hardly any file may be open, clients get half.
+            let reserved = RESERVED_FILES.min(self.open_files / 2);
+            let reason = format!("{} open files allowed (ulimit -Hn)", self.open_files);
+            (self.open_files - reserved, reason)
+        });
+        configured.into_iter().chain(files).min()
+    }
 }
 
 /// Answers four-letter words. The words are the operators' side: see [`crate::admin`].
@@ -71,7 +101,27 @@ pub struct Context {
     pub clock: Clock,
     pub limits: Limits,
     pub words: Box<dyn Words>,
-    counts: Mutex<HashMap<IpAddr, usize>>,
+    /// Room for frames that are large and not complete.
+    large_frames: Rooms,
+    /// Room for large replies that are not sent.
+    large_replies: Rooms,
+    /// Reads that take long run one at a time,
+    long_reads: Semaphore,
+    /// as do those that only answer much,
+    large_reads: Semaphore,
+    /// and what writes the parts of large replies.
+    writes: Semaphore,
+    most: Option<(usize, String)>,
+    counts: Mutex<Counts>,
+    refusals: Seldom,
+    failures: Seldom,
+}
+
+/// Connections there are.
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
 }
 
 impl Context {
@@ -82,29 +132,37 @@ impl Context {
         words: Box<dyn Words>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            shared,
             clock,
             limits,
             words,
+            large_frames: Rooms::new(limits.large_frames_bytes),
+            large_replies: Rooms::new(shared.unsent.bytes_max()),
+            long_reads: Semaphore::new(1),
+            large_reads: Semaphore::new(1),
+            writes: Semaphore::new(1),
+            most: limits.connections(),
             counts: Mutex::default(),
+            refusals: Seldom::every(LOG_PAUSE),
+            failures: Seldom::every(LOG_PAUSE),
+            shared,
         })
     }
 
     /// Takes a place for a connection of this address, given back when it is dropped.
     fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, String> {
-        let Limits {
-            per_address, total, ..
-        } = self.limits;
+        let per_address = self.limits.per_address;
         let mut counts = self.counts.lock();
-        let all: usize = counts.values().sum();
-        if total > 0 && all >= total {
-            return Err(format!("maxCnxns={total} reached"));
+        if let Some((most, reason)) = &self.most
+            && counts.all >= *most
+        {
+            return Err(format!("{reason}: {most} connections are all"));
         }
-        let count = counts.entry(address).or_default();
+        let count = counts.by_address.entry(address).or_default();
         if per_address > 0 && *count >= per_address {
             return Err(format!("maxClientCnxns={per_address} reached"));
         }
         *count += 1;
+        counts.all += 1;
         Ok(Admitted {
             context: self.clone(),
             address,
@@ -121,10 +179,11 @@ struct Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.context.counts.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
+        counts.all -= 1;
+        if let Some(count) = counts.by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.address);
+                counts.by_address.remove(&self.address);
             }
         }
     }
@@ -145,6 +204,8 @@ pub fn listen(address: SocketAddr, backlog: Option<i32>) -> io::Result<TcpListen
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
+    // Accepted sockets have it from this one.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(backlog.unwrap_or(BACKLOG))?;
@@ -161,7 +222,9 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>, mut stop: watch
                 Ok((stream, peer)) => accept(stream, peer, &context, &for_clients, &mut tasks),
                 Err(error) => {
                     // Out of file descriptors, mostly: others may be closed meanwhile.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(left_out) = context.failures.ask() {
+                        tracing::warn!(%error, left_out, "cannot accept a connection");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },
@@ -190,7 +253,9 @@ fn accept(
         Ok(admitted) => admitted,
         Err(reason) => {
             context.shared.metrics.connection_rejected.add(1);
-            tracing::warn!(client = %peer, reason, "connection refused");
+            if let Some(left_out) = context.refusals.ask() {
+                tracing::warn!(client = %peer, reason, left_out, "connection refused");
+            }
             return;
         }
     };

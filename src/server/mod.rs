@@ -25,6 +25,7 @@ use crate::proto::log::{HardState, Membership, Record};
 use crate::storage::{
     Fault, LogHandle, Progress, Recovered, SnapshotReader, Storage, StorageConfig,
 };
+use crate::watch::WatchLimits;
 
 pub use view::ServerView;
 
@@ -135,6 +136,8 @@ impl Server {
             per_address: config.max_client_cnxns as usize,
             total: config.max_cnxns as usize,
             handshake: Duration::from_millis(config.sessionless_timeout_ms.into()),
+            open_files: crate::cli::open_files(),
+            large_frames_bytes: config.large_request_max_bytes,
         };
         let words = ServerView::new(config, address, shared.clone(), clock);
         let context = Context::new(shared.clone(), clock, limits, Box::new(words));
@@ -331,6 +334,12 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         snap_count: config.snap_count,
         outstanding_max: config.global_outstanding_limit as usize,
         outstanding_bytes_max: Options::OUTSTANDING_BYTES_MAX,
+        unsent_bytes_max: config.unsent_max_bytes,
+        watches: WatchLimits {
+            all: config.watch_max_bytes,
+            per_connection: config.watch_max_bytes_per_client,
+        },
+        sessions_max: config.max_sessions as usize,
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::admin::{
-    ConnectionView, Mode, SessionView, TRACE_MASK_DEFAULT, View, WatchSummary, four_letter,
+    ConnectionView, Held, Mode, SessionView, TRACE_MASK_DEFAULT, View, WatchSummary, four_letter,
 };
 use crate::config::Config;
 use crate::engine::{Connection, Shared};
@@ -164,6 +164,24 @@ impl View for ServerView {
             connections: watches.connections() as u64,
             paths: watches.paths() as u64,
             watches: watches.total() as u64,
+        }
+    }
+
+    fn held(&self) -> Held {
+        let limit = |bytes: usize| match bytes {
+            usize::MAX => -1,
+            bytes => i64::try_from(bytes).unwrap_or(i64::MAX),
+        };
+        let unsent = &self.shared.unsent;
+        let state = self.shared.state.read();
+        let watches = state.watches.lock();
+        Held {
+            watches: watches.total() as u64,
+            watch_bytes: watches.bytes() as u64,
+            watch_max_bytes: limit(watches.limits().all),
+            unsent_bytes: unsent.bytes() as u64,
+            unsent_max_bytes: limit(unsent.bytes_max()),
+            unread_connections_closed: unsent.given_up() as u64,
         }
     }
 

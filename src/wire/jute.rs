@@ -197,6 +197,11 @@ impl<'a> Writer<'a> {
         Self { out }
     }
 
+    /// Bytes that are encoded already.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.out.put_slice(bytes);
+    }
+
     pub fn boolean(&mut self, value: bool) {
         self.out.put_u8(u8::from(value));
     }

@@ -42,6 +42,8 @@ pub enum Answer {
     WhoAmI(Vec<Id>),
     /// A SASL token; null when SASL is not configured (§14.1).
     Token(Option<Bytes>),
+    /// Any of these, encoded already.
+    Encoded(Bytes),
 }
 
 /// The result of one operation of a multi or multiRead (§4.2).
@@ -86,7 +88,7 @@ impl Answer {
             Self::Echo(path) => w.buffer(path.as_ref().map(|path| path.as_bytes().as_ref())),
             Self::Multi(answers) => {
                 answers.iter().for_each(|answer| answer.encode(w));
-                encode_multi_header(-1, true, -1, w);
+                Self::end_multi(w);
             }
             Self::Number(number) => w.int(*number),
             Self::Zero => w.int(0),
@@ -98,12 +100,23 @@ impl Answer {
                 }
             }
             Self::Token(token) => w.buffer(token.as_deref()),
+            Self::Encoded(bytes) => w.raw(bytes),
         }
+    }
+
+    /// What stands behind the last answer of a multi.
+    pub fn end_multi(w: &mut Writer<'_>) {
+        encode_multi_header(-1, true, -1, w);
     }
 }
 
 impl SubAnswer {
-    fn encode(&self, w: &mut Writer<'_>) {
+    /// What stands before the names of children.
+    pub fn begin_children(w: &mut Writer<'_>) {
+        encode_multi_header(op::GET_CHILDREN, false, 0, w);
+    }
+
+    pub fn encode(&self, w: &mut Writer<'_>) {
         let kind = match self {
             Self::Create(_) => op::CREATE,
             Self::Create2(..) => op::CREATE2,

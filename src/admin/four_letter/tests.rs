@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI64};
 
 use super::*;
-use crate::admin::{Mode, TRACE_MASK_DEFAULT, WatchSummary};
+use crate::admin::{Held, Mode, TRACE_MASK_DEFAULT, WatchSummary};
 use crate::config::{Config, Whitelist};
 use crate::metrics::Metrics;
 use crate::wire::Zxid;
@@ -102,6 +102,17 @@ impl View for Server {
 
     fn outstanding(&self) -> u64 {
         3
+    }
+
+    fn held(&self) -> Held {
+        Held {
+            watches: 3,
+            watch_bytes: 800,
+            watch_max_bytes: 1_000,
+            unsent_bytes: 7,
+            unsent_max_bytes: -1,
+            unread_connections_closed: 2,
+        }
     }
 
     fn watches(&self) -> WatchSummary {
@@ -466,6 +477,11 @@ fn telegraf_and_solr_understand_mntr() {
         ("outstanding_requests", "3"),
         ("znode_count", "5"),
         ("watch_count", "3"),
+        ("watch_memory_bytes", "800"),
+        ("watch_memory_max_bytes", "1000"),
+        ("unsent_bytes", "7"),
+        ("unsent_max_bytes", "-1"),
+        ("unread_connections_closed", "2"),
         ("ephemerals_count", "2"),
         ("approximate_data_size", "44"),
         ("global_sessions", "1"),

@@ -87,7 +87,7 @@ impl World {
         if let Some(link) = self.links.get(&conn)
             && let Some(connection) = &link.server
             && !link.input.is_empty()
-            && connection.unanswered() >= zkraft::engine::connection::REQUESTS_MAX
+            && connection.unanswered() > 0
         {
             self.stats.floods += 1;
         }
@@ -96,6 +96,7 @@ impl World {
     }
 
     pub(super) fn output(&mut self, conn: ConnId) -> Verdict {
+        let now_ms = self.clock_ms();
         loop {
             let Some(link) = self.links.get_mut(&conn) else {
                 return Ok(());
@@ -103,6 +104,7 @@ impl World {
             let Some(connection) = link.server.clone() else {
                 return Ok(());
             };
+            connection.answer_large(now_ms);
             let remaining = connection.take_output(&mut link.output);
             let mut frames = Vec::new();
             while let Some(frame) = reply::next_frame(&mut link.output) {

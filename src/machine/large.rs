@@ -1,0 +1,298 @@
+//! Reads that touch many znodes, in steps.
+//!
+//! A directory may have a million children, and who lists it must not make others wait: writes
+//! wait for readers, and everyone waits for writes. So the long part of such a read is a [`Walk`]
+//! over the znodes as they were when it began, which needs no lock and can be put aside after
+//! each step.
+
+use std::collections::BTreeSet;
+
+use bytes::{BufMut as _, BytesMut};
+
+use super::slab::Slab;
+use super::znode::{NodeId, Znode};
+use super::{Caller, Machine};
+use crate::wire::{
+    Answer, ErrorCode, Request, SessionId, Stat, SubAnswer, SubRequest, Text, Writer,
+};
+
+/// Znodes that a read may touch in one go: fractions of a millisecond.
+pub const NODES_AT_ONCE: usize = 1_000;
+/// Bytes of a reply from which it is large.
+pub const BYTES_AT_ONCE: usize = 64 << 10;
+/// About how many bytes a name takes in a reply, with its length, until it is known.
+const NAME_BYTES: usize = 24;
+
+/// The znodes of one moment, and how far a read has come with them.
+#[derive(Debug)]
+pub struct Walk {
+    znodes: Slab<Znode>,
+    left: Left,
+    answer: BytesMut,
+    /// What stands behind the names.
+    stat: Option<Stat>,
+}
+
+#[derive(Debug)]
+enum Left {
+    /// Names of siblings, from this one on.
+    Names(NodeId),
+    /// The paths of these that begin so, sorted.
+    Paths {
+        ids: std::vec::IntoIter<NodeId>,
+        prefix: Option<Text>,
+        paths: BTreeSet<String>,
+    },
+    /// Counts what is below `root`.
+    Count {
+        root: NodeId,
+        next: Option<NodeId>,
+        count: i32,
+    },
+}
+
+impl Walk {
+    /// Goes on for about `nodes` znodes. The answer, as its bytes, once it is complete.
+    pub fn step(&mut self, nodes: usize) -> Option<BytesMut> {
+        let znodes = &self.znodes;
+        let get = |id: NodeId| {
+            znodes
+                .get(id.0)
+                .expect("links lead to znodes of the same moment")
+        };
+        let mut writer = Writer::new(&mut self.answer);
+        match &mut self.left {
+            Left::Names(next) => {
+                for _ in 0..nodes {
+                    if !next.exists() {
+                        break;
+                    }
+                    let znode = get(*next);
+                    writer.buffer(Some(znode.name_bytes()));
+                    *next = znode.next;
+                }
+                if next.exists() {
+                    return None;
+                }
+                if let Some(stat) = &self.stat {
+                    stat.encode(&mut writer);
+                }
+            }
+            Left::Paths { ids, prefix, paths } => {
+                for id in ids.by_ref().take(nodes) {
+                    let path = path(get, id);
+                    if prefix
+                        .as_ref()
+                        .is_none_or(|prefix| path.starts_with(prefix.as_str()))
+                    {
+                        paths.insert(path);
+                    }
+                }
+                if ids.len() > 0 {
+                    return None;
+                }
+                writer.count(paths.len());
+                paths.iter().for_each(|path| writer.text(path));
+            }
+            Left::Count { root, next, count } => {
+                for _ in 0..nodes {
+                    let Some(id) = *next else { break };
+                    *count += 1;
+                    *next = following(get, id, *root);
+                }
+                if next.is_some() {
+                    return None;
+                }
+                writer.int(*count);
+            }
+        }
+        Some(std::mem::take(&mut self.answer))
+    }
+}
+
+fn path<'a>(get: impl Fn(NodeId) -> &'a Znode, id: NodeId) -> String {
+    let mut names = Vec::new();
+    let mut at = id;
+    while at != NodeId::ROOT {
+        let znode = get(at);
+        names.push(znode.name());
+        at = znode.parent;
+    }
+    names.iter().rev().flat_map(|name| ["/", name]).collect()
+}
+
+/// The znode after `id` in the subtree of `root`, parents first.
+fn following<'a>(get: impl Fn(NodeId) -> &'a Znode, id: NodeId, root: NodeId) -> Option<NodeId> {
+    let first = get(id).first();
+    if first.exists() {
+        return Some(first);
+    }
+    let mut at = id;
+    while at != root {
+        let znode = get(at);
+        if znode.next.exists() {
+            return Some(znode.next);
+        }
+        at = znode.parent;
+    }
+    None
+}
+
+/// How a large read goes on.
+#[derive(Debug)]
+pub enum Begun {
+    Answer(Answer),
+    Walk(Walk),
+}
+
+/// What an operation of a multiRead is answered with.
+#[derive(Debug)]
+pub enum Found {
+    Answer(SubAnswer),
+    /// The names of many children.
+    List(Walk),
+}
+
+impl Machine {
+    /// Whether a read touches more, or answers more, than others should wait for.
+    pub fn is_large(&self, request: &Request, session: SessionId) -> bool {
+        match request {
+            Request::GetData { path, .. } => self.data_bytes_at(path) >= BYTES_AT_ONCE,
+            Request::GetChildren { path, .. } => self.children_at(path) > NODES_AT_ONCE,
+            Request::GetAllChildrenNumber { path } => {
+                self.tree.len() > NODES_AT_ONCE && self.children_at(path) > 0
+            }
+            Request::GetEphemerals { .. } => {
+                self.tree.ephemerals(session).nth(NODES_AT_ONCE).is_some()
+            }
+            Request::MultiRead(operations) => {
+                // Any of them costs something.
+                let mut nodes = operations.len();
+                let mut bytes = 0;
+                operations.iter().take(NODES_AT_ONCE).any(|operation| {
+                    match operation {
+                        SubRequest::GetChildren { path } => nodes += self.children_at(path),
+                        SubRequest::GetData { path } => bytes += self.data_bytes_at(path),
+                        _ => {}
+                    }
+                    nodes > NODES_AT_ONCE || bytes >= BYTES_AT_ONCE
+                }) || nodes > NODES_AT_ONCE
+            }
+            _ => false,
+        }
+    }
+
+    /// About how many bytes the answer to a read will have that is large.
+    pub fn large_bytes(&self, request: &Request, session: SessionId) -> usize {
+        match request {
+            Request::GetData { path, .. } => self.data_bytes_at(path),
+            Request::GetChildren { path, .. } => self.children_at(path) * NAME_BYTES,
+            Request::GetEphemerals { .. } => self.tree.ephemerals(session).count() * NAME_BYTES,
+            _ => BYTES_AT_ONCE,
+        }
+    }
+
+    /// Begins a read that [`Self::is_large`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn begin_large(&self, request: &Request, caller: &Caller<'_>) -> Result<Begun, ErrorCode> {
+        let (left, stat, head) = match request {
+            Request::GetChildren {
+                path, with_stat, ..
+            } => {
+                let znode = self.tree.get(self.readable(path, caller)?);
+                let stat = with_stat.then(|| znode.stat());
+                (Left::Names(znode.first()), stat, Some(znode.count()))
+            }
+            Request::GetEphemerals { prefix } => {
+                let ids: Vec<NodeId> = self.tree.ephemerals(caller.session).collect();
+                let prefix = prefix
+                    .clone()
+                    .filter(|prefix| !prefix.trim().is_empty() && *prefix != "/");
+                let left = Left::Paths {
+                    ids: ids.into_iter(),
+                    prefix,
+                    paths: BTreeSet::new(),
+                };
+                (left, None, None)
+            }
+            Request::GetAllChildrenNumber { path } if !path.is_empty() && path != "/" => {
+                let root = self.readable(path, caller)?;
+                let next = following(|id| self.tree.get(id), root, root);
+                let left = Left::Count {
+                    root,
+                    next,
+                    count: 0,
+                };
+                (left, None, None)
+            }
+            other => return self.read(other, caller).map(Begun::Answer),
+        };
+        Ok(Begun::Walk(self.walk(left, stat, head)))
+    }
+
+    /// One operation of a multiRead.
+    pub fn read_part(&self, operation: &SubRequest, caller: &Caller<'_>) -> Found {
+        if let SubRequest::GetChildren { path } = operation
+            && let Ok(id) = self.readable(path, caller)
+        {
+            let znode = self.tree.get(id);
+            if znode.count() as usize > NODES_AT_ONCE {
+                return Found::List(self.walk(
+                    Left::Names(znode.first()),
+                    None,
+                    Some(znode.count()),
+                ));
+            }
+        }
+        Found::Answer(self.read_one(operation, caller))
+    }
+
+    /// About how many bytes its answer will have.
+    pub fn part_bytes(&self, operation: &SubRequest) -> usize {
+        const STAT_AND_HEADER: usize = 81;
+        STAT_AND_HEADER
+            + match operation {
+                SubRequest::GetChildren { path } => self.children_at(path) * NAME_BYTES,
+                SubRequest::GetData { path } => self.data_bytes_at(path),
+                _ => 0,
+            }
+    }
+
+    /// What an operation of a multiRead touches, in znodes.
+    pub fn part_nodes(&self, operation: &SubRequest) -> usize {
+        match operation {
+            SubRequest::GetChildren { path } => 1 + self.children_at(path).min(NODES_AT_ONCE),
+            // Copying a KiB, which is done later, is about as much as finding a znode.
+            SubRequest::GetData { path } => 1 + self.data_bytes_at(path) / 1024,
+            _ => 1,
+        }
+    }
+
+    fn walk(&self, left: Left, stat: Option<Stat>, head: Option<u32>) -> Walk {
+        let mut answer = BytesMut::new();
+        if let Some(count) = head {
+            answer.reserve(count as usize * NAME_BYTES);
+            answer.put_u32(count);
+        }
+        Walk {
+            znodes: self.tree.slabs().0.clone(),
+            left,
+            answer,
+            stat,
+        }
+    }
+
+    fn children_at(&self, path: &str) -> usize {
+        let id = self.tree.lookup(path);
+        id.map_or(0, |id| self.tree.get(id).count() as usize)
+    }
+
+    fn data_bytes_at(&self, path: &str) -> usize {
+        let id = self.tree.lookup(path);
+        id.and_then(|id| self.tree.get(id).data())
+            .map_or(0, <[u8]>::len)
+    }
+}
