@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, File};
 use super::fault::Fault;
-use super::segment::{self, HeaderFound, SECTOR};
+use super::segment::{self, HeaderFound, NUMBER_MAX, SECTOR};
 use super::wal::{Segment, WalStart};
 use super::{Identity, Warnings};
 use crate::proto::log::{HardState, LogEntry, Record, SnapshotMark};
@@ -458,6 +458,9 @@ impl Tail {
             self.hard_state = Some(state);
         }
         if let Some(mark) = record.mark {
+            if mark.index >= NUMBER_MAX {
+                return Err(format!("a snapshot that ends at {}", mark.index));
+            }
             self.mark(&mark);
             self.newest_mark = Some(mark);
         }

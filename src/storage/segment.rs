@@ -35,6 +35,9 @@ use crate::proto::log::Record;
 pub(super) const SECTOR: u64 = 512;
 /// The format that this build writes, and the highest that it reads.
 pub(super) const FORMAT: u32 = 1;
+/// Indexes and the numbers of starts, segments and groups stay below this: no log ever counts as
+/// far, and what is above could not be counted on from.
+pub(super) const NUMBER_MAX: u64 = u64::MAX / 2;
 /// Bytes before a group's records.
 const GROUP_HEADER: usize = 24;
 
@@ -94,7 +97,8 @@ pub(super) enum HeaderFound {
 /// Reads and checks the header of a file.
 ///
 /// # Errors
-/// The file cannot be read, is of a later format, or is no log segment at all.
+/// The file cannot be read, is of a later format, is no log segment at all, or counts what cannot
+/// be counted.
 pub(super) fn read_header(file: &dyn File, path: &Path) -> Result<HeaderFound, Fault> {
     let mut window = Window::new(file, path)?;
     let sector = window.at(0, SECTOR as usize)?;
@@ -147,6 +151,19 @@ pub(super) fn read_header(file: &dyn File, path: &Path) -> Result<HeaderFound, F
         first_index: fields.get_u64_le(),
         previous: fields.get_u32_le(),
     };
+    let numbers = [
+        header.incarnation,
+        header.segment,
+        header.first_group,
+        header.first_index,
+    ];
+    if !numbers.iter().all(|n| (1..NUMBER_MAX).contains(n)) {
+        return Err(Fault::ImpossibleRecord {
+            path: path.to_owned(),
+            offset: 0,
+            reason: format!("a header that counts {numbers:?}"),
+        });
+    }
     Ok(HeaderFound::Valid(header, checksum))
 }
 

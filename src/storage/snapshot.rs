@@ -34,6 +34,9 @@ const TRAILER: u32 = 2;
 const BUFFER: usize = 1 << 20;
 /// No chunk is larger, so a larger length is damage.
 const CHUNK_BYTES_MAX: u32 = 1 << 30;
+/// No compressed byte can stand for more: a zstd block is at least 4 bytes and at most 128 KiB of
+/// content. A chunk that claims more is damaged, and memory for it is not even asked for.
+const RATIO_MAX: u64 = 32 << 10;
 
 /// A snapshot file in a directory, known by its name.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -420,7 +423,10 @@ impl SnapshotReader {
             progress.report(self.position, self.len);
         }
         match kind {
-            CHUNK if raw <= CHUNK_BYTES_MAX => {
+            CHUNK if raw > CHUNK_BYTES_MAX || u64::from(raw) > RATIO_MAX * u64::from(len) => {
+                Err(self.corrupt(at, &format!("{len} bytes cannot be a chunk of {raw}")))
+            }
+            CHUNK => {
                 let chunk = zstd::bulk::decompress(&body, raw as usize)
                     .map_err(|error| self.corrupt(at, &format!("decompression: {error}")))?;
                 self.chunks += 1;
@@ -623,6 +629,26 @@ mod tests {
             Home::refusal(&other),
             "snapshot FILE is corrupt at byte 0: the header and the name disagree"
         );
+    }
+
+    #[test]
+    fn a_chunk_that_claims_more_than_it_can_hold_is_refused() {
+        let home = Home::new();
+        let file = home.write(7, &[b"some chunk"]);
+        let whole = fs::read(&file.path).unwrap();
+        let len = u32::from_le_bytes(whole[516..520].try_into().unwrap());
+        for claim in [u32::MAX, 1 << 30, (len << 15) + 1] {
+            Home::edit(&file, |bytes| {
+                bytes[520..524].copy_from_slice(&claim.to_le_bytes());
+                let body = 528..528 + len as usize;
+                let sum = frame_checksum(0, &bytes[512..524], &bytes[body]);
+                bytes[524..528].copy_from_slice(&sum.to_le_bytes());
+            });
+            let expected = format!(
+                "snapshot FILE is corrupt at byte 512: {len} bytes cannot be a chunk of {claim}"
+            );
+            assert_eq!(Home::refusal(&file), expected);
+        }
     }
 
     #[test]

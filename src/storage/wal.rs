@@ -875,6 +875,47 @@ mod tests {
         );
     }
 
+    /// Its checksum is right, so it was written like this.
+    #[test]
+    fn a_header_that_counts_what_cannot_be_is_refused() {
+        for impossible in [0, u64::MAX] {
+            // Incarnation, segment, first group, first index.
+            for field in [32, 40, 48, 56] {
+                let home = Home::new();
+                home.open();
+                home.edit(1, |bytes| {
+                    bytes[field..field + 8].copy_from_slice(&impossible.to_le_bytes());
+                    let sum = crc32c::crc32c(&bytes[..508]);
+                    bytes[508..512].copy_from_slice(&sum.to_le_bytes());
+                });
+                let refusal = home.refusal(WalStart::new(IDENTITY));
+                let expected = "segment.0000000000000001 has an impossible record at byte 0: a \
+                                header that counts";
+                assert!(refusal.contains(expected), "{refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mark_beyond_all_counting_is_refused() {
+        let home = Home::new();
+        let (wal, _) = home.open();
+        let record = Record {
+            mark: Some(mark(u64::MAX, 1)),
+            ..Record::default()
+        };
+        // Written without the log's own bookkeeping, which counts on from it.
+        let mut group = Vec::new();
+        segment::encode_group(&mut group, wal.current().checksum, 2, 1, &[record]);
+        wal.file.write_at(&group, wal.position).unwrap();
+        drop(wal);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.contains("a snapshot that ends at 18446744073709551615"),
+            "{refusal}"
+        );
+    }
+
     #[test]
     fn nothing_is_written_after_a_failure() {
         struct Broken;

@@ -1,0 +1,6 @@
+//! The target `words` as a program of libFuzzer.
+#![no_main]
+
+use zkraft_fuzz::targets::Target;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| Target::named("words").check(data));

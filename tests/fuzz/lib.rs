@@ -1,0 +1,3 @@
+//! What the programs of libFuzzer run: see [`targets`].
+
+pub mod targets;
