@@ -72,6 +72,7 @@ impl Server {
                 ..log::Membership::default()
             },
             entries: Vec::new(),
+            snapshot_due: false,
         };
         let engine = Engine::new(setup, 0);
         let shared = engine.shared();
