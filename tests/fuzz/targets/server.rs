@@ -228,6 +228,7 @@ impl Client {
             return;
         }
         loop {
+            self.connection.answer_large(0);
             let remaining = self.connection.take_output(&mut self.output);
             while let Some(length) = self.output.first_chunk::<4>() {
                 let length = i32::from_be_bytes(*length) as usize;
