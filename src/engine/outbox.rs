@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use crate::wire::response::encode_reply;
@@ -39,6 +39,10 @@ pub enum Outgoing {
     Connect(ConnectResponse),
     Event(WatcherEvent),
     Reply(ReplyHeader, Answer),
+    /// The beginning of a frame, with its length.
+    Begin(Bytes),
+    /// A part of the frame that was begun.
+    Part(Bytes),
 }
 
 /// What is left after taking from an outbox.
@@ -223,20 +227,20 @@ impl Outbox {
         inner.reserved = Some(inner.queue.len());
     }
 
-    /// Puts a frame into the place that was reserved, if there is one, else behind all others.
-    /// True: the task must be woken.
+    /// Puts the answer to a large read into the place that was reserved, if there is one, else
+    /// behind all others. True: the task must be woken.
     #[must_use]
     pub fn fill(&self, outgoing: Outgoing) -> bool {
         let mut inner = self.inner.lock();
-        let Some(place) = inner.reserved.take() else {
-            drop(inner);
-            return self.push(outgoing);
-        };
+        let place = inner.reserved.take();
         if inner.closed {
             return false;
         }
-        inner.bytes += weight(&outgoing);
-        inner.queue.insert(place, outgoing);
+        let place = place.unwrap_or(inner.queue.len());
+        for (offset, outgoing) in in_parts(outgoing).into_iter().enumerate() {
+            inner.bytes += weight(&outgoing);
+            inner.queue.insert(place + offset, outgoing);
+        }
         inner.count(&self.unsent);
         !std::mem::replace(&mut inner.notified, true)
     }
@@ -342,10 +346,12 @@ impl Outbox {
                 let mut bytes = 0;
                 let mut event_bytes = 0;
                 let mut count = 0;
+                let mut frames = 0;
                 for outgoing in &inner.queue {
                     bytes += weight(outgoing);
                     event_bytes += event_weight(outgoing);
                     count += 1;
+                    frames += u64::from(!matches!(outgoing, Outgoing::Part(_)));
                     if out.len() + bytes >= limit {
                         break;
                     }
@@ -355,7 +361,7 @@ impl Outbox {
                 inner.bytes -= bytes;
                 inner.sending += bytes;
                 inner.event_bytes -= event_bytes;
-                inner.frames_taken += count as u64;
+                inner.frames_taken += frames;
                 inner.queue.drain(..count).collect()
             };
             for outgoing in &batch {
@@ -365,11 +371,32 @@ impl Outbox {
     }
 }
 
+/// Cuts a reply that is encoded already, so that no task copies many megabytes in one go.
+fn in_parts(outgoing: Outgoing) -> Vec<Outgoing> {
+    match outgoing {
+        Outgoing::Reply(header, Answer::Encoded(mut body)) if body.len() > BYTES_PER_TAKE => {
+            let mut begin = BytesMut::new();
+            encode_reply(header, &Answer::Empty, &mut begin);
+            let length = i32::try_from(begin.len() - 4 + body.len()).expect("a reply below 2 GiB");
+            begin[..4].copy_from_slice(&length.to_be_bytes());
+            let mut parts = vec![Outgoing::Begin(begin.freeze())];
+            while !body.is_empty() {
+                parts.push(Outgoing::Part(
+                    body.split_to(body.len().min(BYTES_PER_TAKE)),
+                ));
+            }
+            parts
+        }
+        other => vec![other],
+    }
+}
+
 fn encode(outgoing: &Outgoing, out: &mut BytesMut) {
     match outgoing {
         Outgoing::Connect(response) => response.encode_frame(out),
         Outgoing::Event(event) => event.encode_frame(out),
         Outgoing::Reply(header, answer) => encode_reply(*header, answer, out),
+        Outgoing::Begin(bytes) | Outgoing::Part(bytes) => out.extend_from_slice(bytes),
     }
 }
 
@@ -381,13 +408,14 @@ fn weight(outgoing: &Outgoing) -> usize {
             Outgoing::Connect(_) => 40,
             Outgoing::Event(event) => event.path.len(),
             Outgoing::Reply(_, answer) => answer_weight(answer),
+            Outgoing::Begin(bytes) | Outgoing::Part(bytes) => bytes.len(),
         }
 }
 
 fn event_weight(outgoing: &Outgoing) -> usize {
     match outgoing {
         Outgoing::Event(_) => weight(outgoing),
-        Outgoing::Connect(_) | Outgoing::Reply(..) => 0,
+        _ => 0,
     }
 }
 
@@ -438,8 +466,6 @@ fn names_weight(names: &[Text]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::wire::{EventType, Stat, Zxid};
 
@@ -562,6 +588,29 @@ mod tests {
         assert!(one.has_room() && unsent.bytes() < before);
         drop((outboxes, one));
         assert_eq!(unsent.bytes(), 0);
+    }
+
+    #[test]
+    fn a_long_answer_is_sent_in_parts_and_is_one_frame() {
+        let body: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let header = ReplyHeader {
+            xid: 7,
+            zxid: Zxid(9),
+            error: 0,
+        };
+        let outbox = Outbox::default();
+        let answer = Answer::Encoded(Bytes::from(body));
+        let mut expected = BytesMut::new();
+        encode_reply(header, &answer, &mut expected);
+        let _ = outbox.fill(Outgoing::Reply(header, answer));
+        let (mut sent, mut out) = (BytesMut::new(), BytesMut::new());
+        while outbox.take(&mut out) == Remaining::More {
+            assert!(out.len() <= 2 * BYTES_PER_TAKE);
+            sent.extend_from_slice(&out.split());
+        }
+        sent.extend_from_slice(&out);
+        assert!(sent == expected);
+        assert_eq!(outbox.frames_taken(), 1);
     }
 
     #[test]

@@ -173,9 +173,14 @@ impl Client {
     fn raw(&mut self) -> Option<Bytes> {
         self.connection.answer_large(0);
         let output = self.output.get_mut();
-        if self.connection.take_output(output) == Remaining::Closed {
-            self.closed = true;
-        }
+        while match self.connection.take_output(output) {
+            Remaining::More => true,
+            Remaining::Nothing => false,
+            Remaining::Closed => {
+                self.closed = true;
+                false
+            }
+        } {}
         if output.is_empty() {
             return None;
         }

@@ -625,8 +625,8 @@ fn multi_reads(effort: Effort) -> Result<End, String> {
         }
         sleep(Duration::from_secs(60)).await;
     });
-    let mib = 4 * 2 * 64 + 16;
-    let because = "four answers of 64 MiB at most, each made while another is sent";
+    let mib = 4 * 64 + 16;
+    let because = "four answers of 64 MiB at most";
     fight(&mut server, effort, attack, mib, because)
 }
 
