@@ -25,7 +25,7 @@ use crate::wire::{
 };
 
 use super::auth;
-use super::large::{Large, List, Needs, Rearm, Work, rearmed};
+use super::large::{Large, List, MULTI_READ_BYTES_MAX, Needs, Rearm, Work, rearmed};
 use super::outbox::{Outbox, Outgoing, Remaining};
 use super::pipeline::{HeaderZxid, Kind, Pending, Pipeline};
 use super::shared::{Shared, State, Submission};
@@ -390,8 +390,13 @@ impl Connection {
         let state = self.shared.state.read();
         let inner = self.inner.lock();
         let request = inner.pipeline.large()?;
+        let bytes = state.machine.large_bytes(request, inner.session);
         Some(LargeRead {
-            bytes: state.machine.large_bytes(request, inner.session),
+            bytes: match request {
+                // A larger one is refused.
+                Request::MultiRead(_) => bytes.min(MULTI_READ_BYTES_MAX),
+                _ => bytes,
+            },
             is_long: !matches!(request, Request::GetData { .. }),
         })
     }

@@ -750,9 +750,15 @@ fn a_multi_read_that_names_much_often_is_refused_before_anything_is_copied() {
         Request::MultiRead(vec![operation; times])
     };
     bench.send(&client, 3, &get(3));
+    // Room is asked for before it is needed.
+    let bytes = client.connection.large().unwrap().bytes;
+    assert!((3_000_000..3_001_000).contains(&bytes), "{bytes}");
+    // What comes behind stays unread.
     bench.send(&client, 4, &get(40_000));
     assert_eq!(client.frames(), [ok(3)]);
     bench.send(&client, 4, &get(40_000));
+    let bytes = client.connection.large().unwrap().bytes;
+    assert_eq!(bytes, large::MULTI_READ_BYTES_MAX);
     assert_eq!(client.frames(), [failed(4, ErrorCode::BadArguments)]);
 }
 

@@ -182,12 +182,20 @@ impl Machine {
         }
     }
 
-    /// About how many bytes the answer to a read will have that is large.
+    /// About how many bytes the answer to a read will have that is large; `usize::MAX` if that would
+    /// take long to find out.
     pub fn large_bytes(&self, request: &Request, session: SessionId) -> usize {
         match request {
             Request::GetData { path, .. } => self.data_bytes_at(path),
             Request::GetChildren { path, .. } => self.children_at(path) * NAME_BYTES,
             Request::GetEphemerals { .. } => self.tree.ephemerals(session).count() * NAME_BYTES,
+            Request::MultiRead(operations) if operations.len() > NODES_AT_ONCE => usize::MAX,
+            Request::MultiRead(operations) => {
+                let bytes = operations
+                    .iter()
+                    .map(|operation| self.part_bytes(operation));
+                bytes.fold(0, usize::saturating_add)
+            }
             _ => BYTES_AT_ONCE,
         }
     }

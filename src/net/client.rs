@@ -288,7 +288,8 @@ impl Client<'_> {
                 if let Err(end) = self.write(output, input).await {
                     return Some(end);
                 }
-                if output.capacity() > KEEP_BYTES {
+                // The buffer serves for all parts of a long answer.
+                if output.capacity() > KEEP_BYTES && remaining != Remaining::More {
                     *output = BytesMut::new();
                 }
                 output.clear();

@@ -485,9 +485,15 @@ fn never_readers_of_data(effort: Effort) -> Result<End, String> {
         .map_err(fails)?;
     let attack = attack(|ring: Ring| async move {
         let mut all = crowd(&ring, 300, 1_000, Some(30_000), NO_WINDOW).await;
-        let wanted = frames::get(2, "/big").repeat(20);
-        for stream in &mut all {
-            let _ = stream.write_all(&wanted).await;
+        let one_by_one = frames::get(2, "/big").repeat(20);
+        let at_once = frames::multi_read(2, "/big", 20);
+        for (number, stream) in all.iter_mut().enumerate() {
+            let wanted = if number % 10 == 0 {
+                &at_once
+            } else {
+                &one_by_one
+            };
+            let _ = stream.write_all(wanted).await;
             ring.did(20);
         }
         sleep(Duration::from_secs(60)).await;
@@ -625,8 +631,9 @@ fn multi_reads(effort: Effort) -> Result<End, String> {
         }
         sleep(Duration::from_secs(60)).await;
     });
-    let mib = 4 * 64 + 16;
-    let because = "four answers of 64 MiB at most";
+    let mib = 3 * LIMIT_MIB + 4 * 16 + 16;
+    let because = "unsentMaxBytes for large replies, twice for all others, and 16 MiB for each of \
+                   four requests of 20,000 operations";
     fight(&mut server, effort, attack, mib, because)
 }
 
