@@ -206,7 +206,7 @@ fn half_frames_of_sessions(effort: Effort) -> Result<End, String> {
     let mut server = start();
     let attack = attack(|ring: Ring| async move {
         let mut all = crowd(&ring, 600, 2_000, Some(30_000), None).await;
-        // Half of them announce 1 MB and send hardly anything, the others send half of it.
+        // Half of them announce 1 MB and send hardly anything, the others send nearly all of it.
         for (number, stream) in all.iter_mut().enumerate() {
             if number % 2 == 0 {
                 let _ = stream.write_all(&begun(100)).await;
@@ -216,7 +216,7 @@ fn half_frames_of_sessions(effort: Effort) -> Result<End, String> {
         let halves = all.into_iter().skip(1).step_by(2).map(|mut stream| {
             let ring = ring.clone();
             tokio::spawn(async move {
-                let _ = stream.write_all(&begun(500_000)).await;
+                let _ = stream.write_all(&begun(950_000)).await;
                 ring.did(1);
                 // Kept open.
                 let _ = stream.read(&mut [0; 64]).await;
