@@ -8,7 +8,8 @@
 //!    such files are removed before opening.
 //! 2. sled's `flush` does not reach the drive: a change is followed by an fsync of its `db` file.
 //! 3. A catalog that cannot be opened or read is moved aside and begun anew, with a warning. One
-//!    that cannot be written is given up, with a warning: the server runs without.
+//!    that cannot be written is given up, with a warning: the server runs without. So it does if
+//!    the disk is full or not writable, which says nothing against the catalog on it.
 
 use std::fs::{self, File};
 use std::io;
@@ -67,6 +68,13 @@ impl Catalog {
     pub(super) fn open(dir: &Path, warnings: &mut Warnings) -> (Self, Facts) {
         match Map::open(dir).and_then(|map| map.read().map(|facts| (map, facts))) {
             Ok((map, facts)) => return (Self { map: Some(map) }, facts),
+            Err(error) if !is_damage(&error) => {
+                warnings.add(format!(
+                    "the catalog {} cannot be opened, going on without: {error}",
+                    dir.display()
+                ));
+                return (Self { map: None }, Facts::default());
+            }
             Err(error) => warnings.add(format!(
                 "the catalog {} cannot be read and is rebuilt: {error}",
                 dir.display()
@@ -115,7 +123,7 @@ impl Map {
         // sled asserts where it should return errors when its files are damaged.
         let db = panic::catch_unwind(AssertUnwindSafe(|| config.open()))
             .map_err(|_| io::Error::other("sled panicked"))?
-            .map_err(io::Error::other)?;
+            .map_err(io_error)?;
         let file = File::open(dir.join("db"))?;
         Ok(Self { db, file })
     }
@@ -130,7 +138,7 @@ impl Map {
     }
 
     fn value<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
-        let Some(value) = self.db.get(key).map_err(io::Error::other)? else {
+        let Some(value) = self.db.get(key).map_err(io_error)? else {
             return Ok(None);
         };
         Ok(serde_json::from_slice(&value)?)
@@ -142,8 +150,8 @@ impl Map {
         put(&mut batch, INCARNATION, &facts.incarnation)?;
         put(&mut batch, CLEAN_STOP, &facts.clean_stop)?;
         put(&mut batch, SNAPSHOTS, &facts.snapshots)?;
-        self.db.apply_batch(batch).map_err(io::Error::other)?;
-        self.db.flush().map_err(io::Error::other)?;
+        self.db.apply_batch(batch).map_err(io_error)?;
+        self.db.flush().map_err(io_error)?;
         // Any descriptor of a file syncs all of it.
         self.file.sync_all()
     }
@@ -152,6 +160,29 @@ impl Map {
 fn put<T: Serialize>(batch: &mut sled::Batch, key: &str, value: &T) -> io::Result<()> {
     batch.insert(key, serde_json::to_vec(value)?);
     Ok(())
+}
+
+/// What the system said to sled, if it was the system.
+fn io_error(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Whether an error in opening the catalog is of the catalog, and not of the disk below it.
+fn is_damage(error: &io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+
+    let kind = error.kind();
+    let files = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    let disk = [
+        StorageFull,
+        QuotaExceeded,
+        ReadOnlyFilesystem,
+        PermissionDenied,
+    ];
+    !files && !disk.contains(&kind)
 }
 
 /// Renames a directory to the first free `<name>.broken-<n>`.
@@ -248,6 +279,28 @@ mod tests {
         }
         let (_catalog, found, _) = open(&path);
         assert_eq!(found, facts());
+    }
+
+    #[test]
+    fn a_full_disk_says_nothing_against_the_catalog() {
+        let damage = |code| {
+            let error = sled::Error::Io(io::Error::from_raw_os_error(code));
+            is_damage(&io_error(error))
+        };
+        for code in [
+            libc::ENOSPC,
+            libc::EDQUOT,
+            libc::EROFS,
+            libc::EACCES,
+            libc::EMFILE,
+        ] {
+            assert!(!damage(code), "{code}");
+        }
+        assert!(damage(libc::EISDIR));
+        assert!(is_damage(&io_error(sled::Error::Corruption {
+            at: None,
+            bt: ()
+        })));
     }
 
     #[test]
