@@ -62,14 +62,19 @@ pub fn find(name: &str) -> Option<&'static Key> {
     })
 }
 
+/// More wrong letters than these are another word.
+const SLIPS_MAX: usize = 2;
+
 /// The known name that `name` is probably a slip of.
 pub fn nearest(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     TABLE
         .iter()
         .filter(|key| !key.name.ends_with('*'))
+        // Each byte more is a slip: there is no need to look at a long line of garbage.
+        .filter(|key| key.name.len().abs_diff(lower.len()) <= SLIPS_MAX)
         .map(|key| (distance(&lower, &key.name.to_ascii_lowercase()), key.name))
-        .filter(|(distance, known)| *distance <= 2 && distance * 4 <= known.len())
+        .filter(|(distance, known)| *distance <= SLIPS_MAX && distance * 4 <= known.len())
         .min()
         .map(|(_, known)| known)
 }

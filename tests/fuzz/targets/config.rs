@@ -6,6 +6,9 @@ const NAME: &str = "zoo.cfg";
 
 /// Input: the file.
 pub fn run(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        check_lines(text);
+    }
     if names_a_file(data) {
         return;
     }
@@ -16,6 +19,22 @@ pub fn run(data: &[u8]) {
             let lines = data.iter().filter(|byte| b"\n\r".contains(byte)).count() + 1;
             check_problems(&invalid, lines);
         }
+    }
+}
+
+/// A property starts at the line that it is said to: the text from there on starts with it.
+fn check_lines(text: &str) {
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let lines: Vec<&str> = text.split('\n').collect();
+    let (all, _) = properties::parse(&text);
+    // A few are enough, and long files would cost their square.
+    for property in all.iter().take(8) {
+        let from = lines[property.line - 1..].join("\n");
+        let (again, _) = properties::parse(&from);
+        let first = again
+            .first()
+            .map(|first| (&first.key, &first.value, first.line));
+        assert_eq!(first, Some((&property.key, &property.value, 1)));
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use zkraft::wire::{ConnectRequest, SessionId, Zxid};
 
-use super::server::{Client, PASSWORD, Server};
+use super::server::{PASSWORD, Server};
 
 /// Input: the first frame of a connection, without its length.
 pub fn run(data: &[u8]) {
@@ -17,16 +17,17 @@ pub fn run(data: &[u8]) {
 
     // A session is there that could be taken over: the first of the server.
     let mut server = Server::new(0);
-    let mut owner = server.client();
-    shake(&mut server, &mut owner, &handshake(0, &PASSWORD, None));
-    let held = owner.session.clone().expect("a session is given");
+    let mut clients = [server.client(), server.client()];
+    clients[0].send(&handshake(0, &PASSWORD, None));
+    server.settle(&mut clients);
+    let held = clients[0].session.clone().expect("a session is given");
 
-    let mut other = server.client();
-    shake(&mut server, &mut other, &frame);
+    clients[1].send(&frame);
+    server.settle(&mut clients);
     // A client that has seen more than there is waits half a second, then is closed.
     server.pass(20);
-    other.read();
-    owner.read();
+    server.settle(&mut clients);
+    let [owner, other] = clients;
     match (&decoded, &other.session) {
         (Err(_), given) => assert!(other.is_closed && given.is_none()),
         (Ok(request), None) => assert!(
@@ -50,16 +51,6 @@ pub fn run(data: &[u8]) {
         "only who takes a session over ends a connection"
     );
     server.audit();
-}
-
-fn shake(server: &mut Server, client: &mut Client, frame: &[u8]) {
-    client
-        .input
-        .extend_from_slice(&(frame.len() as u32).to_be_bytes());
-    client.input.extend_from_slice(frame);
-    client.pump(server.now_ms);
-    server.turn();
-    client.read();
 }
 
 /// A frame, without its length.

@@ -116,19 +116,8 @@ impl World {
         self.clients[self.present].input.extend_from_slice(bytes);
     }
 
-    /// Until nobody has anything left to do.
     fn settle(&mut self) {
-        loop {
-            let mut took = false;
-            for client in &mut self.clients {
-                took |= client.pump(self.server.now_ms);
-            }
-            self.server.turn();
-            self.clients.iter_mut().for_each(Client::read);
-            if !took {
-                return;
-            }
-        }
+        self.server.settle(&mut self.clients);
     }
 
     fn end(&mut self) {

@@ -31,7 +31,7 @@ pub fn run(data: &[u8]) {
 /// Of a server that was used.
 pub fn real() -> Vec<Bytes> {
     let mut server = Server::new(0xff);
-    let mut client = server.client();
+    let mut clients = [server.client()];
     let handshake = ConnectRequest {
         last_zxid_seen: Zxid(0),
         timeout_ms: 4_000,
@@ -50,12 +50,8 @@ pub fn real() -> Vec<Bytes> {
         frames.push(body.split());
     }
     for frame in frames {
-        client
-            .input
-            .extend_from_slice(&(frame.len() as u32).to_be_bytes());
-        client.input.extend_from_slice(&frame);
-        client.pump(server.now_ms);
-        server.turn();
+        clients[0].send(&frame);
+        server.settle(&mut clients);
     }
     let image = server.shared.state.read().machine.image();
     image.chunks().collect()

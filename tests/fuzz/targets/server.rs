@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
+use zkraft::engine::large::Large;
 use zkraft::engine::{
     Append, AuthOptions, CleanerOptions, Connection, Engine, Event, Options, Outputs, Remaining,
     Setup, Shared,
@@ -140,9 +141,27 @@ impl Server {
             output: BytesMut::new(),
             expected: VecDeque::new(),
             session: None,
+            large: None,
             is_closed: false,
             is_ambiguous: false,
             seen: Zxid(0),
+        }
+    }
+
+    /// Goes on until neither the server nor any of its clients has anything left to do.
+    pub fn settle(&mut self, clients: &mut [Client]) {
+        loop {
+            let mut worked = false;
+            for client in &mut *clients {
+                worked |= client.pump(self.now_ms);
+            }
+            self.turn();
+            for client in &mut *clients {
+                worked |= client.read(self.now_ms);
+            }
+            if !worked {
+                return;
+            }
         }
     }
 }
@@ -155,6 +174,8 @@ pub struct Client {
     output: BytesMut,
     /// What is to be answered, in order.
     expected: VecDeque<Expected>,
+    /// A large read that is being answered, step by step.
+    large: Option<Large>,
     /// Once there is one.
     pub session: Option<ConnectResponse>,
     pub is_closed: bool,
@@ -171,10 +192,17 @@ enum Expected {
 }
 
 impl Client {
+    /// Sends a frame.
+    pub fn send(&mut self, frame: &[u8]) {
+        let length = (frame.len() as u32).to_be_bytes();
+        self.input.extend_from_slice(&length);
+        self.input.extend_from_slice(frame);
+    }
+
     /// Lets the server take frames, as many as it wants, the way `net::client` does.
     ///
     /// Returns whether it took any.
-    pub fn pump(&mut self, now_ms: u64) -> bool {
+    fn pump(&mut self, now_ms: u64) -> bool {
         if self.is_closed || self.input.is_empty() {
             return false;
         }
@@ -222,13 +250,10 @@ impl Client {
         self.expected.push_back(Expected::Reply(xid));
     }
 
-    /// Reads what the server has sent and holds it against what was asked.
-    pub fn read(&mut self) {
-        if self.is_closed {
-            return;
-        }
-        loop {
-            self.connection.answer_large(0);
+    /// Reads what the server has sent and holds it against what was asked, then lets the server go
+    /// one step further with a large read. Returns whether there was one.
+    fn read(&mut self, now_ms: u64) -> bool {
+        while !self.is_closed {
             let remaining = self.connection.take_output(&mut self.output);
             while let Some(length) = self.output.first_chunk::<4>() {
                 let length = i32::from_be_bytes(*length) as usize;
@@ -238,14 +263,26 @@ impl Client {
                 self.check(frame);
             }
             assert!(self.output.is_empty(), "whole frames are sent");
+            self.connection.output_sent();
             match remaining {
                 Remaining::More => {}
-                Remaining::Nothing => return,
-                Remaining::Closed => {
-                    self.is_closed = true;
-                    self.connection.lost();
-                    return;
+                Remaining::Nothing => break,
+                Remaining::Closed => self.lose(),
+            }
+        }
+        if self.is_closed {
+            return false;
+        }
+        match &mut self.large {
+            None => {
+                self.large = self.connection.begin_large();
+                self.large.is_some()
+            }
+            Some(large) => {
+                if self.connection.step_large(large, now_ms) {
+                    self.large = None;
                 }
+                true
             }
         }
     }
