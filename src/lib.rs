@@ -10,7 +10,7 @@
 //!  └──┬───────────────┬──┘                                         └─────┬─────┘
 //!     │ frames        │                                                  │
 //!  ┌──▼───────────────▼──┐  commands    ┌────────────────────────────────▼──┐
-//!  │ engine::connection  ├─────────────►│ node: one thread, one loop        │
+//!  │ engine::connection  ├─────────────►│ node: one thread at a time        │
 //!  │ order, reads, auth  │   (inbox)    │  Engine::turn → Outputs           │
 //!  └──┬──────────────────┘              │   ├ forward   numbered writes     │
 //!     │ reads, under                    │   ├ replica   raft::RawNode       │
@@ -41,24 +41,26 @@
 //!
 //! 1. [`net::client`] splits frames; [`engine::connection`] decodes the request for its syntax,
 //!    gives it a place in the connection's [`engine::pipeline`], and hands the client's own bytes
-//!    as a command to the node thread.
+//!    as a command to the [`node`]: to its thread, or, while nobody is at work there, to itself.
 //! 2. [`engine::forward`] numbers it in this server's stream; the leader proposes all commands of a
 //!    turn as one Raft entry stamped with its wall clock.
 //! 3. [`engine::replica`] gives the entry to the log thread ([`storage`]), which writes what has
 //!    gathered and syncs once. Only then does raft commit it: nothing is answered before.
-//! 4. The node thread applies it under the write lock: [`machine::Machine::apply`] validates and
+//! 4. The node applies it under the write lock: [`machine::Machine::apply`] validates and
 //!    changes; each change fires [`watch`]es into [`engine::outbox`]es, then the reply follows,
 //!    then the reads of the same connection that stood behind the write.
 //! 5. The connection's task wakes, encodes outside of all locks, and sends.
 //!
-//! A read without a write before it runs in the connection's own task under the read lock. The log
+//! A read without a write before it runs in the connection's own task under the read lock, and is
+//! encoded there; a large one goes on in steps between which others have their turn. The log
 //! holds requests, not results: replicas validate when they apply, so that the state is a pure
 //! function of the log.
 //!
 //! # Where to add something
 //!
 //! An operation: `wire::request`, `machine::apply` or `machine::read`, a test in `tests/wire`. A
-//! key of `zoo.cfg`: [`config::keys`]. A metric: [`metrics`]. A format on disk: `proto/`.
+//! key of `zoo.cfg`: [`config::keys`]. A metric: [`metrics`]. A format on disk: `proto/`. A load to
+//! measure with: `cli::bench`. Bytes that others send and someone decodes: `tests/fuzz`.
 
 /// The formats that are ours, generated from `proto/` (see `proto/build.rs`).
 pub mod proto {
