@@ -135,7 +135,11 @@ fn check(disk: &Arc<dyn Disk>, mut start: WalStart, wal: Wal, replay: &Replay) {
     };
     let more = LogEntry {
         index,
-        term: before.term,
+        term: start
+            .snapshot
+            .as_ref()
+            .map_or(0, |mark| mark.term)
+            .max(before.term),
         data: Bytes::from_static(b"more"),
         ..LogEntry::default()
     };
