@@ -182,8 +182,8 @@ impl Machine {
         }
     }
 
-    /// About how many bytes the answer to a read will have that is large; `usize::MAX` if that would
-    /// take long to find out.
+    /// About how many bytes the answer to a read will have that is large; `usize::MAX` if that
+    /// would take long to find out.
     pub fn large_bytes(&self, request: &Request, session: SessionId) -> usize {
         match request {
             Request::GetData { path, .. } => self.data_bytes_at(path),
