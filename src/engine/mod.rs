@@ -55,6 +55,10 @@ const COMMANDS_PER_SLICE: usize = 1_024;
 const EXPIRIES_PER_TICK: usize = 1_000;
 /// Log bytes since the last snapshot that call for another, at least.
 const SNAPSHOT_BYTES_MIN: u64 = 64 << 20;
+/// How long nothing is written before a quarter of `snapCount` is enough for a snapshot.
+const SNAPSHOT_IDLE_MS: u64 = 3_000;
+/// About what a znode takes in an image besides its path and data.
+const ZNODE_BYTES: u64 = 100;
 
 /// What the engine is told when it is made. All times in ms.
 #[derive(Clone, Debug)]
@@ -226,6 +230,8 @@ struct SnapshotState {
     last_bytes: u64,
     /// Wanted as soon as clients are served.
     due: bool,
+    /// When something was applied last.
+    busy_ms: u64,
 }
 
 impl Engine {
@@ -359,6 +365,12 @@ impl Engine {
         if self.shared.is_serving() {
             self.expire();
         }
+        // While there is nothing else to do: the next start will have less to replay.
+        let SnapshotState {
+            entries, busy_ms, ..
+        } = self.snapshot;
+        self.snapshot.due |= entries >= (self.shared.options.snap_count / 4).max(1)
+            && self.now_ms >= busy_ms + SNAPSHOT_IDLE_MS;
     }
 
     /// Counts time and proposes the end of silent sessions (§8.2).
@@ -517,6 +529,7 @@ impl Engine {
                 }
             }
             self.snapshot.entries += commands as u64;
+            self.snapshot.busy_ms = self.now_ms;
             self.shared.metrics.commit_count.add(commands as u64);
             // Outside of the locks: waking a task may cost a system call.
             for connection in answered.into_iter().chain(woken) {
@@ -605,12 +618,21 @@ impl Engine {
             bytes,
             last_bytes,
             due,
+            ..
         } = self.snapshot;
         let many = entries >= self.shared.options.snap_count && bytes >= last_bytes;
         let large = bytes >= SNAPSHOT_BYTES_MIN.max(last_bytes);
+        // A snapshot costs what the tree weighs: it must not become the server's main work.
+        let is_worth = || {
+            let state = self.shared.state.read();
+            let znodes = state.machine.znode_count() as u64;
+            let weight = state.machine.data_bytes() + znodes * ZNODE_BYTES;
+            (many && entries >= znodes / 2) || (large && bytes >= weight)
+        };
         // Not before it serves: only then has this run added to the log what a snapshot can cover.
         let due = due && self.shared.is_serving();
-        if running || !(many || large || due) {
+        let wanted = due || ((many || large) && is_worth());
+        if running || !wanted {
             return;
         }
         let image = self.shared.state.read().machine.image();
@@ -627,6 +649,7 @@ impl Engine {
             bytes: 0,
             last_bytes,
             due: false,
+            busy_ms: self.snapshot.busy_ms,
         };
         out.take_snapshot = Some((meta, image));
     }

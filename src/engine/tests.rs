@@ -21,6 +21,8 @@ struct Bench {
     written: Vec<Append>,
     /// Whether the disk answers by itself.
     automatic: bool,
+    /// How often a snapshot was asked for; each is written at once.
+    snapshots: usize,
 }
 
 #[derive(Debug, PartialEq)]
@@ -72,6 +74,7 @@ impl Bench {
             now_ms: 0,
             written: Vec::new(),
             automatic: true,
+            snapshots: 0,
         };
         let snapshot = bench.turn();
         assert!(bench.shared.is_serving(), "a sole voter serves at once");
@@ -85,7 +88,10 @@ impl Bench {
             let mut out = Outputs::default();
             self.engine
                 .turn(self.now_ms, 1_000_000 + self.now_ms as i64, &mut out);
-            snapshot = snapshot.or(out.take_snapshot.map(|(meta, _)| meta));
+            if let Some((meta, _)) = out.take_snapshot {
+                self.snapshots += 1;
+                snapshot = Some(meta);
+            }
             self.written.append(&mut out.append);
             if !self.automatic || self.written.is_empty() {
                 return snapshot;
@@ -632,6 +638,61 @@ fn a_snapshot_that_is_due_is_asked_for_once() {
     let (client, _) = bench.client();
     bench.send(&client, 1, &create("/a", 0));
     assert_eq!(bench.turn(), None);
+}
+
+/// Creates a number of znodes, each with a snapshot written at once if one is asked for. Returns
+/// how many were created before each snapshot.
+fn writes_before_snapshots(bench: &mut Bench, writes: usize) -> Vec<usize> {
+    let (mut client, _) = bench.client();
+    let mut counts = Vec::new();
+    let mut before = bench.snapshots;
+    for number in 0..writes {
+        bench.send(&client, 1, &create(&format!("/{number}"), 0));
+        client.frames();
+        if bench.snapshots > before {
+            before = bench.snapshots;
+            counts.push(number);
+            let taken = Event::SnapshotTaken { index: 1, bytes: 1 };
+            let now_ms = bench.now_ms;
+            bench.engine.handle(taken, now_ms, &mut Outputs::default());
+        }
+    }
+    counts
+}
+
+#[test]
+fn snapshots_become_rarer_as_the_tree_grows() {
+    let options = Options {
+        snap_count: 20,
+        ..Options::default()
+    };
+    let counts = writes_before_snapshots(&mut Bench::with(options), 1_000);
+    let gaps: Vec<usize> = counts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps[0] <= 20, "a small tree: {gaps:?}");
+    // An entry with one command counts as two.
+    let last = gaps[gaps.len() - 1];
+    assert!(
+        (100..400).contains(&last),
+        "of hundreds of znodes: {gaps:?}"
+    );
+}
+
+#[test]
+fn a_server_that_has_nothing_to_do_takes_a_snapshot_early() {
+    let options = || Options {
+        snap_count: 1_000,
+        ..Options::default()
+    };
+    let mut bench = Bench::with(options());
+    assert!(writes_before_snapshots(&mut bench, 200).is_empty());
+    bench.pass(2_900);
+    assert_eq!(bench.snapshots, 0, "it may go on");
+    bench.pass(200);
+    assert_eq!(bench.snapshots, 1);
+    let mut bench = Bench::with(options());
+    assert!(writes_before_snapshots(&mut bench, 50).is_empty());
+    bench.pass(10_000);
+    assert_eq!(bench.snapshots, 0, "few writes are replayed soon enough");
 }
 
 #[test]
