@@ -217,10 +217,12 @@ impl Machine {
             zxid: write.zxid,
             time_ms: write.time_ms,
         });
+        // Of what was asked for: that a quota's statistics are filled in tells nothing (s88).
+        let stat = self.tree.get(id).stat();
         quota::record(&mut self.tree, &path, growth);
         quota::begin(&mut self.tree, &path, id);
         self.changed(ChangeKind::Created, &path, id, parent);
-        Ok((path, self.tree.get(id).stat()))
+        Ok((path, stat))
     }
 
     pub(super) fn delete(

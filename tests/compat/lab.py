@@ -60,6 +60,16 @@ ZOOKEEPER_JARS = (
     "netty-*.jar",
 )
 
+# The version that the protocol facts describe, and what of pyspark's jars it needs to run. Netty's
+# native parts and the log4j binding of slf4j are left out: without a binding nothing is logged.
+BASELINE = "3.9.5"
+BASELINE_JARS = (
+    r"(zookeeper|zookeeper-jute|slf4j-api|metrics-core|snappy-java|commons-io|commons-cli"
+    r"|curator-(client|framework|recipes)"
+    r"|netty-(buffer|codec|codec-base|common|handler|resolver|transport"
+    r"|transport-classes-epoll|transport-native-unix-common))-\d[^-]*\.jar"
+)
+
 
 # --- Downloads ----------------------------------------------------------------------------------
 
@@ -140,6 +150,35 @@ def _unpack_flink(archive: Path, home: Path) -> None:
                     stream = source.extractfile(member)
                     if stream is not None:
                         _copy_stream(stream, home / match[1])
+
+
+def zookeeper_baseline() -> Path:
+    """The jars of Apache ZooKeeper 3.9.5 and of Curator 5.9.0: a directory full of jars.
+
+    They come from PyPI's pyspark 4.3.0, a source archive of 456 MB that carries them among many.
+    """
+    home = CACHE / f"zookeeper-{BASELINE}"
+    stamp = home / "complete"
+    with _locked():
+        if stamp.exists():
+            return home
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as downloads:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            _run([*pip, "--dest", downloads, "pyspark==4.3.0"])
+            (archive,) = Path(downloads).iterdir()
+            with tarfile.open(archive) as source:
+                for member in source:
+                    match = re.fullmatch(r"[^/]+/deps/jars/([^/]+\.jar)", member.name)
+                    if match and re.fullmatch(BASELINE_JARS, match[1]):
+                        stream = source.extractfile(member)
+                        if stream is not None:
+                            _copy_stream(stream, home / match[1])
+        if not (home / f"zookeeper-{BASELINE}.jar").exists():
+            raise RuntimeError(f"no ZooKeeper {BASELINE} in {archive.name}")
+        stamp.touch()
+    return home
 
 
 def _copy_stream(stream: IO[bytes], target: Path) -> None:

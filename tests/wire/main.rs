@@ -31,8 +31,12 @@
 //!    bytes. The computation is public, so the id alone would do to take a session over.
 //! 8. *A write that does not decode.* ZooKeeper gives it a zxid like any failing write; zkraft does
 //!    not. It never enters the log.
+//! 9. *A null where a value is needed, and something else amiss.* zkraft does not decode it, -5;
+//!    ZooKeeper may see to flags, TTL or watches first, and fails a createTTL with a null ACL
+//!    inside a multi by itself. No client sends nulls there.
 //!
-//! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client.
+//! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
+//! is in `tests/differential`.
 //!
 //! # Where ZooKeeper 3.8.0 differs from the baseline, 3.9.5
 //!

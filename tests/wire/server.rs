@@ -77,37 +77,48 @@ const START: Duration = Duration::from_secs(30);
 /// hook or a destructor would miss two of the three.
 const WATCHDOG: &str = r#"trap : INT TERM HUP; read -r line; kill -9 "$1"; rm -rf -- "$2""#;
 
+/// Which program is started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Program {
+    /// The zkraft binary of this build, or the one that `ZKRAFT_BIN` names.
+    Zkraft,
+    /// ZooKeeper from the jars in the directory `ZKRAFT_WIRE_JARS`, or from those of Debian that
+    /// `tests/compat/lab.py` unpacks.
+    Zookeeper,
+}
+
 /// A running server.
 pub struct Server {
+    program: Program,
     address: SocketAddr,
     directory: PathBuf,
     /// What it answered to `srvr` when it was ready.
     report: String,
-    // Held for its pipe, see WATCHDOG; never waited for.
-    _watchdog: Child,
-    _server: Child,
+    // Held for its pipe, see WATCHDOG; never waited for, except by [`Server::stop`].
+    watchdog: Child,
+    process: Child,
 }
 
 impl Server {
     pub fn plain() -> &'static Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start("plain", PLAIN))
+        SERVER.get_or_init(|| Self::start(program(), "plain", PLAIN))
     }
 
     pub fn brisk() -> &'static Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start("brisk", BRISK))
+        SERVER.get_or_init(|| Self::start(program(), "brisk", BRISK))
     }
 
     pub fn tuned() -> &'static Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start("tuned", TUNED))
+        SERVER.get_or_init(|| Self::start(program(), "tuned", TUNED))
     }
 
     /// A server in which no test may create or change a znode.
     pub fn pristine() -> &'static Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start("pristine", BARE))
+        SERVER.get_or_init(|| Self::start(program(), "pristine", BARE))
     }
 
     /// A server that belongs to one test at a time, so that zxids can be counted. Sessions that a
@@ -118,7 +129,8 @@ impl Server {
         static TURN: Mutex<()> = Mutex::new(());
         // A failed test poisons the lock; the next one is not concerned.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        (SERVER.get_or_init(|| Self::start("alone", ALONE)), turn)
+        let server = SERVER.get_or_init(|| Self::start(program(), "alone", ALONE));
+        (server, turn)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -155,7 +167,7 @@ impl Server {
 
     /// Whether the server is a real ZooKeeper: it does not have zkraft's deliberate differences.
     pub fn is_zookeeper(&self) -> bool {
-        against_zookeeper()
+        self.program == Program::Zookeeper
     }
 
     /// Whether the server is ZooKeeper 3.8, which differs from the baseline, 3.9.5, in the places
@@ -164,12 +176,12 @@ impl Server {
         self.is_zookeeper() && self.report.starts_with("Zookeeper version: 3.8.")
     }
 
-    /// Starts a server. Another process may take the port between the choice and the server's bind;
-    /// the server then exits, and the next try has another port.
-    fn start(name: &str, config: &str) -> Self {
+    /// Starts a server with these lines of zoo.cfg. Another process may take the port between the
+    /// choice and the server's bind; the server then exits, and the next try has another port.
+    pub fn start(program: Program, name: &str, config: &str) -> Self {
         let mut output = String::new();
         for _ in 0..3 {
-            match Self::try_start(name, config) {
+            match Self::try_start(program, name, config) {
                 Ok(server) => return server,
                 Err(log) => output = log,
             }
@@ -178,7 +190,7 @@ impl Server {
     }
 
     /// One try. The error is what the server printed.
-    fn try_start(name: &str, config: &str) -> Result<Self, String> {
+    fn try_start(program: Program, name: &str, config: &str) -> Result<Self, String> {
         let directory = tempfile::Builder::new()
             .prefix(&format!("zkraft-wire-{name}-"))
             .tempdir()
@@ -196,12 +208,12 @@ impl Server {
         );
         std::fs::write(&settings, text).expect("zoo.cfg");
 
-        let mut command = match against_zookeeper() {
-            true => java(config),
-            false => zkraft(),
+        let mut command = match program {
+            Program::Zookeeper => java(config),
+            Program::Zkraft => zkraft(),
         };
         let output = File::create(&log).expect("a log file");
-        let mut server = command
+        let mut process = command
             .arg(&settings)
             .current_dir(&directory)
             .stdin(Stdio::null())
@@ -209,8 +221,8 @@ impl Server {
             .stderr(output)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut watchdog = Command::new("sh")
-            .args(["-c", WATCHDOG, "watchdog", &server.id().to_string()])
+        let watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog", &process.id().to_string()])
             .arg(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -218,23 +230,31 @@ impl Server {
             .spawn()
             .expect("sh");
 
-        if let Some(report) = await_ready(address, &mut server) {
-            return Ok(Self {
-                address,
-                directory,
-                report,
-                _watchdog: watchdog,
-                _server: server,
-            });
+        let ready = await_ready(address, &mut process);
+        let server = Self {
+            program,
+            address,
+            directory,
+            report: ready.clone().unwrap_or_default(),
+            watchdog,
+            process,
+        };
+        if ready.is_some() {
+            return Ok(server);
         }
-        // Neither may be left to the watchdog, which would outlive this try with a stale pid.
-        watchdog.kill().expect("the watchdog is our child");
-        watchdog.wait().expect("the watchdog is our child");
-        server.kill().expect("the server is our child");
-        server.wait().expect("the server is our child");
         let log = std::fs::read_to_string(&log).unwrap_or_default();
-        std::fs::remove_dir_all(&directory).expect("our directory");
+        server.stop();
         Err(log)
+    }
+
+    /// Kills the server and removes its directory before the run ends.
+    pub fn stop(mut self) {
+        // Neither may be left to the watchdog, which would outlive this server with a stale pid.
+        self.watchdog.kill().expect("the watchdog is our child");
+        self.watchdog.wait().expect("the watchdog is our child");
+        self.process.kill().expect("the server is our child");
+        self.process.wait().expect("the server is our child");
+        std::fs::remove_dir_all(&self.directory).expect("our directory");
     }
 
     /// The data directory named in zoo.cfg.
@@ -243,22 +263,24 @@ impl Server {
     }
 }
 
-fn against_zookeeper() -> bool {
+/// The program that the tests of the protocol run against.
+fn program() -> Program {
     match std::env::var("ZKRAFT_WIRE_AGAINST").as_deref() {
-        Err(_) | Ok("zkraft") => false,
-        Ok("zookeeper") => true,
+        Err(_) | Ok("zkraft") => Program::Zkraft,
+        Ok("zookeeper") => Program::Zookeeper,
         Ok(other) => panic!("ZKRAFT_WIRE_AGAINST={other}: expected zkraft or zookeeper"),
     }
 }
 
 fn zkraft() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zkraft"));
+    let binary = std::env::var_os("ZKRAFT_BIN");
+    let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_zkraft").into());
+    let mut command = Command::new(binary);
     command.arg("serve");
     command
 }
 
-/// ZooKeeper from the jars in the directory `ZKRAFT_WIRE_JARS`, or from those of Debian that
-/// `tests/compat/lab.py` unpacks.
+/// See [`Program::Zookeeper`].
 fn java(config: &str) -> Command {
     let class_path = match std::env::var_os("ZKRAFT_WIRE_JARS") {
         Some(directory) => Path::new(&directory).join("*").display().to_string(),
