@@ -121,8 +121,11 @@ impl Default for WatchLimits {
 pub struct TooManyWatches;
 
 /// What a connection's watches at one path take besides the path, in bytes: their places in the
-/// tables, with the slack that these have after growing. Measured with a million paths.
-const WATCH_BYTES: usize = 192;
+/// tables. With a million paths they were 81; tables that have just grown have more.
+const WATCH_BYTES: usize = 128;
+
+/// Paths from which on the tables are worth shrinking.
+const SHRUNK_FROM: usize = 10_000;
 
 /// The paths a connection watches, by number, and what they take.
 #[derive(Debug, Default)]
@@ -284,7 +287,11 @@ impl Watches {
         for number in numbers {
             self.put(number, connection, Flags(0));
         }
-        self.connections.contains_key(&connection)
+        let is_more = self.connections.contains_key(&connection);
+        if !is_more {
+            self.shrink();
+        }
+        is_more
     }
 
     /// Tells of a change: calls `deliver` for each event that a connection gets, trigger by trigger
@@ -497,6 +504,22 @@ impl Watches {
         }
     }
 
+    /// Gives back what the tables took when there was far more in them. Paths that are still
+    /// watched keep their numbers.
+    fn shrink(&mut self) {
+        if self.watched.len() < SHRUNK_FROM || self.index.len() > self.watched.len() / 4 {
+            return;
+        }
+        let used = self.watched.iter().rposition(Option::is_some);
+        self.watched.truncate(used.map_or(0, |last| last + 1));
+        let end = self.watched.len();
+        self.free.retain(|number| (*number as usize) < end);
+        self.watched.shrink_to_fit();
+        self.free.shrink_to_fit();
+        let hash = |number: &u32| self.hasher.hash_one(path_of(&self.watched, *number));
+        self.index.shrink_to_fit(hash);
+    }
+
     /// A connection waits for nothing at a path any more, and perhaps nobody does.
     fn unlist(&mut self, number: u32, connection: ConnectionId) {
         if let Some(listed) = self.connections.get_mut(&connection) {
@@ -603,6 +626,47 @@ mod tests {
     }
 
     const NOBODY: Vec<String> = Vec::new();
+
+    #[test]
+    fn limits_hold_for_a_connection_and_for_all_and_what_goes_gives_its_room_back() {
+        let each = WATCH_BYTES + 2;
+        let mut watches = Watches::new(WatchLimits {
+            all: 3 * each,
+            per_connection: 2 * each,
+        });
+        let (one, two) = (ConnectionId(1), ConnectionId(2));
+        let mut add = |connection, path: &str| watches.add(connection, &path.into(), DATA).is_ok();
+        assert!(add(one, "/a") && add(one, "/b"));
+        assert!(!add(one, "/c"), "the connection's own limit");
+        assert!(add(one, "/a"), "it is there already");
+        assert!(add(two, "/a"));
+        assert!(!add(two, "/b"), "the limit of all");
+        assert_eq!(watches.bytes(), 3 * each);
+        assert!(!watches.forget(one, 100));
+        assert_eq!(watches.bytes(), each);
+        assert!(watches.add(two, &"/b".into(), CHILD).is_ok());
+        assert!(watches.remove(two, &"/b".into(), 3));
+        assert_eq!(watches.bytes(), each);
+    }
+
+    #[test]
+    fn tables_shrink_when_a_client_with_many_watches_is_gone() {
+        let (greedy, modest) = (ConnectionId(1), ConnectionId(2));
+        let mut watches = Watches::default();
+        let path = |number: usize| Text::from(format!("/{number}"));
+        watches.add(modest, &path(0), DATA).unwrap();
+        for number in 0..2 * SHRUNK_FROM {
+            watches.add(greedy, &path(number), DATA).unwrap();
+        }
+        watches.add(modest, &path(7), DATA).unwrap();
+        while watches.forget(greedy, 1_000) {}
+        assert!(watches.watched.len() < 10 && watches.free.len() < 10);
+        assert!(watches.contains(modest, &path(0), 2) && watches.contains(modest, &path(7), 2));
+        for number in 0..100 {
+            watches.add(greedy, &path(number), DATA).unwrap();
+        }
+        assert_eq!(watches.paths(), 100);
+    }
 
     #[test]
     fn s47_a_creation_is_told_before_the_change_of_the_children() {

@@ -374,7 +374,7 @@ pub static TABLE: &[Key] = &[
     honoured(
         "watchMaxBytes",
         "1073741824",
-        "Bytes that watches may take in memory, in all: a path and some 200 bytes each; more are \
+        "Bytes that watches may take in memory, in all: a path and 128 bytes each; more are \
          refused with QUOTAEXCEEDED; 0 means no limit. Not in ZooKeeper",
         |draft, value| memory(value).map(|n| draft.config.watch_max_bytes = n),
         |config| show_memory(config.watch_max_bytes),
