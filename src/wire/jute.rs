@@ -153,8 +153,10 @@ impl Reader {
         if count == -1 {
             return Ok(None);
         }
-        // Every element takes bytes, so a huge count fails before it can allocate much.
-        let mut elements = Vec::with_capacity((count.max(0) as usize).min(self.remaining() / 4));
+        // The count is only a claim: what is allocated for it is never more than what is there to
+        // be read. Every element takes bytes, so what is added beyond is bounded by them, too.
+        let room = self.remaining() / size_of::<T>().max(4);
+        let mut elements = Vec::with_capacity((count.max(0) as usize).min(room));
         for _ in 0..count {
             elements.push(element(self)?);
         }
@@ -264,6 +266,25 @@ mod tests {
     fn a_huge_vector_count_fails_without_allocating() {
         let mut reader = Reader::new(Bytes::from_static(&[0x7f, 255, 255, 255, 0]));
         assert!(reader.vector(Reader::int).is_err());
+    }
+
+    #[test]
+    fn a_vector_is_not_given_more_memory_than_the_record_has() {
+        let mut record = vec![0, 0, 0, 1];
+        record.resize(4 + 1_000, 0);
+        for count in [1, i32::MAX] {
+            record[..4].copy_from_slice(&count.to_be_bytes());
+            let mut seen = 0;
+            let wide = |reader: &mut Reader| {
+                seen += 1;
+                reader.int().map(|number| [number; 16])
+            };
+            let read = Reader::new(record.clone().into()).vector(wide);
+            if let Ok(Some(elements)) = read {
+                assert!(elements.capacity() * size_of::<[i32; 16]>() <= 1_000);
+            }
+            assert_eq!(seen, count.min(251), "count {count}");
+        }
     }
 
     proptest! {

@@ -1,8 +1,9 @@
 //! The ZooKeeper client protocol: bytes ↔ values.
 //!
-//! Pure: no state, no clock, no socket. Decoding never panics and never allocates more than the
-//! frame it reads; strings and buffers of a decoded request share the frame's memory. A request is
-//! decoded for syntax only: what is *allowed* is decided by [`crate::machine`].
+//! Pure: no state, no clock, no socket. Decoding never panics and never allocates more than a small
+//! multiple of the frame it reads, whatever lengths that claims; strings and buffers of a decoded
+//! request share the frame's memory. A request is decoded for syntax only: what is *allowed* is
+//! decided by [`crate::machine`].
 //!
 //! Source: the protocol facts §1 (encoding), §2 (handshake), §3 (operations), §4 (multi).
 
