@@ -39,7 +39,7 @@ const DIRECT_DATA_MAX: usize = 4 << 10;
 /// Children above this are not listed at once, under the lock.
 const DIRECT_CHILDREN_MAX: usize = 256;
 
-/// The same while the server has [`CROWD`] writes or more to do: who comes next waits for all of
+/// The same while the server has `CROWD` writes or more to do: who comes next waits for all of
 /// them, so nobody may have many of them.
 pub const REQUESTS_MAX_IN_CROWD: usize = 50;
 /// Unanswered writes of the whole server that make a crowd: some milliseconds of work.

@@ -61,7 +61,7 @@ pub enum Remaining {
 /// The more there is, the less a connection may leave unread before its requests are not read any
 /// more. From the limit on it must have read everything. What was asked for before, and events,
 /// still come; at twice the limit the connections with more than their share are given up. So there
-/// is never more than twice the limit and [`SHARE_MIN`] for each connection.
+/// is never more than twice the limit and `SHARE_MIN` for each connection.
 #[derive(Debug)]
 pub struct Unsent {
     bytes: AtomicUsize,
