@@ -2,11 +2,22 @@
 //!
 //! stdout is kept for what was asked for: the ready line, help, and the report of `check-config`.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
 use super::args::LogFormat;
+
+/// Whether the last word was said.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// Drops every line from now on: what says why the process ends is to be the last thing it says,
+/// whatever its other threads come upon meanwhile.
+pub fn end() {
+    ENDED.store(true, Ordering::Relaxed);
+}
 
 /// Starts logging. `level` wins over the environment variable RUST_LOG; without both, it is info.
 ///
@@ -17,9 +28,9 @@ pub fn start(format: LogFormat, level: Option<&str>) -> Result<(), String> {
     let filter = filter(level, std::env::var("RUST_LOG").ok().as_deref())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr.with_filter(|_| !ENDED.load(Ordering::Relaxed)))
         // Colours are for eyes: not for files, and not for who declines them (no-color.org).
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // A second server in one process, as in tests, logs where the first one does.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

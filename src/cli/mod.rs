@@ -143,6 +143,7 @@ fn run(
     let Err(failure) = done else {
         return 0;
     };
+    logging::end();
     match &failure {
         Failure::Usage(message) => say(err, &format!("zkraft cannot start:\n{message}\n")),
         // The whole chain of causes in one line.

@@ -276,8 +276,8 @@ fn scan_into(
         let file = open_file(disk, path)?;
         let end = segment::scan(&*file, path, header, *checksum, |group| {
             progress(done + group.offset, total);
-            let mut records = group.records.into_iter();
-            let applied = records.try_for_each(|record| tail.apply(record));
+            let mut records = group.records;
+            let applied = records.try_for_each(|record| tail.apply(record?));
             applied.map_err(|reason| Fault::ImpossibleRecord {
                 path: path.clone(),
                 offset: group.offset,

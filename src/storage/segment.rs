@@ -211,7 +211,27 @@ pub(super) fn to_sectors(len: u64) -> u64 {
 #[derive(Debug)]
 pub(super) struct Group {
     pub offset: u64,
-    pub records: Vec<Record>,
+    pub records: Records,
+}
+
+/// Decodes a group's records one at a time: a record takes many times the memory of its bytes.
+#[derive(Debug)]
+pub(super) struct Records(Bytes);
+
+impl Iterator for Records {
+    /// Says what is wrong with a record that cannot be decoded. Nothing behind it can be either.
+    type Item = Result<Record, String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let decoded = Record::decode_length_delimited(&mut self.0);
+        if decoded.is_err() {
+            self.0.clear();
+        }
+        Some(decoded.map_err(|error| error.to_string()))
+    }
 }
 
 /// How a segment ends.
@@ -244,8 +264,7 @@ pub(super) fn has_group(
 /// Visits the valid groups of a segment in order and reports how it ends.
 ///
 /// # Errors
-/// Those of reading and of `visit`, and a group whose records cannot be decoded though its checksum
-/// is right.
+/// Those of reading and of `visit`.
 pub(super) fn scan(
     file: &dyn File,
     path: &Path,
@@ -259,12 +278,8 @@ pub(super) fn scan(
     let mut unproven = VecDeque::new();
     while let Some(raw) = read_group(&mut window, salt, offset, next_group..=next_group)? {
         let size = to_sectors((GROUP_HEADER + raw.body.len()) as u64);
-        let records = decode_records(raw.body).map_err(|error| Fault::ImpossibleRecord {
-            path: path.to_owned(),
-            offset,
-            reason: error.to_string(),
-        })?;
         let synced = raw.synced;
+        let records = Records(raw.body);
         visit(Group { offset, records })?;
         while unproven
             .front()
@@ -335,14 +350,6 @@ fn read_group(
     }
     let body = Bytes::copy_from_slice(body);
     Ok(Some(RawGroup { synced, body }))
-}
-
-fn decode_records(mut body: Bytes) -> Result<Vec<Record>, prost::DecodeError> {
-    let mut records = Vec::new();
-    while body.has_remaining() {
-        records.push(Record::decode_length_delimited(&mut body)?);
-    }
-    Ok(records)
 }
 
 fn group_checksum(salt: u32, head: &[u8], body: &[u8]) -> u32 {

@@ -417,8 +417,7 @@ impl Generator {
                 let count = *self.rng.pick(&[0, 1, 2, 2, 3, 4, 5, 8]);
                 let mut parts: Vec<_> = (0..count).map(|_| self.part()).collect();
                 for part in parts.iter_mut().skip(1) {
-                    // ZooKeeper forgets to take back the parts before one that is null.
-                    part.without_null_path(ROOT);
+                    part.without_end_of_multi(ROOT);
                 }
                 if self.quota {
                     // For the same reason as in a pipeline: a part does not see the one before.

@@ -164,8 +164,9 @@ pub const LEFT_OUT: [(&str, &str); 14] = [
         "ZooKeeper throws while it applies what they govern",
     ),
     (
-        "a null path in a multi behind its first part",
-        "ZooKeeper does not take back what the parts before it have counted",
+        "a null path, or a TTL flag without TTL, in a multi behind its first part",
+        "ZooKeeper does not take back the parts before it: it counts them, and a write behind the \
+         multi may find them still",
     ),
     (
         "a null list in setWatches behind one with paths",

@@ -1,6 +1,6 @@
 //! Requests as the stream holds them: readable when printed, and free to be wrong.
 
-use crate::client::{Acl, Body, op};
+use crate::client::{Acl, Body, mode, op};
 
 /// A string that may be null.
 pub type Text = Option<String>;
@@ -169,8 +169,17 @@ impl Request {
         }
     }
 
-    /// Puts another path where it is null.
-    pub fn without_null_path(&mut self, other: &str) {
+    /// Changes what ends a whole multi where ZooKeeper has worked on the parts before it already,
+    /// which it does not take back then: a null path becomes this one, a TTL is given where one is
+    /// needed and the operation has none.
+    pub fn without_end_of_multi(&mut self, other: &str) {
+        if let Self::Create {
+            flags, ttl: None, ..
+        } = self
+            && matches!(*flags, mode::TTL | mode::TTL_SEQUENTIAL)
+        {
+            *flags = mode::PERSISTENT;
+        }
         match self {
             Self::Create { path, .. }
             | Self::Read { path, .. }

@@ -325,8 +325,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// Compares what was seen alone and under attack; prints it, and returns what is not allowed.
 pub fn judge(alone: &[Seen], attacked: &[Seen]) -> Vec<String> {
     let mut broken = Vec::new();
-    let kinds: [(&str, fn(&Seen) -> &crate::client::Latencies); 2] =
-        [("get", |seen| &seen.get), ("set", |seen| &seen.set)];
+    type Kind = fn(&Seen) -> &crate::client::Latencies;
+    let kinds: [(&str, Kind); 2] = [("get", |seen| &seen.get), ("set", |seen| &seen.set)];
     for (name, kind) in kinds {
         for (part, label, allowance) in [
             (500, "p50", ALLOWANCE_P50_MS),

@@ -850,10 +850,10 @@ fn sessions(effort: Effort) -> Result<End, String> {
     let attack = attack(|ring: Ring| async move {
         let start = Instant::now();
         for number in 0.. {
-            if let Ok(mut stream) = ring.session(number, 5_000, None).await {
-                if matches!(stream.read(&mut [0; 64]).await, Ok(count) if count > 0) {
-                    ring.did(1);
-                }
+            if let Ok(mut stream) = ring.session(number, 5_000, None).await
+                && matches!(stream.read(&mut [0; 64]).await, Ok(count) if count > 0)
+            {
+                ring.did(1);
             }
             pace(start, number + 1, 1_500).await;
         }
