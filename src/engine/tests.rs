@@ -480,6 +480,27 @@ fn a_client_that_the_server_does_not_read_is_not_expired() {
 }
 
 #[test]
+fn half_a_frame_is_no_sign_of_life() {
+    let mut bench = Bench::new();
+    let (client, given) = bench.client();
+    let (whole, held) = bench.client();
+    // A ping, of which one client sends a byte a second, and the other all of it.
+    let ping = [0, 0, 0, 8, 0xff, 0xff, 0xff, 0xfe, 0, 0, 0, 11];
+    for byte in 1..9 {
+        bench.pass(1_000);
+        let dribble = &mut BytesMut::from(&ping[..byte]);
+        let out = &mut BytesMut::new();
+        let taken = client
+            .connection
+            .receive(dribble, FRAME_BYTES_MAX, bench.now_ms, out);
+        assert_eq!(taken, Ok(0));
+        whole.receive(&ping[4..], bench.now_ms).unwrap();
+    }
+    assert!(!bench.exists(given.session));
+    assert!(bench.exists(held.session));
+}
+
+#[test]
 fn a_client_that_asked_for_much_behind_a_write_gets_it() {
     let mut bench = Bench::new();
     let (mut client, _) = bench.client();

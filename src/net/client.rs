@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::engine::{Connection, Remaining};
@@ -19,13 +18,12 @@ use crate::wire::{FrameLength, frame_length};
 
 use super::Context;
 use super::room::Room;
+use super::sender::{Left, Sender, Task, WRITE_BYTES};
 
 /// Bytes read at once when nothing is known about what comes.
 const READ_BYTES: usize = 8 << 10;
 /// Bytes read at once when the last read filled its buffer.
 const READ_BYTES_MORE: usize = 64 << 10;
-/// Bytes of an emptied buffer that are kept for the next frames: thousands of clients are idle.
-const KEEP_BYTES: usize = 4 << 10;
 /// Bytes that are taken in while something is written: room for many pings.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 /// A handshake has some 50 bytes, and who has no session yet is trusted with little more.
@@ -34,8 +32,6 @@ const HANDSHAKE_BYTES: usize = 4 << 10;
 const SMALL_FRAME_BYTES: usize = 64 << 10;
 /// How long a client may take to read what it is sent at a time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes written at a time, where there are more: some 50 µs of work for the system.
-const WRITE_BYTES: usize = 64 << 10;
 /// While memory for replies is short, a client must read in this time ...
 const WRITE_GLANCE: Duration = Duration::from_secs(5);
 /// ... at least this many bytes.
@@ -50,29 +46,35 @@ enum End {
     Because(String),
 }
 
+impl From<std::io::Error> for End {
+    fn from(error: std::io::Error) -> Self {
+        Self::Because(error.to_string())
+    }
+}
+
 /// Serves one client until its connection ends.
 pub async fn serve(
-    mut stream: TcpStream,
+    stream: TcpStream,
     peer: SocketAddr,
     context: &Arc<Context>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let wake = Arc::new(Notify::new());
-    let notify = wake.clone();
-    let connection = context
-        .shared
-        .connect(peer, Box::new(move || notify.notify_one()));
+    let stream = Arc::new(stream);
+    let metrics = context.shared.metrics.clone();
+    let sender = Arc::new(Sender::new(stream.clone(), metrics));
+    let woken = sender.clone();
+    let connection = context.shared.connect(peer, Box::new(move || woken.wake()));
+    sender.belong_to(&connection);
     connection
         .stats
         .established_ms
         .store(context.clock.wall_ms(), Ordering::Relaxed);
     connection.heard(context.clock.now_ms());
     let mut client = Client {
-        stream: &mut stream,
+        stream: &stream,
         connection: &connection,
         context,
-        wake,
-        frames_sent: 0,
+        sender: &sender,
         read_bytes: READ_BYTES,
         greeted: false,
         frame_room: None,
@@ -83,8 +85,7 @@ pub async fn serve(
     drop(client);
     connection.lost();
     context.shared.metrics.connection_drop_count.add(1);
-    // The client sees an orderly end rather than a reset, if it is there at all.
-    let _ = stream.shutdown().await;
+    sender.end();
     match end {
         End::Orderly => tracing::debug!(client = %peer, "connection closed"),
         End::Because(reason) => tracing::debug!(client = %peer, reason, "connection closed"),
@@ -92,12 +93,10 @@ pub async fn serve(
 }
 
 struct Client<'a> {
-    stream: &'a mut TcpStream,
+    stream: &'a TcpStream,
     connection: &'a Arc<Connection>,
     context: &'a Context,
-    wake: Arc<Notify>,
-    /// Frames that were counted as sent.
-    frames_sent: u64,
+    sender: &'a Sender,
     /// Bytes for the next read.
     read_bytes: usize,
     /// A handshake was received.
@@ -114,21 +113,25 @@ impl Client<'_> {
     async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
         let handshake_until = Instant::now() + self.context.limits.handshake;
         let mut input = BytesMut::new();
-        let mut output = BytesMut::new();
         let mut first = true;
         loop {
             if first && input.len() >= 4 {
                 first = false;
                 let word = [input[0], input[1], input[2], input[3]];
                 if let Some(answer) = self.context.words.answer(word, &input[4..]) {
-                    let _ = timeout(WRITE_PATIENCE, self.stream.write_all(&answer)).await;
+                    let _ = timeout(WRITE_PATIENCE, write_all(self.stream, &answer)).await;
                     return End::Orderly;
                 }
             }
-            if let Err(end) = self.take_frames(&mut input, &mut output) {
-                return end;
-            }
-            if let Some(end) = self.send(&mut output, &mut input).await {
+            let sender = self.sender;
+            let left = sender.exchange(self.connection, |output| {
+                self.take_frames(&mut input, output)
+            });
+            let left = match left {
+                Ok(left) => left,
+                Err(end) => return end,
+            };
+            if let Err(end) = self.send(left, &mut input).await {
                 return end;
             }
             self.reply_room = None;
@@ -143,6 +146,11 @@ impl Client<'_> {
             let lacking = self.lacking_room(&input);
             // Its silence is not its own while others have the room.
             self.connection.hold_back(lacking.is_some());
+            sender.set_task(match large {
+                Some(_) => Task::Busy,
+                None if wants_input && lacking.is_none() => Task::Listening,
+                None => Task::Waiting,
+            });
             let context = self.context;
             tokio::select! {
                 // No buffer while there is nothing to read: thousands of clients are idle.
@@ -164,13 +172,13 @@ impl Client<'_> {
                     self.reply_room = Some(room);
                     self.answer_large(large.is_some_and(|large| large.is_long)).await;
                 }
-                () = self.wake.notified() => {}
+                () = sender.woken() => {}
                 () = sleep_until(handshake_until), if sessionless => {
                     self.metrics().sessionless_connections_expired.add(1);
                     return End::Because("no session was asked for in time".into());
                 }
                 () = super::told_to_stop(stop) => {
-                    return self.say_goodbye(&mut output, &mut input).await;
+                    return self.say_goodbye(&mut input).await;
                 }
             }
         }
@@ -278,57 +286,27 @@ impl Client<'_> {
         }
     }
 
-    /// Sends what is queued. `Some`: nothing can or will follow.
-    async fn send(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> Option<End> {
+    /// Sends what is left, and what is queued behind it. An error: nothing can or will follow.
+    async fn send(&mut self, mut left: Left, input: &mut BytesMut) -> Result<(), End> {
         loop {
-            let remaining = self.connection.take_output(output);
             self.turn = None;
-            if !output.is_empty() {
-                self.count_output(output.len());
-                if let Err(end) = self.write(output, input).await {
-                    return Some(end);
-                }
-                // The buffer serves for all parts of a long answer.
-                if output.capacity() > KEEP_BYTES && remaining != Remaining::More {
-                    *output = BytesMut::new();
-                }
-                output.clear();
+            if !left.output.is_empty() {
+                self.write(&left.output, input).await?;
             }
-            match remaining {
-                Remaining::Nothing => return None,
-                Remaining::More => {}
-                Remaining::Closed => return Some(End::Orderly),
+            match left.remaining {
+                Remaining::Nothing => return Ok(()),
+                Remaining::Closed => return Err(End::Orderly),
+                _ => {
+                    left = self
+                        .sender
+                        .exchange(self.connection, |_| Ok::<_, End>(()))?
+                }
             }
         }
     }
 
-    fn count_output(&mut self, bytes: usize) {
-        let sent = self.connection.sent();
-        let frames = sent - std::mem::replace(&mut self.frames_sent, sent);
-        let metrics = self.metrics();
-        metrics.packets_sent.add(frames);
-        metrics.response_bytes.add(bytes as u64);
-        metrics
-            .client_response_size
-            .note(bytes as u64 / frames.max(1));
-    }
-
-    /// Writes all of `output`. Mostly the socket takes it at once.
+    /// Writes all of `output`.
     async fn write(&mut self, output: &[u8], input: &mut BytesMut) -> Result<(), End> {
-        let failed = |error: std::io::Error| End::Because(error.to_string());
-        let written = match output.len() {
-            // Large replies take turns.
-            WRITE_BYTES.. => 0,
-            _ => match self.stream.try_write(output) {
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(failed(error)),
-            },
-        };
-        if written == output.len() {
-            self.connection.output_sent();
-            return Ok(());
-        }
         let (connection, context) = (self.connection, self.context);
         let heard = |count: usize| {
             let metrics = &context.shared.metrics;
@@ -336,15 +314,21 @@ impl Client<'_> {
             connection.heard(context.clock.now_ms());
         };
         let progress = AtomicUsize::new(0);
-        let rest = &output[written..];
-        let rest = write_and_hear(self.stream, rest, input, &context.writes, &progress, heard);
+        let written = write_and_hear(
+            self.stream,
+            output,
+            input,
+            &context.writes,
+            &progress,
+            heard,
+        );
         let is_tight = || context.large_replies.is_tight() || context.shared.unsent.is_tight();
-        match patiently(rest, &progress, is_tight).await {
-            Some(Ok(())) => {
+        match patiently(written, &progress, is_tight).await {
+            Some(written) => {
+                written?;
                 self.connection.output_sent();
                 Ok(())
             }
-            Some(Err(error)) => Err(failed(error)),
             None => {
                 context.shared.unsent.give_up();
                 Err(End::Because("the client does not read".into()))
@@ -354,19 +338,27 @@ impl Client<'_> {
 
     /// The server stops: replies that are under way are still sent, then the socket closes. The
     /// session lives on.
-    async fn say_goodbye(&mut self, output: &mut BytesMut, input: &mut BytesMut) -> End {
+    async fn say_goodbye(&mut self, input: &mut BytesMut) -> End {
         const PATIENCE: Duration = Duration::from_secs(1);
         let until = Instant::now() + PATIENCE;
-        while self.connection.unanswered() > 0 && Instant::now() < until {
-            if let Some(end) = self.send(output, input).await {
+        loop {
+            let unanswered = self.connection.unanswered();
+            let left = self.sender.exchange(self.connection, |_| Ok::<_, End>(()));
+            let sent = match left {
+                Ok(left) => self.send(left, input).await,
+                Err(end) => Err(end),
+            };
+            if let Err(end) = sent {
                 return end;
             }
+            if unanswered == 0 || Instant::now() >= until {
+                return End::Orderly;
+            }
             tokio::select! {
-                () = self.wake.notified() => {}
+                () = self.sender.woken() => {}
                 () = sleep_until(until) => {}
             }
         }
-        self.send(output, input).await.unwrap_or(End::Orderly)
     }
 }
 
@@ -395,29 +387,23 @@ async fn patiently<T>(
 /// how many bytes came: a client that needs long for what it asked for still lives, as its pings
 /// show. `progress`: how many bytes of a large output were written.
 async fn write_and_hear(
-    stream: &mut TcpStream,
+    stream: &TcpStream,
     output: &[u8],
     input: &mut BytesMut,
     turns: &Semaphore,
     progress: &AtomicUsize,
     heard: impl Fn(usize),
 ) -> std::io::Result<()> {
-    let (mut reader, mut writer) = stream.split();
     let write = async {
         if output.len() < WRITE_BYTES {
-            return writer.write_all(output).await;
+            return write_all(stream, output).await;
         }
         let mut left = output;
         while !left.is_empty() {
-            writer.writable().await?;
+            stream.writable().await?;
             // One after the other: a thousand large replies must not stand before a small one.
             let turn = turns.acquire().await;
-            match writer.try_write(&left[..left.len().min(WRITE_BYTES)]) {
-                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-                Ok(count) => left = &left[count..],
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            left = &left[write_some(stream, &left[..left.len().min(WRITE_BYTES)])?..];
             drop(turn);
             progress.store(output.len() - left.len(), Ordering::Relaxed);
             tokio::task::yield_now().await;
@@ -431,7 +417,7 @@ async fn write_and_hear(
         tokio::select! {
             biased;
             result = &mut written => return result,
-            read = read_some(&mut reader, input), if is_readable && has_room => match read {
+            read = read_some(stream, input), if is_readable && has_room => match read {
                 Ok(count) if count > 0 => heard(count),
                 // The end is met again by who reads next; until then the client may still listen.
                 _ => is_readable = false,
@@ -440,19 +426,40 @@ async fn write_and_hear(
     }
 }
 
-async fn read_some(
-    stream: &mut (impl AsyncRead + Unpin),
-    input: &mut BytesMut,
-) -> std::io::Result<usize> {
-    if input.capacity() == input.len() {
-        // Twice what has come, so that a large frame is not moved often.
-        input.reserve(READ_BYTES.max(input.len()));
+async fn write_all(stream: &TcpStream, mut output: &[u8]) -> std::io::Result<()> {
+    while !output.is_empty() {
+        stream.writable().await?;
+        output = &output[write_some(stream, output)?..];
     }
-    stream.read_buf(input).await
+    Ok(())
+}
+
+/// Writes what the system takes now, which may be nothing.
+fn write_some(stream: &TcpStream, output: &[u8]) -> std::io::Result<usize> {
+    match stream.try_write(output) {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        written => written,
+    }
+}
+
+async fn read_some(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        if input.capacity() == input.len() {
+            // Twice what has come, so that a large frame is not moved often.
+            input.reserve(READ_BYTES.max(input.len()));
+        }
+        match stream.try_read_buf(input) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -462,7 +469,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
-        let (mut server, _) = listener.accept().await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
 
         // More than the system takes without a reader.
         let output = vec![7; 32 << 20];
@@ -475,7 +482,7 @@ mod tests {
                 told.fetch_add(count, Ordering::Relaxed);
             };
             write_and_hear(
-                &mut server,
+                &server,
                 &output,
                 &mut input,
                 &Semaphore::new(1),

@@ -4,6 +4,7 @@
 
 pub mod client;
 mod room;
+mod sender;
 
 use std::collections::HashMap;
 use std::io;

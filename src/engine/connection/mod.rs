@@ -414,6 +414,16 @@ impl Connection {
         self.peer
     }
 
+    /// Bytes that are queued.
+    pub fn queued(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// Whether there is more to do than to send: a large read has its turn.
+    pub fn needs_task(&self) -> bool {
+        self.inner.lock().pipeline.large().is_some()
+    }
+
     /// Whether the client has not asked for a session yet.
     pub fn awaits_handshake(&self) -> bool {
         matches!(self.inner.lock().phase, Phase::Fresh)
