@@ -49,7 +49,8 @@
 //! 4. The node applies it under the write lock: [`machine::Machine::apply`] validates and
 //!    changes; each change fires [`watch`]es into [`engine::outbox`]es, then the reply follows,
 //!    then the reads of the same connection that stood behind the write.
-//! 5. The connection's task wakes, encodes outside of all locks, and sends.
+//! 5. What is for clients is encoded outside of all locks and sent ([`net`]): by the node itself
+//!    while a connection's task only waits, else by that task, which is woken.
 //!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
 //! encoded there; a large one goes on in steps between which others have their turn. The log

@@ -17,7 +17,7 @@ use crate::watch::{ConnectionId, Watches};
 use crate::wire::{SessionId, op};
 
 use super::Options;
-use super::connection::Connection;
+use super::connection::{Connection, Wake};
 use super::outbox::Unsent;
 
 /// Clients whose adjusted timeout is remembered, so that it is logged once.
@@ -136,12 +136,8 @@ impl Shared {
         assert!(set.is_ok(), "the node thread registers once");
     }
 
-    /// Opens a connection. `wake` is called when there is output for a task that does not look.
-    pub fn connect(
-        self: &Arc<Self>,
-        peer: SocketAddr,
-        wake: Box<dyn Fn() + Send + Sync>,
-    ) -> Arc<Connection> {
+    /// Opens a connection.
+    pub fn connect(self: &Arc<Self>, peer: SocketAddr, wake: Wake) -> Arc<Connection> {
         let id = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
         let connection = Arc::new(Connection::new(id, peer, self.clone(), wake));
         self.registry

@@ -119,7 +119,7 @@ impl Bench {
 
     fn open(&mut self) -> Client {
         let peer = "127.0.0.1:1234".parse().unwrap();
-        let connection = self.shared.connect(peer, Box::new(|| {}));
+        let connection = self.shared.connect(peer, Box::new(|_| {}));
         Client {
             connection,
             output: RefCell::default(),

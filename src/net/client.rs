@@ -63,7 +63,9 @@ pub async fn serve(
     let metrics = context.shared.metrics.clone();
     let sender = Arc::new(Sender::new(stream.clone(), metrics));
     let woken = sender.clone();
-    let connection = context.shared.connect(peer, Box::new(move || woken.wake()));
+    let connection = context
+        .shared
+        .connect(peer, Box::new(move |news| woken.wake(news)));
     sender.belong_to(&connection);
     connection
         .stats

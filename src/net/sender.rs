@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::engine::{Connection, Remaining};
+use crate::engine::{Connection, News, Remaining};
 use crate::metrics::Metrics;
 
 /// Bytes of an emptied buffer that are kept for the next frames: thousands of clients are idle.
@@ -85,8 +85,8 @@ impl Sender {
     }
 
     /// The connection has output, or something else to do.
-    pub fn wake(&self) {
-        if !self.send_for_task() {
+    pub fn wake(&self, news: News) {
+        if news == News::OfMany || !self.send_for_task() {
             self.wake.notify_one();
         }
     }
@@ -270,7 +270,7 @@ mod tests {
             let woken = sender.clone();
             let connection = engine
                 .shared()
-                .connect(peer, Box::new(move || woken.wake()));
+                .connect(peer, Box::new(move |news| woken.wake(news)));
             sender.belong_to(&connection);
             let mut fixture = Self {
                 engine,
@@ -432,7 +432,7 @@ mod tests {
         let end = timeout(PATIENCE, fixture.client.read_to_end(&mut rest)).await;
         assert_eq!(end.expect("an end").unwrap(), 0);
         // Nobody minds who comes too late.
-        fixture.sender.wake();
+        fixture.sender.wake(News::OfOne);
         fixture.client.write_all(b"x").await.unwrap();
     }
 }

@@ -58,6 +58,18 @@ const LISTS_BEHIND_WRITE_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refused(pub &'static str);
 
+/// Called when a connection has output, or something else to do, and its task does not look.
+pub type Wake = Box<dyn Fn(News) + Send + Sync>;
+
+/// How much whoever wakes connections has to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum News {
+    /// Few are woken: the caller may just as well send what there is.
+    OfOne,
+    /// Many are woken, and the caller is not to be kept.
+    OfMany,
+}
+
 pub struct Connection {
     id: ConnectionId,
     peer: SocketAddr,
@@ -65,7 +77,7 @@ pub struct Connection {
     inner: Mutex<Inner>,
     identities: RwLock<Arc<[Id]>>,
     outbox: Outbox,
-    wake: Box<dyn Fn() + Send + Sync>,
+    wake: Wake,
     gone: AtomicBool,
     /// The shell does not read on, because there is no room for what the client sends.
     held_back: AtomicBool,
@@ -129,12 +141,7 @@ enum Phase {
 }
 
 impl Connection {
-    pub(super) fn new(
-        id: ConnectionId,
-        peer: SocketAddr,
-        shared: Arc<Shared>,
-        wake: Box<dyn Fn() + Send + Sync>,
-    ) -> Self {
+    pub(super) fn new(id: ConnectionId, peer: SocketAddr, shared: Arc<Shared>, wake: Wake) -> Self {
         let mut identities = vec![auth::address_identity(peer.ip())];
         if shared.options.auth.skip_acl {
             identities.push(auth::super_identity());
@@ -464,8 +471,8 @@ impl Connection {
         self.identities.read().clone()
     }
 
-    pub(super) fn wake(&self) {
-        (self.wake)();
+    pub(super) fn wake(&self, news: News) {
+        (self.wake)(news);
     }
 
     /// Closes after what is queued was sent. True: the task must be woken.
@@ -480,7 +487,7 @@ impl Connection {
     /// Closes at once; what is queued is still sent if the socket takes it.
     fn close_now(&self) {
         if self.finish() {
-            self.wake();
+            self.wake(News::OfOne);
         }
     }
 }

@@ -136,7 +136,7 @@ impl Server {
     pub fn client(&self) -> Client {
         let peer = "127.0.0.1:1234".parse().expect("an address");
         Client {
-            connection: self.shared.connect(peer, Box::new(|| {})),
+            connection: self.shared.connect(peer, Box::new(|_| {})),
             input: BytesMut::new(),
             output: BytesMut::new(),
             expected: VecDeque::new(),

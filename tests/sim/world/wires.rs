@@ -32,7 +32,7 @@ impl World {
                 return Ok(());
             };
             let outputs = server.wakes.outputs.clone();
-            let wake = Box::new(move || {
+            let wake = Box::new(move |_| {
                 outputs.lock().expect("nobody panics with it").push(conn);
             });
             let peer = (conn.address(), 40_000).into();
