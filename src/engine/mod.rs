@@ -51,9 +51,9 @@ use shared::{Registry, Submission};
 
 /// Commands applied under one hold of the write lock, so that readers are not kept for long.
 const COMMANDS_PER_SLICE: usize = 1_024;
-/// Connections that are sent their output by the thread that applies commands: each takes some
-/// 10 µs, for which writes wait.
-const SENT_AT_ONCE: usize = 16;
+/// So many connections are sent their output by the thread that applies commands, which takes some
+/// 10 µs each. If there are more, the next commands wait less if the connections' tasks do it.
+const SENT_AT_ONCE: usize = 2;
 /// Sessions whose end is proposed in one tick: a storm must not delay everyone's pings.
 const EXPIRIES_PER_TICK: usize = 1_000;
 /// Log bytes since the last snapshot that call for another, at least.
@@ -535,7 +535,8 @@ impl Engine {
             self.snapshot.busy_ms = self.now_ms;
             self.shared.metrics.commit_count.add(commands as u64);
             // Outside of the locks: waking a task may cost a system call.
-            wake(answered.into_iter().chain(woken));
+            answered.append(&mut woken);
+            wake(&answered);
         }
         self.replica.applied(self.applied.index);
     }
@@ -555,7 +556,7 @@ impl Engine {
                 }
             }
         }
-        wake(woken.into_iter());
+        wake(&woken);
     }
 
     /// Clients are served once an entry of this term is applied and the replicated settings are
@@ -663,13 +664,15 @@ impl Drop for Engine {
     }
 }
 
-/// Tells connections that they have output. The first few are sent theirs by this thread, while
-/// the tasks of the others, which are told before, do so on theirs.
-fn wake(mut connections: impl Iterator<Item = Arc<Connection>>) {
-    let few: Vec<_> = connections.by_ref().take(SENT_AT_ONCE).collect();
-    connections.for_each(|connection| connection.wake(News::OfMany));
-    few.iter()
-        .for_each(|connection| connection.wake(News::OfOne));
+/// Tells connections that they have output.
+fn wake(connections: &[Arc<Connection>]) {
+    let news = match connections.len() {
+        ..=SENT_AT_ONCE => News::OfOne,
+        _ => News::OfMany,
+    };
+    connections
+        .iter()
+        .for_each(|connection| connection.wake(news));
 }
 
 /// Takes what was proposed at this place in the log, if it was proposed here.
