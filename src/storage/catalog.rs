@@ -15,6 +15,8 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,9 @@ const IDENTITY: &str = "identity";
 const INCARNATION: &str = "incarnation";
 const CLEAN_STOP: &str = "clean_stop";
 const SNAPSHOTS: &str = "snapshots";
+
+/// sled lets its lock go some time after it is closed, in a thread of its own.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The open catalog, or nothing if it could not be opened.
 pub(super) struct Catalog {
@@ -120,10 +125,19 @@ impl Map {
             .mode(sled::Mode::LowSpace)
             // Every change is flushed by hand.
             .flush_every_ms(None);
-        // sled asserts where it should return errors when its files are damaged.
-        let db = panic::catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| io::Error::other("sled panicked"))?
-            .map_err(io_error)?;
+        let until = Instant::now() + LOCK_PATIENCE;
+        let db = loop {
+            // sled asserts where it should return errors when its files are damaged.
+            let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()))
+                .map_err(|_| io::Error::other("sled panicked"))?;
+            match opened.map_err(io_error) {
+                // The directory is ours alone, so this is a catalog of ours that was just closed.
+                Err(error) if is_locked(&error) && Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                opened => break opened?,
+            }
+        };
         let file = File::open(dir.join("db"))?;
         Ok(Self { db, file })
     }
@@ -168,6 +182,11 @@ fn io_error(error: sled::Error) -> io::Error {
         sled::Error::Io(error) => error,
         other => io::Error::other(other),
     }
+}
+
+/// Whether sled found its files in use. It has no other sign for it than these words.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().starts_with("could not acquire lock")
 }
 
 /// Whether an error in opening the catalog is of the catalog, and not of the disk below it.
@@ -238,6 +257,21 @@ mod tests {
     }
 
     #[test]
+    fn a_catalog_that_is_only_just_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let (mut catalog, ..) = open(&path);
+        catalog.save(&facts());
+        let closing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(catalog);
+        });
+        let (_catalog, found, warnings) = open(&path);
+        assert_eq!((found, warnings), (facts(), vec![]));
+        closing.join().unwrap();
+    }
+
+    #[test]
     fn a_half_written_file_of_sled_is_not_taken_for_its_newest_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog");
@@ -260,9 +294,9 @@ mod tests {
             fs::create_dir(path.join("db")).unwrap();
         };
         let not_json: fn(&Path) = |path| {
-            let db = sled::open(path).unwrap();
-            db.insert(IDENTITY, "{").unwrap();
-            db.flush().unwrap();
+            let map = Map::open(path).unwrap();
+            map.db.insert(IDENTITY, "{").unwrap();
+            map.db.flush().unwrap();
         };
         for (round, damage) in [(1, not_a_file), (2, not_json)] {
             let (mut catalog, ..) = open(&path);

@@ -273,6 +273,14 @@ fn scan_into(
             checksum,
             ..
         } = candidate;
+        if position > 0 {
+            tail.begin_segment(header.first_index)
+                .map_err(|reason| Fault::ImpossibleRecord {
+                    path: path.clone(),
+                    offset: 0,
+                    reason,
+                })?;
+        }
         let file = open_file(disk, path)?;
         let end = segment::scan(&*file, path, header, *checksum, |group| {
             progress(done + group.offset, total);
@@ -427,8 +435,8 @@ struct Tail {
     after: u64,
     /// Index before the first entry held, once there was one.
     base: Option<u64>,
-    /// Index of the last snapshot that replaced the log: the base cannot be lower. Otherwise it
-    /// can, when the part that is read starts with entries that are replaced from further down.
+    /// Index of the newest snapshot: no entry that comes later can be as low. The base can, when
+    /// the part that is read starts with entries that are replaced from further down.
     floor: u64,
     /// While it is not: the highest index that the first entry may have.
     limit: u64,
@@ -448,6 +456,22 @@ impl Tail {
             hard_state: None,
             newest_mark: None,
         }
+    }
+
+    /// When a segment was made, the log ended before the entry that its header names.
+    fn begin_segment(&mut self, first_index: u64) -> Result<(), String> {
+        if first_index <= self.floor {
+            let floor = self.floor;
+            return Err(format!(
+                "the segment starts at entry {first_index}, but a snapshot contained {floor}"
+            ));
+        }
+        if let Some(base) = self.base {
+            self.entries
+                .truncate(first_index.saturating_sub(base + 1) as usize);
+            self.base = Some(base.min(first_index - 1));
+        }
+        Ok(())
     }
 
     fn apply(&mut self, record: Record) -> Result<(), String> {
@@ -504,11 +528,10 @@ impl Tail {
 
     /// Takes note of a snapshot: what does not continue it is dropped.
     fn mark(&mut self, mark: &SnapshotMark) {
+        // What it contains was committed, and is never replaced.
+        self.floor = self.floor.max(mark.index);
         let Some(base) = self.base else {
-            if mark.index >= self.limit {
-                self.limit = mark.index + 1;
-                self.floor = mark.index;
-            }
+            self.limit = self.limit.max(mark.index + 1);
             return;
         };
         if mark.index <= base {
@@ -518,7 +541,6 @@ impl Tail {
         if own.is_none_or(|entry| entry.term != mark.term) {
             self.entries.clear();
             self.base = Some(mark.index);
-            self.floor = mark.index;
         }
     }
 

@@ -916,6 +916,26 @@ mod tests {
         );
     }
 
+    /// Taken as it is, it would leave a hole once the mark is written again.
+    #[test]
+    fn an_entry_that_a_snapshot_contains_cannot_be_replaced() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        write(&mut wal, 1..=4);
+        let record = Record {
+            mark: Some(mark(3, 1)),
+            ..Record::default()
+        };
+        wal.write(&[record, entry(3)]).unwrap();
+        wal.sync().unwrap();
+        drop(wal);
+        let refusal = home.refusal(WalStart::new(IDENTITY));
+        assert!(
+            refusal.contains("entry 3 where one of 4 to 5 is expected"),
+            "{refusal}"
+        );
+    }
+
     #[test]
     fn nothing_is_written_after_a_failure() {
         struct Broken;
