@@ -2,7 +2,11 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["proto/log.proto", "proto/snapshot.proto"];
+    let files = [
+        "proto/log.proto",
+        "proto/peer.proto",
+        "proto/snapshot.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"]).expect("proto files compile");
     prost_build::Config::new()
         .bytes(["."]) // Bytes, not Vec<u8>: decoding borrows from the frame.

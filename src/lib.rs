@@ -52,6 +52,10 @@
 //! 5. What is for clients is encoded outside of all locks and sent ([`net`]): by the node itself
 //!    while a connection's task only waits, else by that task, which is woken.
 //!
+//! The core does this for several servers too, which the shell does not connect yet: a follower
+//! sends its stream to the leader ([`engine::peer`]), again after a change of leaders, and goes on
+//! answering its clients for as long as [`engine::lease`] says that their sessions are kept.
+//!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
 //! encoded there; a large one goes on in steps between which others have their turn. The log
 //! holds requests, not results: replicas validate when they apply, so that the state is a pure
@@ -68,6 +72,11 @@ pub mod proto {
     /// Entries of the replicated log and records of the log files: `proto/log.proto`.
     pub mod log {
         include!(concat!(env!("OUT_DIR"), "/zkraft.log.rs"));
+    }
+
+    /// What servers tell each other: `proto/peer.proto`.
+    pub mod peer {
+        include!(concat!(env!("OUT_DIR"), "/zkraft.peer.rs"));
     }
 
     /// Header and trailer of snapshot files: `proto/snapshot.proto`.

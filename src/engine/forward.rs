@@ -28,6 +28,13 @@ pub enum Waiter {
 pub const COMMANDS_PER_ENTRY: usize = 1_000;
 /// Bytes of commands in one Raft entry, unless a single one is bigger.
 pub const BYTES_PER_ENTRY: usize = 1 << 20;
+/// Engine ticks without progress after which everything is sent to the leader again, at first; then
+/// twice as many each time, because a leader whose disk is slow is not helped by it.
+const TICKS_PATIENCE: u32 = 20;
+const TICKS_PATIENCE_MAX: u32 = 320;
+/// Bytes of other servers' commands that wait to be proposed. What comes beyond is dropped, and
+/// sent again by its server.
+const INBOUND_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug)]
 pub struct Forward {
@@ -37,6 +44,9 @@ pub struct Forward {
     queue: VecDeque<(log::Command, Waiter)>,
     /// How many from the front are on their way.
     sent: usize,
+    /// Ticks since the first of them moved on, and how many are too many.
+    ticks: u32,
+    patience: u32,
 }
 
 impl Forward {
@@ -46,6 +56,8 @@ impl Forward {
             first: 1,
             queue: VecDeque::new(),
             sent: 0,
+            ticks: 0,
+            patience: TICKS_PATIENCE,
         }
     }
 
@@ -86,6 +98,36 @@ impl Forward {
     /// What is on its way may be lost: send everything again that is not applied.
     pub fn resend(&mut self) {
         self.sent = 0;
+        self.ticks = 0;
+    }
+
+    /// One engine tick passed while another server leads. What it got may be lost without a word.
+    pub fn tick(&mut self) {
+        if self.sent == 0 {
+            self.ticks = 0;
+            return;
+        }
+        self.ticks += 1;
+        if self.ticks >= self.patience {
+            self.patience = (2 * self.patience).min(TICKS_PATIENCE_MAX);
+            self.resend();
+        }
+    }
+
+    /// Whether some of these batches, which are about to be applied, are ours and will be ignored,
+    /// because what stands before them was lost on its way to the leader.
+    pub fn has_gap(&self, batches: &[log::Batch]) -> bool {
+        let mut next = self.first;
+        let own = batches
+            .iter()
+            .filter(|batch| batch.origin.as_ref().map(OriginId::from) == Some(self.origin));
+        for batch in own {
+            if batch.first > next {
+                return true;
+            }
+            next = next.max(batch.first + batch.commands.len() as u64);
+        }
+        false
     }
 
     /// A command of some origin was applied: which one of ours, and who waits for it here?
@@ -104,6 +146,8 @@ impl Forward {
             .expect("an applied command was in the queue");
         self.first += 1;
         self.sent = self.sent.saturating_sub(1);
+        self.ticks = 0;
+        self.patience = TICKS_PATIENCE;
         Some(applied)
     }
 
@@ -115,6 +159,62 @@ impl Forward {
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+}
+
+/// Other servers' commands that this leader has not proposed yet.
+#[derive(Debug, Default)]
+pub struct Inbound {
+    batches: VecDeque<log::Batch>,
+    bytes: usize,
+}
+
+impl Inbound {
+    /// Takes a batch in, if there is room.
+    pub fn push(&mut self, batch: log::Batch) {
+        let bytes = size(&batch);
+        if self.bytes + bytes <= INBOUND_BYTES_MAX || self.batches.is_empty() {
+            self.bytes += bytes;
+            self.batches.push_back(batch);
+        }
+    }
+
+    /// Takes as many as one entry holds.
+    pub fn take(&mut self) -> Vec<log::Batch> {
+        let mut taken = Vec::new();
+        let (mut bytes, mut commands) = (0, 0);
+        while let Some(batch) = self.batches.front() {
+            bytes += size(batch);
+            commands += batch.commands.len();
+            let full = commands > COMMANDS_PER_ENTRY || bytes > BYTES_PER_ENTRY;
+            if full && !taken.is_empty() {
+                break;
+            }
+            taken.extend(self.batches.pop_front());
+        }
+        self.bytes -= taken.iter().map(size).sum::<usize>();
+        taken
+    }
+
+    /// Puts back what was taken and could not be proposed.
+    pub fn put_back(&mut self, batches: Vec<log::Batch>) {
+        self.bytes += batches.iter().map(size).sum::<usize>();
+        for batch in batches.into_iter().rev() {
+            self.batches.push_front(batch);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.batches.clear();
+        self.bytes = 0;
+    }
+}
+
+fn size(batch: &log::Batch) -> usize {
+    batch
+        .commands
+        .iter()
+        .map(|command| command.body.len())
+        .sum()
 }
 
 #[cfg(test)]
@@ -164,6 +264,84 @@ mod tests {
             forward.sent(batch.commands.len());
         }
         assert_eq!(sizes, [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn what_the_leader_never_got_is_sent_again_ever_more_rarely() {
+        let mut forward = forward(&[1, 1]);
+        let mut waited = Vec::new();
+        for _ in 0..4 {
+            let batch = forward.next_batch().unwrap();
+            assert_eq!((batch.first, batch.commands.len()), (1, 2));
+            forward.sent(2);
+            let mut ticks = 0;
+            while forward.next_batch().is_none() {
+                forward.tick();
+                ticks += 1;
+            }
+            waited.push(ticks);
+        }
+        assert_eq!(waited, [20, 40, 80, 160]);
+        // Progress, and it is as patient as at first.
+        forward.sent(2);
+        assert!(forward.applied(ORIGIN, 1).is_some());
+        (1..TICKS_PATIENCE).for_each(|_| forward.tick());
+        assert!(forward.next_batch().is_none());
+        forward.tick();
+        assert_eq!(forward.next_batch().unwrap().first, 2);
+    }
+
+    #[test]
+    fn a_gap_in_the_own_stream_is_seen() {
+        let mut forward = forward(&[1, 1, 1]);
+        let batch = forward.next_batch().unwrap();
+        let from = |first| log::Batch {
+            first,
+            ..batch.clone()
+        };
+        assert!(!forward.has_gap(&[from(1), from(4), from(2)]));
+        assert!(forward.has_gap(&[from(2)]));
+        assert!(forward.has_gap(&[from(1), from(5)]));
+        let other = log::Origin {
+            server: 9,
+            ..log::Origin::default()
+        };
+        let others = log::Batch {
+            origin: Some(other),
+            ..from(2)
+        };
+        assert!(!forward.has_gap(&[others]));
+        forward.sent(3);
+        assert!(forward.applied(ORIGIN, 1).is_some());
+        assert!(!forward.has_gap(&[from(2)]));
+    }
+
+    #[test]
+    fn what_is_taken_in_for_others_is_bounded_and_keeps_its_order() {
+        let batch = |first: u64, bytes: usize| log::Batch {
+            origin: None,
+            first,
+            commands: vec![log::Command {
+                body: vec![0; bytes].into(),
+                ..log::Command::default()
+            }],
+        };
+        let firsts = |batches: &[log::Batch]| batches.iter().map(|b| b.first).collect::<Vec<_>>();
+        let mut inbound = Inbound::default();
+        for first in 1..=4 {
+            inbound.push(batch(first, BYTES_PER_ENTRY / 2));
+        }
+        let taken = inbound.take();
+        assert_eq!(firsts(&taken), [1, 2]);
+        inbound.put_back(taken);
+        assert_eq!(firsts(&inbound.take()), [1, 2]);
+        assert_eq!(firsts(&inbound.take()), [3, 4]);
+        assert!(inbound.take().is_empty());
+        // One that is too big still goes, and what has no room is dropped.
+        inbound.push(batch(5, INBOUND_BYTES_MAX + 1));
+        inbound.push(batch(6, 1));
+        assert_eq!(firsts(&inbound.take()), [5]);
+        assert!(inbound.take().is_empty());
     }
 
     #[test]

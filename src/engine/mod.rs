@@ -16,8 +16,10 @@ pub mod entry;
 pub mod expiry;
 pub mod forward;
 pub mod large;
+pub mod lease;
 pub mod log;
 pub mod outbox;
+pub mod peer;
 pub mod pipeline;
 pub mod replica;
 pub mod shared;
@@ -28,7 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message as _;
-use raft::eraftpb::{Entry, EntryType, Message};
+use raft::eraftpb::{Entry, EntryType};
 
 use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
 use crate::metrics::Metrics;
@@ -39,12 +41,14 @@ use crate::wire::{SessionId, WatcherEvent, op, perms};
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
 pub use outbox::Remaining;
+pub use peer::PeerMessage;
 pub use replica::Append;
 pub use shared::{Entropy, Shared, State};
 
-use barrier::Barrier;
+use barrier::{Barrier, Purpose};
 use expiry::{Expiry, Telling};
-use forward::{Forward, Waiter};
+use forward::{Forward, Inbound, Waiter};
+use lease::Lease;
 use log::MemLog;
 use replica::{Replica, Turn};
 use shared::{Registry, Submission};
@@ -60,6 +64,11 @@ const EXPIRIES_PER_TICK: usize = 1_000;
 const SNAPSHOT_BYTES_MIN: u64 = 64 << 20;
 /// How long nothing is written before a quarter of `snapCount` is enough for a snapshot.
 const SNAPSHOT_IDLE_MS: u64 = 3_000;
+/// How often the leader is told who was heard, in ms, unless sessions are so short that it must be
+/// more often: lost touches must not make a server fall silent.
+const TOUCH_MS: u64 = 200;
+/// Touches in a third of the shortest timeout, at least.
+const TOUCHES_PER_THIRD: u64 = 4;
 /// About what a znode takes in an image besides its path and data.
 const ZNODE_BYTES: u64 = 100;
 
@@ -85,6 +94,8 @@ pub struct Options {
     pub watches: WatchLimits,
     /// Sessions at which this server makes no new ones; 0 is unlimited.
     pub sessions_max: usize,
+    /// `syncLimit` in ms: how long a server without a majority keeps its clients' connections.
+    pub sync_limit_ms: u64,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
     /// Settings that all replicas must share; the leader writes them into the log.
@@ -112,6 +123,7 @@ impl Default for Options {
             unsent_bytes_max: 256 << 20,
             watches: WatchLimits::default(),
             sessions_max: 0,
+            sync_limit_ms: 10_000,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             settings: Vec::new(),
@@ -163,7 +175,7 @@ pub enum Event {
     /// `Options::tick_ms` passed.
     Tick,
     /// A message of another server.
-    Peer(Message),
+    Peer { from: u64, message: PeerMessage },
     /// Everything up to this [`Append::number`] is durable.
     Persisted(u64),
     /// The snapshot that was asked for is durable. `bytes`: its size on disk.
@@ -176,7 +188,8 @@ pub enum Event {
 #[derive(Debug, Default)]
 pub struct Outputs {
     pub append: Vec<Append>,
-    pub sends: Vec<Message>,
+    /// For whom, and what. It may get lost.
+    pub sends: Vec<(u64, PeerMessage)>,
     pub take_snapshot: Option<(SnapshotMeta, Image)>,
 }
 
@@ -210,7 +223,23 @@ pub struct Engine {
     forward: Forward,
     expiry: Expiry,
     telling: Telling,
-    barrier: Barrier,
+    id: u64,
+    /// Syncs that wait.
+    barrier: Barrier<Arc<Connection>>,
+    /// As the leader: touches to be confirmed, by server and number.
+    touches: Barrier<(u64, u64)>,
+    /// As the leader: what other servers want written.
+    inbound: Inbound,
+    lease: Lease,
+    next_touch_ms: u64,
+    /// When sessions were last heard on connections that are gone, until the leader has noted it.
+    gone: Vec<(SessionId, u64)>,
+    /// The term in which this server leads and keeps the sessions' time.
+    leading: Option<u64>,
+    /// What must be applied here before clients are served.
+    catch_up: Option<u64>,
+    /// Connections are held, because no touch was confirmed for so long.
+    holding: bool,
     /// Commands of the leader's own, to be proposed.
     internal: Vec<proto::log::Command>,
     /// What this leader proposed and is not applied yet, so that it need not be decoded again. The
@@ -267,7 +296,16 @@ impl Engine {
             forward: Forward::new(origin),
             expiry,
             telling: Telling::default(),
-            barrier: Barrier::default(),
+            id: u64::from(origin.server),
+            barrier: Barrier::new(Purpose::Sync, origin),
+            touches: Barrier::new(Purpose::Touch, origin),
+            inbound: Inbound::default(),
+            lease: Lease::default(),
+            next_touch_ms: now_ms,
+            gone: Vec::new(),
+            leading: None,
+            catch_up: None,
+            holding: false,
             internal: Vec::new(),
             proposed: VecDeque::new(),
             cleaned_ms: now_ms,
@@ -290,9 +328,15 @@ impl Engine {
     pub fn handle(&mut self, event: Event, now_ms: u64, out: &mut Outputs) {
         self.now_ms = now_ms;
         match event {
-            Event::Tick => self.tick(),
-            Event::Peer(message) => self.replica.step(message),
-            Event::Persisted(number) => out.sends.extend(self.replica.persisted(number)),
+            Event::Tick => {
+                self.tick();
+                self.touch(out);
+            }
+            Event::Peer { from, message } => self.heard(from, message),
+            Event::Persisted(number) => {
+                let messages = self.replica.persisted(number);
+                out.sends.extend(messages.into_iter().map(to_peer));
+            }
             Event::SnapshotTaken { index, bytes } => {
                 self.snapshot.running = false;
                 self.snapshot.last_bytes = bytes;
@@ -311,7 +355,9 @@ impl Engine {
         self.clean(wall_ms);
         loop {
             self.propose(wall_ms);
-            if let Some(context) = self.barrier.start() {
+            self.forward(out);
+            let rounds = [self.barrier.start(), self.touches.start()];
+            for context in rounds.into_iter().flatten() {
                 self.replica.read_index(context);
             }
             let Turn {
@@ -323,21 +369,23 @@ impl Engine {
             } = self.replica.turn();
             let idle = append.is_empty() && committed.is_empty() && reads.is_empty();
             out.append.extend(append);
-            out.sends.extend(sends);
+            out.sends.extend(sends.into_iter().map(to_peer));
             for (context, index) in reads {
                 self.barrier.answer(&context, index);
+                self.touches.answer(&context, index);
             }
             self.apply(committed);
             self.release_syncs();
+            self.confirm_touches(out);
             if leadership_changed {
-                self.forward.resend();
-                self.proposed.clear();
+                self.leadership_changed();
             }
-            self.update_serving();
-            if idle && !leadership_changed {
+            let changed = self.update_leading() | self.update_serving();
+            if idle && !leadership_changed && !changed {
                 break;
             }
         }
+        self.hold();
         self.ask_for_snapshot(out);
     }
 
@@ -358,14 +406,18 @@ impl Engine {
 
     fn tick(&mut self) {
         self.replica.tick();
-        if let Some(context) = self.barrier.tick() {
+        let rounds = [self.barrier.tick(), self.touches.tick()];
+        for context in rounds.into_iter().flatten() {
             self.replica.read_index(context);
+        }
+        if !self.replica.is_leader() {
+            self.forward.tick();
         }
         self.shared.retry_behind(self.now_ms);
         if let Some(count) = self.telling.left_out(self.now_ms) {
             tracing::info!(count, "more sessions expired");
         }
-        if self.shared.is_serving() {
+        if self.leading.is_some() {
             self.expire();
         }
         // While there is nothing else to do: the next start will have less to replay.
@@ -391,8 +443,9 @@ impl Engine {
             self.expiry
                 .touch(*session, connection.last_heard_ms(self.now_ms));
         }
-        for (session, heard_ms) in self.shared.take_touched() {
-            self.expiry.touch(session, heard_ms);
+        self.gone.extend(self.shared.take_touched());
+        for (session, heard_ms) in &self.gone {
+            self.expiry.touch(*session, *heard_ms);
         }
         let expired = self.expiry.take_expired(EXPIRIES_PER_TICK);
         if expired.is_empty() {
@@ -424,7 +477,7 @@ impl Engine {
             per_minute,
             never_used_ms,
         } = self.shared.options.cleaner;
-        if !self.shared.is_serving() || self.now_ms < self.cleaned_ms + interval_ms {
+        if self.leading.is_none() || self.now_ms < self.cleaned_ms + interval_ms {
             return;
         }
         self.cleaned_ms = self.now_ms;
@@ -461,13 +514,15 @@ impl Engine {
             return;
         }
         loop {
-            let batch = self.forward.next_batch();
-            if batch.is_none() && self.internal.is_empty() {
+            let mut batches = self.inbound.take();
+            let others = batches.len();
+            batches.extend(self.forward.next_batch());
+            if batches.is_empty() && self.internal.is_empty() {
                 return;
             }
-            let commands = batch.as_ref().map_or(0, |batch| batch.commands.len());
+            let own = batches.get(others);
+            let commands = own.map_or(0, |batch| batch.commands.len());
             let internal = std::mem::take(&mut self.internal);
-            let batches = batch.into_iter().collect();
             let entry = proto::log::Entry {
                 time_ms: wall_ms,
                 batches,
@@ -475,6 +530,9 @@ impl Engine {
             };
             let Some(at) = self.replica.propose(entry.encode_to_vec()) else {
                 // No room now; the next turn tries again.
+                let mut batches = entry.batches;
+                batches.truncate(others);
+                self.inbound.put_back(batches);
                 self.internal = entry.internal;
                 return;
             };
@@ -482,6 +540,134 @@ impl Engine {
             self.forward.sent(commands);
             self.shared.metrics.proposal_count.add(1);
         }
+    }
+
+    /// Sends what was submitted here to the leader, if that is another server.
+    fn forward(&mut self, out: &mut Outputs) {
+        let leader = self.replica.leader();
+        if leader == 0 || leader == self.id {
+            return;
+        }
+        while let Some(batch) = self.forward.next_batch() {
+            self.forward.sent(batch.commands.len());
+            out.sends.push((leader, PeerMessage::Forward(batch)));
+        }
+    }
+
+    fn heard(&mut self, from: u64, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft(message) => self.replica.step(message),
+            // Who takes this server for the leader will hear who is, or sends it again.
+            PeerMessage::Forward(batch) if self.replica.is_leader() => self.inbound.push(batch),
+            PeerMessage::Touch(touch) if self.leading.is_some() => {
+                for heard in touch.heard {
+                    let heard_ms = self.now_ms.saturating_sub(heard.age_ms);
+                    self.expiry.touch(SessionId(heard.session), heard_ms);
+                }
+                self.touches.wait((from, touch.number));
+            }
+            PeerMessage::Touched(touched) if from == self.replica.leader() => {
+                self.confirmed(touched.number, touched.commit);
+            }
+            PeerMessage::Forward(_) | PeerMessage::Touch(_) | PeerMessage::Touched(_) => {}
+        }
+    }
+
+    /// Tells the leader which clients were heard since the last time that it confirmed (§8.4).
+    fn touch(&mut self, out: &mut Outputs) {
+        let leader = self.replica.leader();
+        let shortest_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0);
+        let every_ms = TOUCH_MS.min(shortest_ms / 3 / TOUCHES_PER_THIRD);
+        if leader == 0 || self.is_alone() || self.now_ms < self.next_touch_ms {
+            return;
+        }
+        self.next_touch_ms = self.now_ms + every_ms;
+        let number = self.lease.touch(self.now_ms);
+        if leader == self.id {
+            // Its own clients are known to it; that it leads has to be shown all the same.
+            if self.leading.is_some() {
+                self.touches.wait((self.id, number));
+            }
+            return;
+        }
+        let since_ms = self.lease.confirmed_ms().unwrap_or(0);
+        self.gone.extend(self.shared.take_touched());
+        let registry = self.shared.registry.lock();
+        let open = registry
+            .sessions
+            .iter()
+            .map(|(session, connection)| (*session, connection.last_heard_ms(self.now_ms)));
+        let heard = open.chain(self.gone.iter().copied());
+        let heard = heard
+            .filter(|(_, heard_ms)| *heard_ms >= since_ms)
+            .map(|(session, heard_ms)| proto::peer::Heard {
+                session: session.0,
+                age_ms: self.now_ms.saturating_sub(heard_ms),
+            })
+            .collect();
+        let touch = proto::peer::Touch { number, heard };
+        out.sends.push((leader, PeerMessage::Touch(touch)));
+    }
+
+    /// As the leader: rounds have shown that it leads, after these touches came.
+    fn confirm_touches(&mut self, out: &mut Outputs) {
+        // What is committed by now covers what was when the round began.
+        for (server, number) in self.touches.release(self.applied.index) {
+            let commit = self.applied.index;
+            if server == self.id {
+                self.confirmed(number, commit);
+            } else {
+                let touched = proto::peer::Touched { number, commit };
+                out.sends.push((server, PeerMessage::Touched(touched)));
+            }
+        }
+    }
+
+    fn confirmed(&mut self, number: u64, commit: u64) {
+        if let Some(confirmed_ms) = self.lease.confirmed(number) {
+            self.catch_up.get_or_insert(commit);
+            self.gone.retain(|(_, heard_ms)| *heard_ms >= confirmed_ms);
+        }
+    }
+
+    /// Whether no other server has a say.
+    fn is_alone(&self) -> bool {
+        self.replica.is_sole_voter()
+    }
+
+    fn leadership_changed(&mut self) {
+        self.forward.resend();
+        self.proposed.clear();
+        self.barrier.retry();
+        self.touches.clear();
+        // Nobody waits to hear from the new one for longer than it takes to ask.
+        self.next_touch_ms = self.now_ms;
+    }
+
+    /// Begins to keep the sessions' time once an entry of this term is applied and the replicated
+    /// settings are those of this leader; ends with the leadership. True: it began now.
+    fn update_leading(&mut self) -> bool {
+        if !self.replica.is_leader() {
+            if self.leading.take().is_some() {
+                self.internal.clear();
+                self.inbound.clear();
+            }
+            return false;
+        }
+        let term = self.replica.term();
+        if self.leading == Some(term) || !self.replica.committed_in_term() || self.settings_differ()
+        {
+            return false;
+        }
+        self.leading = Some(term);
+        let state = self.shared.state.read();
+        let sessions = state.machine.sessions();
+        // Everyone has a full timeout: who was heard by whom is not known here (§8.4).
+        self.expiry.start(
+            self.now_ms,
+            sessions.map(|(id, info)| (id, info.timeout_ms)),
+        );
+        true
     }
 
     fn apply(&mut self, committed: Vec<Entry>) {
@@ -527,6 +713,9 @@ impl Engine {
                         .map(|b| b.commands.len())
                         .sum::<usize>();
                     self.snapshot.bytes += raft_entry.data.len() as u64;
+                    if local.forward.has_gap(&entry.batches) {
+                        local.forward.resend();
+                    }
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
                 }
@@ -559,22 +748,39 @@ impl Engine {
         wake(&woken);
     }
 
-    /// Clients are served once an entry of this term is applied and the replicated settings are
-    /// those of this leader.
-    fn update_serving(&mut self) {
-        let ready = self.replica.committed_in_term();
-        if ready == self.shared.is_serving() || (ready && self.settings_differ()) {
-            return;
+    /// Clients are served from when this server knows that it has caught up with a leader that has
+    /// a majority, until it has not heard of one for too long. True: that changed.
+    fn update_serving(&mut self) -> bool {
+        let alone_and_leading = self.is_alone() && self.leading.is_some();
+        let confirmed_ms = if alone_and_leading {
+            // Others may get a say later; until now nothing could happen without this server.
+            self.lease.renew(self.now_ms);
+            self.catch_up = Some(self.applied.index);
+            u64::MAX
+        } else {
+            self.lease.confirmed_ms().unwrap_or(0)
+        };
+        self.shared.set_confirmed_ms(confirmed_ms);
+        let until_ms = confirmed_ms.saturating_add(self.shared.options.sync_limit_ms);
+        let is_cut_off = self.now_ms > until_ms;
+        let was_serving = self.shared.is_serving();
+        if is_cut_off {
+            self.catch_up = None;
         }
-        if ready {
+        if was_serving && is_cut_off {
+            tracing::warn!("no majority was heard of for too long; clients are not served");
+        }
+        let serving = self
+            .catch_up
+            .is_some_and(|index| self.applied.index >= index);
+        if serving == was_serving {
+            return false;
+        }
+        if serving {
             let state = self.shared.state.read();
-            let sessions = state.machine.sessions();
-            self.expiry.start(
-                self.now_ms,
-                sessions.map(|(id, info)| (id, info.timeout_ms)),
-            );
             tracing::info!(
                 term = self.replica.term(),
+                leader = self.replica.leader(),
                 applied = self.applied.index,
                 zxid = %state.machine.zxid(),
                 sessions = state.machine.session_count(),
@@ -582,7 +788,35 @@ impl Engine {
                 "serving"
             );
         }
-        self.shared.set_serving(ready);
+        self.shared.set_serving(serving);
+        true
+    }
+
+    /// Closes the connections of sessions that may be over without this server's knowledge, and
+    /// wakes those that were held until it knew.
+    fn hold(&mut self) {
+        let confirmed_ms = self.shared.confirmed_ms();
+        let silent_ms = self.now_ms.saturating_sub(confirmed_ms);
+        let third_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0) / 3;
+        let holds = confirmed_ms < u64::MAX && silent_ms > third_ms;
+        if holds {
+            let sync_limit_ms = self.shared.options.sync_limit_ms;
+            for connection in self.shared.connections() {
+                // A client gives up by itself after two thirds of its timeout.
+                let limit_ms = match connection.timeout_ms() {
+                    0 => sync_limit_ms,
+                    timeout_ms => sync_limit_ms.min(timeout_ms - timeout_ms / 4),
+                };
+                if silent_ms > limit_ms && connection.finish() {
+                    connection.wake(News::OfMany);
+                }
+            }
+        } else if self.holding {
+            for connection in self.shared.connections() {
+                connection.wake(News::OfMany);
+            }
+        }
+        self.holding = holds;
     }
 
     /// Writes settings that differ into the log. True: they are not applied yet.
@@ -673,6 +907,10 @@ fn wake(connections: &[Arc<Connection>]) {
     connections
         .iter()
         .for_each(|connection| connection.wake(news));
+}
+
+fn to_peer(message: raft::eraftpb::Message) -> (u64, PeerMessage) {
+    (message.to, PeerMessage::Raft(message))
 }
 
 /// Takes what was proposed at this place in the log, if it was proposed here.

@@ -102,8 +102,10 @@ impl Replica {
 
     /// A sole voter needs no one's vote: it need not wait for an election timeout.
     pub fn campaign_if_alone(&mut self) {
-        let alone = self.raw.store().membership().voters == [self.id];
-        if alone && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
+        if self.is_sole_voter()
+            && self.raw.raft.state == StateRole::Follower
+            && self.unpersisted.is_empty()
+        {
             let stepped = self.raw.campaign();
             debug_assert!(stepped.is_ok(), "a follower may always campaign");
             self.fix_election_timeout();
@@ -236,6 +238,12 @@ impl Replica {
 
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether no other server has a say: neither now nor once a change under way is through.
+    pub fn is_sole_voter(&self) -> bool {
+        let membership = self.raw.store().membership();
+        membership.voters == [self.id] && membership.voters_outgoing.is_empty()
     }
 
     pub fn term(&self) -> u64 {

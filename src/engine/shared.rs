@@ -18,6 +18,7 @@ use crate::wire::{SessionId, op};
 
 use super::Options;
 use super::connection::{Connection, Wake};
+use super::lease;
 use super::outbox::Unsent;
 
 /// Clients whose adjusted timeout is remembered, so that it is logged once.
@@ -71,6 +72,9 @@ pub struct Shared {
     /// before its connection broke has its full timeout from then on (§8.3).
     touched: Mutex<Vec<(SessionId, u64)>>,
     serving: AtomicBool,
+    /// When the newest confirmed touch was sent (see [`super::lease`]), in ms of the engine's
+    /// clock; for ever while this server alone decides.
+    confirmed_ms: AtomicU64,
     pending_writes: AtomicUsize,
     pending_bytes: AtomicUsize,
     next_connection: AtomicU64,
@@ -120,6 +124,7 @@ impl Shared {
             behind: Mutex::default(),
             touched: Mutex::default(),
             serving: AtomicBool::new(false),
+            confirmed_ms: AtomicU64::new(0),
             pending_writes: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
@@ -154,6 +159,20 @@ impl Shared {
 
     pub(super) fn set_serving(&self, serving: bool) {
         self.serving.store(serving, Ordering::Release);
+    }
+
+    /// Whether a session with this timeout may be answered now, or whether the majority may be
+    /// about to end it without this server's knowledge.
+    pub fn may_answer(&self, timeout_ms: i32, now_ms: u64) -> bool {
+        lease::may_answer(self.confirmed_ms(), timeout_ms, now_ms)
+    }
+
+    pub(super) fn confirmed_ms(&self) -> u64 {
+        self.confirmed_ms.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_confirmed_ms(&self, confirmed_ms: u64) {
+        self.confirmed_ms.store(confirmed_ms, Ordering::Release);
     }
 
     /// The connections of this server, in the order they came.

@@ -1,5 +1,7 @@
 //! The engine driven by hand: one server, a disk that answers when told, frames in and out.
 
+mod cluster;
+
 use std::cell::RefCell;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -467,13 +469,13 @@ fn a_client_that_the_server_does_not_read_is_not_expired() {
     let (mut client, given) = bench.client();
     bench.automatic = false;
     bench.send(&client, 1, &create("/a", 0));
-    assert!(!client.connection.wants_input());
+    assert!(!client.connection.wants_input(bench.now_ms));
     bench.pass(20_000);
     bench.automatic = true;
     bench.persist();
     bench.turn();
     assert_eq!(client.frames(), [ok(1)]);
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
     assert!(bench.exists(given.session));
     bench.pass(7_000);
     assert!(!bench.exists(given.session), "now its silence is its own");
@@ -519,7 +521,7 @@ fn a_client_that_asked_for_much_behind_a_write_gets_it() {
         watch: false,
     };
     for xid in 4..54 {
-        assert!(client.connection.wants_input());
+        assert!(client.connection.wants_input(bench.now_ms));
         bench.send(&client, xid, &read);
     }
     bench.automatic = true;
@@ -546,14 +548,14 @@ fn unanswered_writes_are_bounded_by_their_bytes_too() {
         version: -1,
     };
     for xid in 2..5 {
-        assert!(client.connection.wants_input());
+        assert!(client.connection.wants_input(bench.now_ms));
         bench.send(&client, xid, &set);
     }
-    assert!(!client.connection.wants_input());
+    assert!(!client.connection.wants_input(bench.now_ms));
     bench.automatic = true;
     bench.persist();
     bench.turn();
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
     assert_eq!(client.frames(), [ok(2), ok(3), ok(4)]);
 }
 
@@ -563,13 +565,13 @@ fn nothing_is_read_behind_a_request_that_ends_the_connection() {
     let (mut client, _) = bench.client();
     bench.automatic = false;
     bench.send(&client, 1, &create("/a", 0));
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
     let auth = Request::Auth {
         scheme: "nobody".into(),
         auth: Bytes::new(),
     };
     bench.send(&client, -4, &auth);
-    assert!(!client.connection.wants_input());
+    assert!(!client.connection.wants_input(bench.now_ms));
     bench.automatic = true;
     bench.persist();
     bench.turn();
@@ -753,7 +755,7 @@ fn a_long_list_stops_its_client_but_nobody_else_and_shows_one_moment() {
     let mut client = with_directory(&mut bench, NODES_AT_ONCE + 1);
     let (mut other, _) = bench.client();
     bench.send(&client, 3, &list("/dir", true));
-    assert!(!client.connection.wants_input());
+    assert!(!client.connection.wants_input(bench.now_ms));
     let mut large = client.connection.begin_large().unwrap();
     // It is under way; another client changes the directory, and more than once.
     bench.send(&other, 4, &create("/dir/late", 0));
@@ -774,7 +776,7 @@ fn a_long_list_stops_its_client_but_nobody_else_and_shows_one_moment() {
     );
     // The watch was set at that moment too, so the change is told, behind the answer.
     assert_eq!(client.frames(), [Frame::Event(4, "/dir".into())]);
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
 }
 
 #[test]
@@ -785,7 +787,7 @@ fn a_long_list_behind_a_write_is_not_made_in_the_apply() {
     bench.send(&client, 3, &create("/b", 0));
     bench.send(&client, 4, &list("/dir", false));
     assert!(
-        !client.connection.wants_input(),
+        !client.connection.wants_input(bench.now_ms),
         "nothing may stand behind it"
     );
     bench.automatic = true;
@@ -793,7 +795,7 @@ fn a_long_list_behind_a_write_is_not_made_in_the_apply() {
     bench.turn();
     assert_eq!(client.connection.unanswered(), 1);
     assert_eq!(client.frames(), [ok(3), ok(4)]);
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
 }
 
 #[test]
@@ -803,7 +805,7 @@ fn lists_behind_a_write_are_few() {
     bench.automatic = false;
     bench.send(&client, 1, &create("/a", 0));
     let mut sent = 0;
-    while client.connection.wants_input() {
+    while client.connection.wants_input(bench.now_ms) {
         sent += 1;
         bench.send(&client, 2, &list("/", false));
     }
@@ -812,7 +814,7 @@ fn lists_behind_a_write_are_few() {
     bench.persist();
     bench.turn();
     assert_eq!(client.frames().len(), 9);
-    assert!(client.connection.wants_input());
+    assert!(client.connection.wants_input(bench.now_ms));
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl Client<'_> {
             }
             self.reply_room = None;
             let large = self.connection.large();
-            let wants_input = self.connection.wants_input();
+            let wants_input = self.connection.wants_input(self.context.clock.now_ms());
             if wants_input && self.holds_frame(&input) {
                 tokio::task::yield_now().await;
                 continue;

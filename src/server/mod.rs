@@ -340,6 +340,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             per_connection: config.watch_max_bytes_per_client,
         },
         sessions_max: config.max_sessions as usize,
+        sync_limit_ms: Options::default().sync_limit_ms,
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),

@@ -78,7 +78,7 @@ impl ServerView {
         });
         ConnectionView {
             peer: connection.peer(),
-            reading: connection.wants_input() && session.is_some(),
+            reading: connection.wants_input(self.clock.now_ms()) && session.is_some(),
             queued: connection.unanswered() as u64,
             received: stats.received.load(Ordering::Relaxed),
             sent: connection.sent_since_reset(),

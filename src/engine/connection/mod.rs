@@ -259,7 +259,7 @@ impl Connection {
         let mut answered = 0;
         let mut last = None;
         let next = loop {
-            if !self.is_ready(&inner) || is_full || out.len() > most {
+            if !self.is_ready(&inner, now_ms) || is_full || out.len() > most {
                 break Next::Stop;
             }
             let length = match frame_length(input, frame_bytes_max) {
@@ -342,15 +342,20 @@ impl Connection {
     }
 
     /// False: the shell must not hand in more frames for now.
-    pub fn wants_input(&self) -> bool {
-        let ready = self.is_ready(&self.inner.lock());
+    pub fn wants_input(&self, now_ms: u64) -> bool {
+        let ready = self.is_ready(&self.inner.lock(), now_ms);
         ready && self.outbox.has_room()
     }
 
-    fn is_ready(&self, inner: &Inner) -> bool {
+    fn is_ready(&self, inner: &Inner, now_ms: u64) -> bool {
         match inner.phase {
             Phase::Fresh => true,
-            Phase::Open => !self.is_held_back(&inner.pipeline) && !inner.pipeline.is_ending(),
+            Phase::Open => {
+                let timeout_ms = self.stats.timeout_ms.load(Ordering::Relaxed);
+                !self.is_held_back(&inner.pipeline)
+                    && !inner.pipeline.is_ending()
+                    && self.shared.may_answer(timeout_ms, now_ms)
+            }
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
         }
     }
@@ -419,6 +424,11 @@ impl Connection {
 
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The timeout of its session, in ms; 0 while there is none.
+    pub(super) fn timeout_ms(&self) -> u64 {
+        u64::try_from(self.stats.timeout_ms.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// Bytes that are queued.

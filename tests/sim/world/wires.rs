@@ -55,7 +55,7 @@ impl World {
         let ran_ms = self.ran_ms();
         while let Some(link) = self.links.get_mut(&conn)
             && let Some(connection) = link.server.clone()
-            && connection.wants_input()
+            && connection.wants_input(now_ms)
             && !link.input.is_empty()
             && self.now_us >= self.paused_until_us
         {
