@@ -32,6 +32,10 @@ pub const BYTES_PER_ENTRY: usize = 1 << 20;
 /// twice as many each time, because a leader whose disk is slow is not helped by it.
 const TICKS_PATIENCE: u32 = 20;
 const TICKS_PATIENCE_MAX: u32 = 320;
+/// Ticks after a gap in which others are taken for its consequences.
+const TICKS_DEAF: u32 = 3;
+/// What a command takes besides its body, about.
+const COMMAND_BYTES: usize = 64;
 /// Bytes of other servers' commands that wait to be proposed. What comes beyond is dropped, and
 /// sent again by its server.
 const INBOUND_BYTES_MAX: usize = 64 << 20;
@@ -47,6 +51,8 @@ pub struct Forward {
     /// Ticks since the first of them moved on, and how many are too many.
     ticks: u32,
     patience: u32,
+    /// Ticks in which a gap calls for nothing, since everything was just sent again.
+    deaf: u32,
 }
 
 impl Forward {
@@ -58,6 +64,7 @@ impl Forward {
             sent: 0,
             ticks: 0,
             patience: TICKS_PATIENCE,
+            deaf: 0,
         }
     }
 
@@ -103,6 +110,7 @@ impl Forward {
 
     /// One engine tick passed while another server leads. What it got may be lost without a word.
     pub fn tick(&mut self) {
+        self.deaf = self.deaf.saturating_sub(1);
         if self.sent == 0 {
             self.ticks = 0;
             return;
@@ -114,9 +122,18 @@ impl Forward {
         }
     }
 
-    /// Whether some of these batches, which are about to be applied, are ours and will be ignored,
-    /// because what stands before them was lost on its way to the leader.
-    pub fn has_gap(&self, batches: &[log::Batch]) -> bool {
+    /// These batches are about to be applied. If some of ours will be ignored, everything is sent
+    /// again.
+    pub fn look_for_gap(&mut self, batches: &[log::Batch]) {
+        if self.deaf == 0 && self.has_gap(batches) {
+            self.deaf = TICKS_DEAF;
+            self.resend();
+        }
+    }
+
+    /// Whether some of these batches are ours and will be ignored, because what stands before them
+    /// was lost on its way to the leader.
+    fn has_gap(&self, batches: &[log::Batch]) -> bool {
         let mut next = self.first;
         let own = batches
             .iter()
@@ -210,10 +227,9 @@ impl Inbound {
 }
 
 fn size(batch: &log::Batch) -> usize {
-    batch
-        .commands
-        .iter()
-        .map(|command| command.body.len())
+    let commands = batch.commands.iter();
+    commands
+        .map(|command| command.body.len() + COMMAND_BYTES)
         .sum()
 }
 
@@ -329,7 +345,7 @@ mod tests {
         let firsts = |batches: &[log::Batch]| batches.iter().map(|b| b.first).collect::<Vec<_>>();
         let mut inbound = Inbound::default();
         for first in 1..=4 {
-            inbound.push(batch(first, BYTES_PER_ENTRY / 2));
+            inbound.push(batch(first, BYTES_PER_ENTRY / 2 - COMMAND_BYTES));
         }
         let taken = inbound.take();
         assert_eq!(firsts(&taken), [1, 2]);

@@ -7,10 +7,11 @@
 //! full timeout from its own start, so from the moment at which a confirmed touch was *sent*, no
 //! session can end before the client's own silence and its timeout have passed.
 //!
-//! A client pings at least every third of its timeout. A server that answers pings and reads for no
-//! longer than a third of the timeout after a confirmed touch is therefore silent at least a third
-//! of a timeout before the majority can have ended the session, and nobody goes on believing in a
-//! lock that others have taken over.
+//! A client pings at least every third of its timeout, so the last ping that a confirmed touch told
+//! of is at most a third older than that touch, and the session lives for two thirds after it. The
+//! server answers pings and reads for one third, and closes the connection after a half: a sixth of
+//! the timeout before others can have the session's locks. A client that is cut off from this
+//! server as well is on its own: it must give its locks up when its own timeout has passed.
 
 use std::collections::VecDeque;
 
@@ -18,16 +19,29 @@ use std::collections::VecDeque;
 const TOUCHES_MAX: usize = 100;
 
 /// This server's touches.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lease {
     last: u64,
     /// Number and time of those that are not confirmed.
     sent: VecDeque<(u64, u64)>,
-    /// When the newest confirmed one was sent.
+    /// When confirmed ones were sent, and what must be applied before they count: the end of a
+    /// session may have been on its way when the leader confirmed.
+    pending: VecDeque<(u64, u64)>,
+    /// When the newest one that counts was sent.
     confirmed_ms: Option<u64>,
 }
 
 impl Lease {
+    /// `incarnation`: of this start, so that no answer to an earlier one is taken for its own.
+    pub fn new(incarnation: u64) -> Self {
+        Self {
+            last: incarnation << 40,
+            sent: VecDeque::new(),
+            pending: VecDeque::new(),
+            confirmed_ms: None,
+        }
+    }
+
     /// A touch is sent now; returns its number.
     pub fn touch(&mut self, now_ms: u64) -> u64 {
         self.last += 1;
@@ -38,15 +52,33 @@ impl Lease {
         self.last
     }
 
-    /// The leader confirmed a touch and all before it. Returns when it was sent, if that is news.
-    pub fn confirmed(&mut self, number: u64) -> Option<u64> {
-        let mut news = None;
+    /// The leader confirmed a touch and all before it, with everything up to `commit` in its log.
+    pub fn confirmed(&mut self, number: u64, commit: u64) {
+        let mut newest = None;
         while self.sent.front().is_some_and(|(sent, _)| *sent <= number) {
-            news = self.sent.pop_front();
+            newest = self.sent.pop_front();
         }
-        let (_, sent_ms) = news?;
-        self.confirmed_ms = Some(sent_ms);
-        self.confirmed_ms
+        if let Some((_, sent_ms)) = newest {
+            if self.pending.len() == TOUCHES_MAX {
+                self.pending.pop_front();
+            }
+            self.pending.push_back((sent_ms, commit));
+        }
+    }
+
+    /// Everything up to `index` is applied here. Returns when the newest touch that counts now was
+    /// sent, if that is news.
+    pub fn applied(&mut self, index: u64) -> Option<u64> {
+        let mut news = None;
+        while self
+            .pending
+            .front()
+            .is_some_and(|(_, commit)| *commit <= index)
+        {
+            news = self.pending.pop_front().map(|(sent_ms, _)| sent_ms);
+        }
+        self.confirmed_ms = self.confirmed_ms.max(news);
+        news
     }
 
     /// This server alone decides: it has its own word.
@@ -54,7 +86,7 @@ impl Lease {
         self.confirmed_ms = Some(now_ms);
     }
 
-    /// When the newest confirmed touch was sent.
+    /// When the newest touch that counts was sent.
     pub fn confirmed_ms(&self) -> Option<u64> {
         self.confirmed_ms
     }
@@ -71,25 +103,55 @@ mod tests {
 
     #[test]
     fn a_confirmation_counts_from_when_its_touch_was_sent() {
-        let mut lease = Lease::default();
+        let mut lease = Lease::new(1);
         assert_eq!(lease.confirmed_ms(), None);
         let first = lease.touch(1_000);
         let second = lease.touch(1_200);
         let third = lease.touch(1_400);
-        assert_eq!(lease.confirmed(second), Some(1_200));
-        assert_eq!(lease.confirmed(first), None, "it is older");
+        lease.confirmed(second, 7);
+        assert_eq!(lease.applied(7), Some(1_200));
+        lease.confirmed(first, 7);
+        assert_eq!(lease.applied(7), None, "it is older");
         assert_eq!(lease.confirmed_ms(), Some(1_200));
-        assert_eq!(lease.confirmed(third), Some(1_400));
+        lease.confirmed(third, 7);
+        assert_eq!(lease.applied(7), Some(1_400));
+    }
+
+    #[test]
+    fn a_confirmation_counts_once_what_the_leader_had_is_applied() {
+        let mut lease = Lease::new(1);
+        let first = lease.touch(1_000);
+        let second = lease.touch(1_200);
+        lease.confirmed(first, 7);
+        lease.confirmed(second, 9);
+        assert_eq!(lease.applied(6), None);
+        assert_eq!(lease.confirmed_ms(), None);
+        assert_eq!(lease.applied(8), Some(1_000));
+        assert_eq!(lease.applied(9), Some(1_200));
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_start_confirms_nothing() {
+        let mut earlier = Lease::new(1);
+        let mut lease = Lease::new(2);
+        lease.touch(1_000);
+        let number = (0..1_000).map(|now_ms| earlier.touch(now_ms)).last();
+        lease.confirmed(number.unwrap(), 0);
+        assert_eq!(lease.applied(0), None);
     }
 
     #[test]
     fn touches_that_nobody_confirms_do_not_pile_up() {
-        let mut lease = Lease::default();
+        let mut lease = Lease::new(0);
         for now_ms in 0..10_000 {
-            let _ = lease.touch(now_ms);
+            let number = lease.touch(now_ms);
+            assert!(lease.sent.len() <= TOUCHES_MAX);
+            if now_ms > 5_000 {
+                lease.confirmed(number, u64::MAX);
+            }
+            assert!(lease.pending.len() <= TOUCHES_MAX);
         }
-        assert_eq!(lease.sent.len(), TOUCHES_MAX);
-        assert_eq!(lease.confirmed(1), None);
+        assert_eq!(lease.applied(1), None);
     }
 
     #[test]

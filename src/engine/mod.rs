@@ -30,7 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message as _;
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::{Entry, EntryType, MessageType};
 
 use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
 use crate::metrics::Metrics;
@@ -67,6 +67,8 @@ const SNAPSHOT_IDLE_MS: u64 = 3_000;
 /// How often the leader is told who was heard, in ms, unless sessions are so short that it must be
 /// more often: lost touches must not make a server fall silent.
 const TOUCH_MS: u64 = 200;
+/// What a connection's task has heard is noted within this time, in ms.
+const NOTED_WITHIN_MS: u64 = 1_000;
 /// Touches in a third of the shortest timeout, at least.
 const TOUCHES_PER_THIRD: u64 = 4;
 /// About what a znode takes in an image besides its path and data.
@@ -236,8 +238,6 @@ pub struct Engine {
     gone: Vec<(SessionId, u64)>,
     /// The term in which this server leads and keeps the sessions' time.
     leading: Option<u64>,
-    /// What must be applied here before clients are served.
-    catch_up: Option<u64>,
     /// Connections are held, because no touch was confirmed for so long.
     holding: bool,
     /// Commands of the leader's own, to be proposed.
@@ -300,11 +300,10 @@ impl Engine {
             barrier: Barrier::new(Purpose::Sync, origin),
             touches: Barrier::new(Purpose::Touch, origin),
             inbound: Inbound::default(),
-            lease: Lease::default(),
+            lease: Lease::new(origin.incarnation),
             next_touch_ms: now_ms,
             gone: Vec::new(),
             leading: None,
-            catch_up: None,
             holding: false,
             internal: Vec::new(),
             proposed: VecDeque::new(),
@@ -354,6 +353,10 @@ impl Engine {
         self.replica.campaign_if_alone();
         self.clean(wall_ms);
         loop {
+            if self.replica.has_other_leader() {
+                // Before anything goes to the new one: the oldest comes first.
+                self.leadership_changed();
+            }
             self.propose(wall_ms);
             self.forward(out);
             let rounds = [self.barrier.start(), self.touches.start()];
@@ -365,7 +368,6 @@ impl Engine {
                 sends,
                 committed,
                 reads,
-                leadership_changed,
             } = self.replica.turn();
             let idle = append.is_empty() && committed.is_empty() && reads.is_empty();
             out.append.extend(append);
@@ -377,11 +379,8 @@ impl Engine {
             self.apply(committed);
             self.release_syncs();
             self.confirm_touches(out);
-            if leadership_changed {
-                self.leadership_changed();
-            }
             let changed = self.update_leading() | self.update_serving();
-            if idle && !leadership_changed && !changed {
+            if idle && !changed && !self.replica.is_leadership_news() {
                 break;
             }
         }
@@ -446,6 +445,10 @@ impl Engine {
         self.gone.extend(self.shared.take_touched());
         for (session, heard_ms) in &self.gone {
             self.expiry.touch(*session, *heard_ms);
+        }
+        if self.is_alone() {
+            // Nobody else has to know.
+            self.gone.clear();
         }
         let expired = self.expiry.take_expired(EXPIRIES_PER_TICK);
         if expired.is_empty() {
@@ -556,6 +559,8 @@ impl Engine {
 
     fn heard(&mut self, from: u64, message: PeerMessage) {
         match message {
+            // Snapshots do not travel yet, and an empty one would not be one.
+            PeerMessage::Raft(message) if message.get_msg_type() == MessageType::MsgSnapshot => {}
             PeerMessage::Raft(message) => self.replica.step(message),
             // Who takes this server for the leader will hear who is, or sends it again.
             PeerMessage::Forward(batch) if self.replica.is_leader() => self.inbound.push(batch),
@@ -590,7 +595,9 @@ impl Engine {
             }
             return;
         }
-        let since_ms = self.lease.confirmed_ms().unwrap_or(0);
+        // What was heard then may have been noted a little later.
+        let confirmed_ms = self.lease.confirmed_ms().unwrap_or(0);
+        let since_ms = confirmed_ms.saturating_sub(NOTED_WITHIN_MS);
         self.gone.extend(self.shared.take_touched());
         let registry = self.shared.registry.lock();
         let open = registry
@@ -611,9 +618,10 @@ impl Engine {
 
     /// As the leader: rounds have shown that it leads, after these touches came.
     fn confirm_touches(&mut self, out: &mut Outputs) {
-        // What is committed by now covers what was when the round began.
+        // And what is proposed: ends of sessions may be among it, and who was told that it has
+        // caught up must know of them.
+        let commit = self.replica.last_index();
         for (server, number) in self.touches.release(self.applied.index) {
-            let commit = self.applied.index;
             if server == self.id {
                 self.confirmed(number, commit);
             } else {
@@ -624,10 +632,7 @@ impl Engine {
     }
 
     fn confirmed(&mut self, number: u64, commit: u64) {
-        if let Some(confirmed_ms) = self.lease.confirmed(number) {
-            self.catch_up.get_or_insert(commit);
-            self.gone.retain(|(_, heard_ms)| *heard_ms >= confirmed_ms);
-        }
+        self.lease.confirmed(number, commit);
     }
 
     /// Whether no other server has a say.
@@ -648,10 +653,9 @@ impl Engine {
     /// settings are those of this leader; ends with the leadership. True: it began now.
     fn update_leading(&mut self) -> bool {
         if !self.replica.is_leader() {
-            if self.leading.take().is_some() {
-                self.internal.clear();
-                self.inbound.clear();
-            }
+            self.leading = None;
+            self.internal.clear();
+            self.inbound.clear();
             return false;
         }
         let term = self.replica.term();
@@ -713,9 +717,7 @@ impl Engine {
                         .map(|b| b.commands.len())
                         .sum::<usize>();
                     self.snapshot.bytes += raft_entry.data.len() as u64;
-                    if local.forward.has_gap(&entry.batches) {
-                        local.forward.resend();
-                    }
+                    local.forward.look_for_gap(&entry.batches);
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
                 }
@@ -752,29 +754,26 @@ impl Engine {
     /// a majority, until it has not heard of one for too long. True: that changed.
     fn update_serving(&mut self) -> bool {
         let alone_and_leading = self.is_alone() && self.leading.is_some();
-        let confirmed_ms = if alone_and_leading {
+        if alone_and_leading {
             // Others may get a say later; until now nothing could happen without this server.
             self.lease.renew(self.now_ms);
-            self.catch_up = Some(self.applied.index);
-            u64::MAX
-        } else {
-            self.lease.confirmed_ms().unwrap_or(0)
-        };
-        self.shared.set_confirmed_ms(confirmed_ms);
-        let until_ms = confirmed_ms.saturating_add(self.shared.options.sync_limit_ms);
-        let is_cut_off = self.now_ms > until_ms;
-        let was_serving = self.shared.is_serving();
-        if is_cut_off {
-            self.catch_up = None;
+        } else if let Some(confirmed_ms) = self.lease.applied(self.applied.index) {
+            self.gone
+                .retain(|(_, heard_ms)| heard_ms + NOTED_WITHIN_MS >= confirmed_ms);
         }
-        if was_serving && is_cut_off {
-            tracing::warn!("no majority was heard of for too long; clients are not served");
-        }
-        let serving = self
-            .catch_up
-            .is_some_and(|index| self.applied.index >= index);
-        if serving == was_serving {
+        let confirmed_ms = self.lease.confirmed_ms();
+        let until_ms = confirmed_ms.map(|ms| ms + self.shared.options.sync_limit_ms);
+        let serving = until_ms.is_some_and(|until_ms| self.now_ms <= until_ms)
+            && (!self.is_alone() || alone_and_leading);
+        self.shared.set_confirmed_ms(match alone_and_leading {
+            true => u64::MAX,
+            false => confirmed_ms.unwrap_or(0),
+        });
+        if serving == self.shared.is_serving() {
             return false;
+        }
+        if !serving {
+            tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         if serving {
             let state = self.shared.state.read();
@@ -802,16 +801,16 @@ impl Engine {
         if holds {
             let sync_limit_ms = self.shared.options.sync_limit_ms;
             for connection in self.shared.connections() {
-                // A client gives up by itself after two thirds of its timeout.
+                // The last ping that was told may be a third of the timeout older.
                 let limit_ms = match connection.timeout_ms() {
                     0 => sync_limit_ms,
-                    timeout_ms => sync_limit_ms.min(timeout_ms - timeout_ms / 4),
+                    timeout_ms => sync_limit_ms.min(timeout_ms / 2),
                 };
-                if silent_ms > limit_ms && connection.finish() {
+                if silent_ms > limit_ms && !connection.awaits_handshake() && connection.finish() {
                     connection.wake(News::OfMany);
                 }
             }
-        } else if self.holding {
+        } else if self.shared.take_held() | self.holding {
             for connection in self.shared.connections() {
                 connection.wake(News::OfMany);
             }
@@ -901,7 +900,7 @@ impl Drop for Engine {
 /// Tells connections that they have output.
 fn wake(connections: &[Arc<Connection>]) {
     let news = match connections.len() {
-        ..=SENT_AT_ONCE => News::OfOne,
+        ..=SENT_AT_ONCE => News::OfFew,
         _ => News::OfMany,
     };
     connections
@@ -988,7 +987,9 @@ impl Sink for Local<'_> {
             }
             Waiter::Connect(connection) => {
                 let attached = match &outcome {
-                    Outcome::Attached(attached) => Some(attached.session),
+                    Outcome::Attached(attached) if connection.is_connecting() => {
+                        Some(attached.session)
+                    }
                     _ => None,
                 };
                 // The connection knows its session before it is registered under it, so that it

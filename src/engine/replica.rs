@@ -41,8 +41,6 @@ pub struct Turn {
     pub committed: Vec<Entry>,
     /// Context and index of read rounds that were answered.
     pub reads: Vec<(Vec<u8>, u64)>,
-    /// Term or leader changed.
-    pub leadership_changed: bool,
 }
 
 pub struct Replica {
@@ -225,9 +223,24 @@ impl Replica {
                 turn.sends.extend(messages);
             }
         }
-        let seen = (self.raw.raft.term, self.raw.raft.leader_id);
-        turn.leadership_changed = std::mem::replace(&mut self.last_seen, seen) != seen;
         turn
+    }
+
+    /// Whether the term or the leader changed since the last call.
+    pub fn has_other_leader(&mut self) -> bool {
+        let news = self.is_leadership_news();
+        self.last_seen = (self.raw.raft.term, self.raw.raft.leader_id);
+        news
+    }
+
+    /// The same, without taking note of it.
+    pub fn is_leadership_news(&self) -> bool {
+        self.last_seen != (self.raw.raft.term, self.raw.raft.leader_id)
+    }
+
+    /// The last entry of the log, committed or not.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
     }
 
     /// Entries up to this index are in the state.

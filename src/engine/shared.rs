@@ -75,6 +75,8 @@ pub struct Shared {
     /// When the newest confirmed touch was sent (see [`super::lease`]), in ms of the engine's
     /// clock; for ever while this server alone decides.
     confirmed_ms: AtomicU64,
+    /// Some connection was not answered, because that is too long ago.
+    held: AtomicBool,
     pending_writes: AtomicUsize,
     pending_bytes: AtomicUsize,
     next_connection: AtomicU64,
@@ -125,6 +127,7 @@ impl Shared {
             touched: Mutex::default(),
             serving: AtomicBool::new(false),
             confirmed_ms: AtomicU64::new(0),
+            held: AtomicBool::new(false),
             pending_writes: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
@@ -162,17 +165,28 @@ impl Shared {
     }
 
     /// Whether a session with this timeout may be answered now, or whether the majority may be
-    /// about to end it without this server's knowledge.
+    /// about to end it without this server's knowledge. Whoever may not is woken when it may.
     pub fn may_answer(&self, timeout_ms: i32, now_ms: u64) -> bool {
-        lease::may_answer(self.confirmed_ms(), timeout_ms, now_ms)
+        let may = || lease::may_answer(self.confirmed_ms(), timeout_ms, now_ms);
+        if may() {
+            return true;
+        }
+        // Said before looking again: who brings the news looks for it afterwards.
+        self.held.store(true, Ordering::SeqCst);
+        may()
+    }
+
+    /// Whether somebody was held since the last call.
+    pub(super) fn take_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst) && self.held.swap(false, Ordering::SeqCst)
     }
 
     pub(super) fn confirmed_ms(&self) -> u64 {
-        self.confirmed_ms.load(Ordering::Acquire)
+        self.confirmed_ms.load(Ordering::SeqCst)
     }
 
     pub(super) fn set_confirmed_ms(&self, confirmed_ms: u64) {
-        self.confirmed_ms.store(confirmed_ms, Ordering::Release);
+        self.confirmed_ms.store(confirmed_ms, Ordering::SeqCst);
     }
 
     /// The connections of this server, in the order they came.

@@ -482,6 +482,17 @@ fn a_client_that_the_server_does_not_read_is_not_expired() {
 }
 
 #[test]
+fn a_server_alone_remembers_no_connections_that_are_gone() {
+    let mut bench = Bench::new();
+    for _ in 0..10 {
+        let (client, _) = bench.client();
+        client.connection.lost();
+    }
+    bench.pass(100);
+    assert!(bench.engine.gone.is_empty());
+}
+
+#[test]
 fn half_a_frame_is_no_sign_of_life() {
     let mut bench = Bench::new();
     let (client, given) = bench.client();

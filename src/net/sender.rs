@@ -432,7 +432,7 @@ mod tests {
         let end = timeout(PATIENCE, fixture.client.read_to_end(&mut rest)).await;
         assert_eq!(end.expect("an end").unwrap(), 0);
         // Nobody minds who comes too late.
-        fixture.sender.wake(News::OfOne);
+        fixture.sender.wake(News::OfFew);
         fixture.client.write_all(b"x").await.unwrap();
     }
 }

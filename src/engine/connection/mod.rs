@@ -65,7 +65,7 @@ pub type Wake = Box<dyn Fn(News) + Send + Sync>;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum News {
     /// Few are woken: the caller may just as well send what there is.
-    OfOne,
+    OfFew,
     /// Many are woken, and the caller is not to be kept.
     OfMany,
 }
@@ -446,6 +446,11 @@ impl Connection {
         matches!(self.inner.lock().phase, Phase::Fresh)
     }
 
+    /// Whether the client waits to be told of its session.
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(self.inner.lock().phase, Phase::Connecting { .. })
+    }
+
     /// Whether the socket is gone.
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
@@ -497,7 +502,7 @@ impl Connection {
     /// Closes at once; what is queued is still sent if the socket takes it.
     fn close_now(&self) {
         if self.finish() {
-            self.wake(News::OfOne);
+            self.wake(News::OfFew);
         }
     }
 }

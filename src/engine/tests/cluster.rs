@@ -1,6 +1,7 @@
 //! Several engines that hear each other, with a network that can be cut and disks that are fast.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use raft::eraftpb::MessageType;
 
@@ -554,4 +555,55 @@ fn a_server_that_lags_behind_serves_nobody_new() {
     cluster.lost_appends = None;
     cluster.pass(1_000);
     assert!(cluster.shared(follower).is_serving() && cluster.has(follower, "/a"));
+}
+
+#[test]
+fn a_server_that_hears_the_leader_but_lacks_what_it_wrote_falls_silent() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let (client, _) = cluster.client(follower);
+    let (other, _) = cluster.client(leader);
+    cluster.lost_appends = Some(follower);
+    cluster.send(&other, 1, &create("/a", 0));
+    cluster.pass(1_600);
+    assert_eq!(cluster.ping(&client), 0);
+    cluster.lost_appends = None;
+    cluster.pass(100);
+    assert_eq!(cluster.ping(&client), 1);
+}
+
+#[test]
+fn whoever_was_not_answered_is_woken_when_the_lease_is_back() {
+    let mut cluster = Cluster::new(3);
+    let follower = cluster.follower();
+    let (client, _) = cluster.client(follower);
+    let woken = Arc::new(AtomicUsize::new(0));
+    let count = woken.clone();
+    let peer = "127.0.0.1:1234".parse().unwrap();
+    let wake = Box::new(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let _idle = cluster.shared(follower).connect(peer, wake);
+    cluster.isolate(follower);
+    cluster.pass(1_100);
+    // The task looks between two turns of the node, which itself never sees the lease run out.
+    assert!(!client.connection.wants_input(cluster.now_ms + 400));
+    assert!(!cluster.node(follower).engine.holding);
+    cluster.cut.clear();
+    cluster.pass(200);
+    assert!(woken.load(Ordering::Relaxed) > 0);
+    assert!(client.connection.wants_input(cluster.now_ms));
+}
+
+#[test]
+fn a_server_that_is_cut_off_can_still_be_asked_how_it_is() {
+    let mut cluster = Cluster::new(3);
+    let follower = cluster.follower();
+    cluster.isolate(follower);
+    cluster.pass(11_000);
+    let peer = "127.0.0.1:1234".parse().unwrap();
+    let fresh = cluster.shared(follower).connect(peer, Box::new(|_| {}));
+    cluster.pass(1_000);
+    assert!(fresh.awaits_handshake());
 }
