@@ -131,15 +131,7 @@ impl Bench {
 
     fn handshake(&mut self, session: SessionId, password: &[u8], zxid: Zxid) -> Client {
         let client = self.open();
-        let request = ConnectRequest {
-            last_zxid_seen: zxid,
-            timeout_ms: 4_000,
-            session,
-            password: Bytes::copy_from_slice(password),
-            read_only: Some(false),
-        };
-        let mut frame = BytesMut::new();
-        request.encode(&mut frame);
+        let frame = hello(session, password, zxid);
         client.receive(&frame, self.now_ms).unwrap();
         self.turn();
         client
@@ -217,6 +209,20 @@ impl Client {
             })
             .collect()
     }
+}
+
+/// A handshake with a timeout of 4 s.
+fn hello(session: SessionId, password: &[u8], last_zxid_seen: Zxid) -> BytesMut {
+    let request = ConnectRequest {
+        last_zxid_seen,
+        timeout_ms: 4_000,
+        session,
+        password: Bytes::copy_from_slice(password),
+        read_only: Some(false),
+    };
+    let mut frame = BytesMut::new();
+    request.encode(&mut frame);
+    frame
 }
 
 fn create(path: &str, flags: i32) -> Request {

@@ -7,6 +7,7 @@ use raft::eraftpb::MessageType;
 
 use super::*;
 
+/// Of the sessions (see [`hello`]).
 const TIMEOUT_MS: u64 = 4_000;
 
 struct Node {
@@ -206,15 +207,7 @@ impl Cluster {
             output: RefCell::default(),
             closed: false,
         };
-        let request = ConnectRequest {
-            last_zxid_seen: Zxid(0),
-            timeout_ms: TIMEOUT_MS as i32,
-            session,
-            password: Bytes::copy_from_slice(password),
-            read_only: Some(false),
-        };
-        let mut frame = BytesMut::new();
-        request.encode(&mut frame);
+        let frame = hello(session, password, Zxid(0));
         client.receive(&frame, self.now_ms).unwrap();
         self.settle();
         client
