@@ -3,6 +3,7 @@
 //! | seed | bug it found | fixed by |
 //! |---|---|---|
 //! | 41 | a session ended early: what was heard just before a connection broke was lost | engine |
+//! | 1795645406468 | none: at the end, tasks slept on in a pause that was cut | world |
 //! | 1795427258038 | none: the model forgot that last writes of a dying client may count | model |
 //!
 //! The differential test of machine and model (`differential.rs`) found that a delete of `//a`
@@ -30,4 +31,5 @@ pub const FIXED: &[u64] = &[
     41,
     206,
     1795427258038,
+    1795645406468,
 ];

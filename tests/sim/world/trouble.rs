@@ -185,6 +185,9 @@ impl World {
         if self.now_us < self.paused_until_us {
             self.cut_pause();
             self.paused_until_us = self.now_us;
+            // What was put off until the end of the pause does not wait for it any more.
+            let conns: Vec<ConnId> = self.links.keys().copied().collect();
+            conns.into_iter().for_each(|conn| self.output_soon(conn));
         }
         let suspect = self.server.as_ref().is_some_and(|server| server.suspect);
         if suspect || self.rng.percent(50) {
