@@ -238,8 +238,6 @@ pub struct Engine {
     gone: Vec<(SessionId, u64)>,
     /// The term in which this server leads and keeps the sessions' time.
     leading: Option<u64>,
-    /// Connections are held, because no touch was confirmed for so long.
-    holding: bool,
     /// Commands of the leader's own, to be proposed.
     internal: Vec<proto::log::Command>,
     /// What this leader proposed and is not applied yet, so that it need not be decoded again. The
@@ -304,7 +302,6 @@ impl Engine {
             next_touch_ms: now_ms,
             gone: Vec::new(),
             leading: None,
-            holding: false,
             internal: Vec::new(),
             proposed: VecDeque::new(),
             cleaned_ms: now_ms,
@@ -446,7 +443,7 @@ impl Engine {
         for (session, heard_ms) in &self.gone {
             self.expiry.touch(*session, *heard_ms);
         }
-        if self.is_alone() {
+        if self.replica.is_sole_voter() {
             // Nobody else has to know.
             self.gone.clear();
         }
@@ -572,7 +569,7 @@ impl Engine {
                 self.touches.wait((from, touch.number));
             }
             PeerMessage::Touched(touched) if from == self.replica.leader() => {
-                self.confirmed(touched.number, touched.commit);
+                self.lease.confirmed(touched.number, touched.commit);
             }
             PeerMessage::Forward(_) | PeerMessage::Touch(_) | PeerMessage::Touched(_) => {}
         }
@@ -583,7 +580,7 @@ impl Engine {
         let leader = self.replica.leader();
         let shortest_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0);
         let every_ms = TOUCH_MS.min(shortest_ms / 3 / TOUCHES_PER_THIRD);
-        if leader == 0 || self.is_alone() || self.now_ms < self.next_touch_ms {
+        if leader == 0 || self.replica.is_sole_voter() || self.now_ms < self.next_touch_ms {
             return;
         }
         self.next_touch_ms = self.now_ms + every_ms;
@@ -623,21 +620,12 @@ impl Engine {
         let commit = self.replica.last_index();
         for (server, number) in self.touches.release(self.applied.index) {
             if server == self.id {
-                self.confirmed(number, commit);
+                self.lease.confirmed(number, commit);
             } else {
                 let touched = proto::peer::Touched { number, commit };
                 out.sends.push((server, PeerMessage::Touched(touched)));
             }
         }
-    }
-
-    fn confirmed(&mut self, number: u64, commit: u64) {
-        self.lease.confirmed(number, commit);
-    }
-
-    /// Whether no other server has a say.
-    fn is_alone(&self) -> bool {
-        self.replica.is_sole_voter()
     }
 
     fn leadership_changed(&mut self) {
@@ -753,7 +741,7 @@ impl Engine {
     /// Clients are served from when this server knows that it has caught up with a leader that has
     /// a majority, until it has not heard of one for too long. True: that changed.
     fn update_serving(&mut self) -> bool {
-        let alone_and_leading = self.is_alone() && self.leading.is_some();
+        let alone_and_leading = self.replica.is_sole_voter() && self.leading.is_some();
         if alone_and_leading {
             // Others may get a say later; until now nothing could happen without this server.
             self.lease.renew(self.now_ms);
@@ -764,16 +752,13 @@ impl Engine {
         let confirmed_ms = self.lease.confirmed_ms();
         let until_ms = confirmed_ms.map(|ms| ms + self.shared.options.sync_limit_ms);
         let serving = until_ms.is_some_and(|until_ms| self.now_ms <= until_ms)
-            && (!self.is_alone() || alone_and_leading);
+            && (!self.replica.is_sole_voter() || alone_and_leading);
         self.shared.set_confirmed_ms(match alone_and_leading {
             true => u64::MAX,
             false => confirmed_ms.unwrap_or(0),
         });
         if serving == self.shared.is_serving() {
             return false;
-        }
-        if !serving {
-            tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         if serving {
             let state = self.shared.state.read();
@@ -786,6 +771,8 @@ impl Engine {
                 znodes = state.machine.znode_count(),
                 "serving"
             );
+        } else {
+            tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         self.shared.set_serving(serving);
         true
@@ -810,12 +797,11 @@ impl Engine {
                     connection.wake(News::OfMany);
                 }
             }
-        } else if self.shared.take_held() | self.holding {
+        } else if self.shared.take_held() {
             for connection in self.shared.connections() {
                 connection.wake(News::OfMany);
             }
         }
-        self.holding = holds;
     }
 
     /// Writes settings that differ into the log. True: they are not applied yet.

@@ -18,7 +18,7 @@ use crate::wire::{FrameLength, frame_length};
 
 use super::Context;
 use super::room::Room;
-use super::sender::{Left, Sender, Task, WRITE_BYTES};
+use super::sender::{Left, Sender, Task, WRITE_BYTES, write_some};
 
 /// Bytes read at once when nothing is known about what comes.
 const READ_BYTES: usize = 8 << 10;
@@ -434,15 +434,6 @@ async fn write_all(stream: &TcpStream, mut output: &[u8]) -> std::io::Result<()>
         output = &output[write_some(stream, output)?..];
     }
     Ok(())
-}
-
-/// Writes what the system takes now, which may be nothing.
-fn write_some(stream: &TcpStream, output: &[u8]) -> std::io::Result<usize> {
-    match stream.try_write(output) {
-        Ok(0) => Err(ErrorKind::WriteZero.into()),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-        written => written,
-    }
 }
 
 async fn read_some(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {

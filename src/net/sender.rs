@@ -123,7 +123,7 @@ impl Sender {
             });
         }
         take_in(&mut sending.buffer)?;
-        let remaining = self.write_some(&mut sending, connection)?;
+        let remaining = self.flush(&mut sending, connection)?;
         Ok(Left {
             output: std::mem::take(&mut sending.buffer),
             remaining,
@@ -146,17 +146,13 @@ impl Sender {
         {
             return false;
         }
-        let written = self.write_some(&mut sending, &connection);
+        let written = self.flush(&mut sending, &connection);
         let is_done = matches!(written, Ok(Remaining::Nothing)) && sending.buffer.is_empty();
         is_done && sending.task == Task::Listening
     }
 
     /// Writes what is queued, as much as the socket takes at once.
-    fn write_some(
-        &self,
-        sending: &mut Sending,
-        connection: &Connection,
-    ) -> std::io::Result<Remaining> {
+    fn flush(&self, sending: &mut Sending, connection: &Connection) -> std::io::Result<Remaining> {
         let remaining = connection.take_output(&mut sending.buffer);
         let length = sending.buffer.len();
         if length == 0 {
@@ -170,17 +166,15 @@ impl Sender {
         let Some(stream) = &sending.stream else {
             return Ok(Remaining::Closed);
         };
-        match stream.try_write(&sending.buffer) {
-            Ok(count) if count < length => sending.buffer.advance(count),
-            Ok(_) => {
-                connection.output_sent();
-                sending.buffer.clear();
-                if sending.buffer.capacity() > KEEP_BYTES {
-                    sending.buffer = BytesMut::new();
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let written = write_some(stream, &sending.buffer)?;
+        if written < length {
+            sending.buffer.advance(written);
+            return Ok(remaining);
+        }
+        connection.output_sent();
+        sending.buffer.clear();
+        if sending.buffer.capacity() > KEEP_BYTES {
+            sending.buffer = BytesMut::new();
         }
         Ok(remaining)
     }
@@ -206,6 +200,19 @@ impl Sender {
         if let Some(stream) = sending.stream.take() {
             let _ = SockRef::from(&*stream).shutdown(Shutdown::Write);
         }
+    }
+}
+
+/// Writes what the system takes now, which may be nothing.
+///
+/// # Errors
+///
+/// Why it takes nothing more.
+pub fn write_some(stream: &TcpStream, output: &[u8]) -> std::io::Result<usize> {
+    match stream.try_write(output) {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        written => written,
     }
 }
 
