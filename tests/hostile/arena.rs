@@ -25,6 +25,9 @@ pub struct Effort {
     pub attacked: Duration,
     /// Multiplies the number of sessions, znodes and so on where CI cannot have the full measure.
     pub scale: usize,
+    /// Whether latencies decide: the short rounds of CI, on a machine that others use too, show a
+    /// server that no longer answers, and not by how much it is slower.
+    pub timed: bool,
 }
 
 /// An honest client may be served in at most this many times its latency ...
@@ -227,7 +230,7 @@ impl Fight<'_> {
             std::thread::sleep(Duration::from_millis(200));
             rounds += 1;
             if rounds == effort.rounds || rounds == 3 * effort.rounds {
-                let unfair = judge(&alone, &attacked);
+                let unfair = judge(&alone, &attacked, effort.timed);
                 if unfair.is_empty() || rounds > effort.rounds {
                     break unfair;
                 }
@@ -322,8 +325,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Compares what was seen alone and under attack; prints it, and returns what is not allowed.
-pub fn judge(alone: &[Seen], attacked: &[Seen]) -> Vec<String> {
+/// Compares what was seen alone and under attack; prints it, and returns what is not allowed: that
+/// a kind of request was not answered at all, and, if `timed`, that it took too long.
+pub fn judge(alone: &[Seen], attacked: &[Seen], timed: bool) -> Vec<String> {
     let mut broken = Vec::new();
     type Kind = fn(&Seen) -> &crate::client::Latencies;
     let kinds: [(&str, Kind); 2] = [("get", |seen| &seen.get), ("set", |seen| &seen.set)];
@@ -335,12 +339,13 @@ pub fn judge(alone: &[Seen], attacked: &[Seen]) -> Vec<String> {
             let of = |rounds: &[Seen]| median(rounds.iter().map(|s| kind(s).quantile(part)));
             let (before, under) = (of(alone), of(attacked));
             let allowed = RATIO * before + allowance;
+            let judged = if timed { "" } else { " (not judged)" };
             println!(
                 "    {name} {label}: {before:.2} ms alone, {under:.2} ms attacked, \
-                 allowed {allowed:.2}"
+                 allowed {allowed:.2}{judged}"
             );
-            // Not a number, because nothing was answered, is not allowed either.
-            if under.is_nan() || under > allowed {
+            // Not a number: nothing was answered.
+            if under.is_nan() || (timed && under > allowed) {
                 broken.push(format!(
                     "{name} {label} is {under:.2} ms, allowed {allowed:.2}"
                 ));

@@ -399,7 +399,7 @@ fn idle(effort: Effort, timeout_ms: Option<i32>) -> Result<End, String> {
         std::thread::sleep(effort.alone);
         attacked.push(probe.take());
     }
-    let mut broken = judge(&alone, &attacked);
+    let mut broken = judge(&alone, &attacked, effort.timed);
     if all.len() < IDLE {
         broken.push(format!("only {} connections", all.len()));
     }
@@ -923,7 +923,7 @@ fn expiry_storm(effort: Effort) -> Result<End, String> {
         left = now;
     }
     println!("    the storm lasted some {} ms", attacked.len() * 250);
-    let mut broken = judge(&alone, &attacked);
+    let mut broken = judge(&alone, &attacked, effort.timed);
     if left > 1.0 {
         broken.push(format!("{left} ephemerals are still there"));
     }
