@@ -307,7 +307,15 @@ pub fn aftermath(server: &mut Server, probe: Probe) -> Result<(), String> {
             .map(|owner| i64::from_be_bytes(owner.try_into().expect("8")));
         Ok(owner.filter(|_| error == 0))
     };
-    let owner = look().map_err(|error| format!("a new client is not served: {error}"))?;
+    // What attackers took is theirs until their sessions end: with a limit of sessions, all of it.
+    let until = Instant::now() + Duration::from_secs(20);
+    let owner = loop {
+        match look() {
+            Ok(owner) => break owner,
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(200)),
+            Err(error) => return Err(format!("a new client is not served: {error}")),
+        }
+    };
     if owner != Some(session) {
         return Err("the ephemeral of the honest client is gone".into());
     }
