@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::config::keys::{TABLE, Treatment};
-use crate::config::{Invalid, Loaded, Setting, Verdict};
+use crate::config::{Config, Invalid, Loaded, Member, Setting, Verdict};
 
 use super::args::Target;
 use super::say;
@@ -22,6 +22,7 @@ pub fn run(
             config,
             settings,
             warnings,
+            notes,
         }) => {
             let mut text = format!("{name}: valid\n\nIn effect:\n");
             for key in TABLE {
@@ -31,13 +32,18 @@ pub fn run(
                     text += &format!("  {:<40} {value:<24} {origin}\n", key.name);
                 }
             }
+            let peers = config.quorum.as_ref().map_or(String::new(), |listen| {
+                format!(", other servers at {listen}")
+            });
             let server = format!(
-                "server number {}, clients at {}",
+                "server number {}, clients at {}{peers}",
                 config.server_id, config.client
             );
             text += &format!("  {server}\n");
+            text += &members(&config);
             text += &others(&settings);
             text += &list("Warnings", warnings);
+            text += &list("Notes", notes);
             say(out, &text);
             0
         }
@@ -55,6 +61,21 @@ pub fn run(
             1
         }
     }
+}
+
+/// The servers as /zookeeper/config will have them.
+fn members(config: &Config) -> String {
+    if config.members.len() < 2 {
+        return String::new();
+    }
+    let line = |member: &Member| {
+        let here = match member.id == config.server_id {
+            true => "  (this server)",
+            false => "",
+        };
+        format!("{}{here}", member.line())
+    };
+    list("Members", config.members.iter().map(line).collect())
 }
 
 /// The settings that change nothing, by reason.

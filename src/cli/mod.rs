@@ -176,6 +176,9 @@ fn serve(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    for note in &loaded.notes {
+        tracing::debug!("{note}");
+    }
     limits::apply();
     supervise::run(loaded.config, announcement, out, signals, start)
 }

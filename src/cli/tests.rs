@@ -279,7 +279,7 @@ fn a_second_signal_does_not_wait() {
 #[test]
 fn check_config_tells_what_each_key_means() {
     let zoo_cfg = file(
-        "dataDir=/data\nserver.1=h:2888:3888;2181\ninitLimit=5\naudit.enable=false\n\
+        "dataDir=/data\nserver.1=h:2888:3888;2181\ncnxTimeout=5\naudit.enable=false\n\
          flushDelay=1\nmaxClientCnxn=5\nzookeeper.skipACL=no\n",
     );
     let path = zoo_cfg.path().to_str().unwrap();
@@ -297,7 +297,8 @@ fn check_config_tells_what_each_key_means() {
         "maxSessionTimeout 10000 default".to_owned(),
         format!("skipACL no {path}:7"),
         "server number 1, clients at *:2181".to_owned(),
-        format!("initLimit=5 ({path}:3)"),
+        format!("cnxTimeout=5 ({path}:3)"),
+        "initLimit 10 default".to_owned(),
         format!("audit.enable=false ({path}:4)"),
         format!("flushDelay=1 ({path}:5)"),
         format!("maxClientCnxn=5 ({path}:6)"),
@@ -305,6 +306,33 @@ fn check_config_tells_what_each_key_means() {
     ] {
         assert!(squeezed.contains(&line), "{line:?} in\n{}", ran.out);
     }
+}
+
+#[test]
+fn check_config_names_the_members() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("myid"), "2").unwrap();
+    let zoo_cfg = file(&format!(
+        "dataDir={}\nserver.1=a:2888:3888;2181\nserver.2=b:2888:3888;2181\n\
+         server.3=c:2888:3888:observer;2181\nadvertisedClientAddress.1=a.example.com:2181\n",
+        directory.path().display()
+    ));
+    let ran = zkraft(&["check-config", zoo_cfg.path().to_str().unwrap()]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let members = "
+  server number 2, clients at *:2181, other servers at b:2888
+
+Members:
+  server.1=a:2888:3888:participant;a.example.com:2181
+  server.2=b:2888:3888:participant  (this server)
+  server.3=c:2888:3888:observer
+";
+    assert!(ran.out.contains(members), "{}", ran.out);
+    assert!(
+        ran.out.contains("nothing listens on the electionPort"),
+        "{}",
+        ran.out
+    );
 }
 
 #[test]

@@ -5,8 +5,9 @@
 //! said. To support a key that is refused today, change its treatment here.
 
 use super::values::{
-    COUNT, Expected, I32_MAX, MILLISECONDS, PORT, POSITIVE, Range, TIMEOUT, boolean, directory,
-    frame_bytes, limit, memory, show_memory, super_digest, unless_negative, whole, yes_or_no,
+    COUNT, Expected, I32_MAX, MILLISECONDS, PORT, POSITIVE, Range, TICKS, TIMEOUT, boolean,
+    directory, file, frame_bytes, limit, memory, show_memory, super_digest, unless_negative, whole,
+    yes_or_no,
 };
 use super::{Config, Draft, Whitelist};
 
@@ -27,10 +28,11 @@ pub enum Treatment {
         set: Set,
         show: fn(&Config) -> String,
     },
-    /// Tells who the members are. `settle` puts such lines together.
+    /// Tells who the servers are. `settle` puts such lines together.
     Members,
-    /// Has a meaning only between servers. A single server accepts it without a word, because
-    /// sample files and images set such keys always.
+    /// Tunes how ZooKeeper's servers work together, and has no counterpart here. A server alone
+    /// accepts it without a word, because sample files and images set such keys always; with
+    /// others it is like `Meaningless`.
     BetweenServers,
     /// Cannot matter to this implementation: accepted, and listed in one warning.
     Meaningless,
@@ -108,6 +110,15 @@ const fn honoured(
     }
 }
 
+const fn members(name: &'static str, default: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        doc,
+        treatment: Treatment::Members,
+    }
+}
+
 const fn between_servers(name: &'static str, default: &'static str, doc: &'static str) -> Key {
     Key {
         name,
@@ -144,7 +155,8 @@ const fn refused(
 const NO_TLS: &str = "TLS is not built yet: remove the line, serve plain clients on clientPort \
                       inside a trusted network, or put a TLS proxy in front";
 const NO_SASL: &str = "SASL is not built yet: remove the line and use digest authentication";
-const NO_ENSEMBLE: &str = "ensembles are not built yet: this version runs as a single server";
+const NO_PEER_SASL: &str = "SASL between servers is not built: remove the line, and let servers \
+                            prove themselves by clusterSecretFile";
 
 /// All keys, in groups.
 pub static TABLE: &[Key] = &[
@@ -620,7 +632,7 @@ pub static TABLE: &[Key] = &[
         "readonlymode.enabled",
         &["false"],
         "Reads while there is no quorum",
-        "a single server always has its quorum: remove the line",
+        "it is not built yet: remove the line; a server alone always has its quorum",
     ),
     refused(
         "authProvider.*",
@@ -733,31 +745,76 @@ pub static TABLE: &[Key] = &[
         "",
         "Has no effect while audit.enable is false",
     ),
-    // Members.
-    Key {
-        name: "server.*",
-        default: "",
-        doc: "A member: host:quorumPort:electionPort[:role][;[clientHost:]clientPort]. One line is \
-              accepted, and its client part is where clients connect",
-        treatment: Treatment::Members,
-    },
-    Key {
-        name: "dynamicConfigFile",
-        default: "",
-        doc: "The file with the server lines, if they are not in this one",
-        treatment: Treatment::Members,
-    },
-    refused(
-        "standaloneEnabled",
-        &["true"],
-        "false: an ensemble even with one member",
-        NO_ENSEMBLE,
+    // Servers together.
+    members(
+        "server.*",
+        "",
+        "A server: host:quorumPort:electionPort[:role][;[clientHost:]clientPort], with the same \
+         lines on all of them; role is participant or observer; more addresses of the server may \
+         follow after `|`, before the `;`. Nobody listens on electionPort",
     ),
-    refused(
+    members(
+        "advertisedClientAddress.*",
+        "",
+        "host:port of server N for its clients, told to them in /zookeeper/config; without it a \
+         server's line there has no client address, and clients keep the ones they know. Not in \
+         ZooKeeper",
+    ),
+    members(
+        "dynamicConfigFile",
+        "",
+        "The file with the server lines, if they are not in this one",
+    ),
+    members(
+        "standaloneEnabled",
+        "true",
+        "Has a meaning for a server alone only, where false is refused: an ensemble of one",
+    ),
+    members(
         "peerType",
-        &["participant"],
-        "observer: follow without a vote",
-        NO_ENSEMBLE,
+        "participant",
+        "participant or observer; the server line says it too, and wins",
+    ),
+    members(
+        "quorumListenOnAllIPs",
+        "false",
+        "true: listen for other servers on every address, not just on that of the own line. So it \
+         is anyway if that line has several",
+    ),
+    honoured(
+        "initLimit",
+        "10",
+        "Ticks that a server which joins may take to load what it lacks",
+        |draft, value| whole(value, TICKS).map(|n| draft.init_limit = n as u32),
+        |config| (config.init_limit_ms / u64::from(config.tick_ms)).to_string(),
+    ),
+    honoured(
+        "syncLimit",
+        "5",
+        "Ticks that a server without a leader goes on serving its clients",
+        |draft, value| whole(value, TICKS).map(|n| draft.sync_limit = n as u32),
+        |config| (config.sync_limit_ms / u64::from(config.tick_ms)).to_string(),
+    ),
+    honoured(
+        "clusterSecretFile",
+        "",
+        "File with a secret that all servers have and by which they know each other. Not in \
+         ZooKeeper",
+        |draft, value| file(value).map(|path| draft.config.cluster_secret_file = Some(path)),
+        |config| {
+            config
+                .cluster_secret_file
+                .as_ref()
+                .map_or(String::new(), |path| path.display().to_string())
+        },
+    ),
+    honoured(
+        "linearizableReads",
+        "false",
+        "true: a read sees every write that was answered before it, through whichever server, and \
+         costs a round to a majority. Not in ZooKeeper",
+        |draft, value| boolean(value).map(|on| draft.config.linearizable_reads = on),
+        |config| config.linearizable_reads.to_string(),
     ),
     refused(
         "group.*",
@@ -775,7 +832,7 @@ pub static TABLE: &[Key] = &[
         "oraclePath",
         &[""],
         "An oracle that decides between two servers",
-        NO_ENSEMBLE,
+        "a majority of servers decides: remove the line",
     ),
     refused(
         "electionAlg",
@@ -794,47 +851,60 @@ pub static TABLE: &[Key] = &[
         "quorum.auth.enableSasl",
         &["false"],
         "SASL between servers",
-        NO_ENSEMBLE,
+        NO_PEER_SASL,
     ),
     refused(
         "quorum.auth.learnerRequireSasl",
         &["false"],
         "SASL between servers",
-        NO_ENSEMBLE,
+        NO_PEER_SASL,
     ),
     refused(
         "quorum.auth.serverRequireSasl",
         &["false"],
         "SASL between servers",
-        NO_ENSEMBLE,
+        NO_PEER_SASL,
     ),
-    between_servers("quorum.auth.*", "", "SASL between servers"),
+    between_servers(
+        "quorum.auth.*",
+        "",
+        "Have no effect without SASL between servers",
+    ),
     between_servers(
         "quorum.cnxn.threads.size",
         "20",
         "Threads for connections of peers",
     ),
-    between_servers("initLimit", "10", "Ticks that a follower has to join"),
-    between_servers("syncLimit", "5", "Ticks that a follower may lag behind"),
     between_servers(
         "connectToLearnerMasterLimit",
         "0",
         "Ticks that a follower has to connect",
     ),
-    between_servers("leaderServes", "yes", "Whether the leader serves clients"),
     between_servers(
-        "quorumListenOnAllIPs",
-        "false",
-        "Listen for peers on every address",
+        "leaderServes",
+        "yes",
+        "Whether the leader serves clients: it always does",
     ),
-    between_servers("syncEnabled", "true", "Observers keep a log"),
-    between_servers("observerMasterPort", "0", "Observers may follow a follower"),
+    between_servers(
+        "syncEnabled",
+        "true",
+        "Whether observers keep a log: they always do",
+    ),
+    between_servers(
+        "observerMasterPort",
+        "0",
+        "Observers may follow a follower: they follow the leader",
+    ),
     between_servers(
         "commitLogCount",
         "500",
         "Transactions kept for followers that come back",
     ),
-    between_servers("multiAddress.*", "", "Several addresses of a member"),
+    between_servers(
+        "multiAddress.*",
+        "",
+        "Several addresses of a server: they are always taken",
+    ),
     between_servers(
         "cnxTimeout",
         "5",

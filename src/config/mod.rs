@@ -19,6 +19,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+pub use members::{Member, PeerAddress};
 pub use settle::{Draft, Given, Invalid, Loaded, Origin, Problem, Setting, Verdict, shown};
 
 /// How a server runs. All values are valid, alone and together.
@@ -35,6 +36,21 @@ pub struct Config {
     /// From `myid` or the server line, else 1. From 1 to 255, and at most 254 with
     /// `extended_types`: the top byte of the session ids made here (§2.3).
     pub server_id: u32,
+
+    /// The servers of the ensemble, by id, this one among them. With fewer than two the server
+    /// stands alone. What the log says of the membership wins over it.
+    pub members: Vec<Member>,
+    /// Where this server listens for the others; `None` if it stands alone. A host is that of its
+    /// own line, which need not have an address yet: names of pods get theirs when they run.
+    pub quorum: Option<Listen>,
+    /// initLimit: how long a server that joins may take to load what it lacks.
+    pub init_limit_ms: u64,
+    /// syncLimit: how long a server without a leader goes on serving its clients.
+    pub sync_limit_ms: u64,
+    /// The secret by which servers prove to each other that they belong together.
+    pub cluster_secret_file: Option<PathBuf>,
+    /// Whether a read sees every write that was answered before it, wherever that was done.
+    pub linearizable_reads: bool,
 
     /// tickTime: sessions expire on multiples of it.
     pub tick_ms: u32,
@@ -193,8 +209,7 @@ impl Listen {
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
-            Some(host) if host.contains(':') => write!(f, "[{host}]:{}", self.port),
-            Some(host) => write!(f, "{host}:{}", self.port),
+            Some(host) => write!(f, "{}:{}", members::bracketed(host), self.port),
             None => write!(f, "*:{}", self.port),
         }
     }

@@ -3,14 +3,17 @@
 //! Collects every problem before it gives up, so that a file is repaired in one round. Reads no
 //! file but `myid` and the member list that the settings point to.
 
+mod ensemble;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::keys::{self, Key, Treatment};
-use super::members::{ID_RANGE, Member};
-use super::values::{Expected, whole};
+use super::members::Member;
+use super::values::Expected;
 use super::{Config, Listen, Whitelist, properties};
+use ensemble::Servers;
 
 /// A `Config` in the making: `config` has the values that depend on nothing else, the other
 /// fields wait for their counterparts.
@@ -22,6 +25,10 @@ pub struct Draft {
     pub client_host: Option<String>,
     pub min_session_timeout_ms: Option<u32>,
     pub max_session_timeout_ms: Option<u32>,
+    /// In ticks.
+    pub init_limit: u32,
+    /// In ticks.
+    pub sync_limit: u32,
 }
 
 /// A key that was set, as it was set.
@@ -68,7 +75,7 @@ pub enum Verdict {
     Honoured,
     /// Switches off what is not there anyway.
     Off,
-    /// Has a meaning only between servers.
+    /// Tunes how ZooKeeper's servers work together; this server is alone.
     BetweenServers,
     /// Cannot matter to this implementation.
     Meaningless,
@@ -86,6 +93,8 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// One sentence each.
     pub warnings: Vec<String>,
+    /// What is worth a line of the debug log, but no warning, because every file has it.
+    pub notes: Vec<String>,
 }
 
 /// Something that must be changed before the server starts.
@@ -169,9 +178,10 @@ pub fn settle(
         source: source.to_owned(),
         draft: Draft::new(in_memory),
         settings: BTreeMap::new(),
-        members: Vec::new(),
+        servers: Servers::default(),
         problems,
         warnings: Vec::new(),
+        notes: Vec::new(),
     };
     settling.keep_last_of_duplicates(given);
     settling.follow_dynamic_file();
@@ -192,6 +202,12 @@ impl Draft {
                 data_dir: PathBuf::new(),
                 log_dir: PathBuf::new(),
                 server_id: 1,
+                members: Vec::new(),
+                quorum: None,
+                init_limit_ms: 30_000,
+                sync_limit_ms: 15_000,
+                cluster_secret_file: None,
+                linearizable_reads: false,
                 tick_ms: 3000,
                 min_session_timeout_ms: 6000,
                 max_session_timeout_ms: 60_000,
@@ -229,6 +245,8 @@ impl Draft {
             client_host: None,
             min_session_timeout_ms: None,
             max_session_timeout_ms: None,
+            init_limit: 10,
+            sync_limit: 5,
         }
     }
 }
@@ -238,9 +256,10 @@ struct Settling {
     draft: Draft,
     /// By name without `zookeeper.`.
     settings: BTreeMap<String, Setting>,
-    members: Vec<(Member, Origin)>,
+    servers: Servers,
     problems: Vec<Problem>,
     warnings: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Settling {
@@ -323,12 +342,10 @@ impl Settling {
             Treatment::Honoured { set, .. } => {
                 set(&mut self.draft, value).map_err(|Expected(text)| format!("expected {text}"))
             }
-            Treatment::Members => match name.strip_prefix("server.") {
-                Some(id) => Member::parse(id, value)
-                    .map(|member| self.members.push((member, given.origin.clone())))
-                    .map_err(|Expected(text)| format!("expected {text}")),
-                None => Ok(()),
-            },
+            Treatment::Members => self
+                .servers
+                .set(name, given)
+                .map_err(|Expected(text)| format!("expected {text}")),
             Treatment::BetweenServers => return Verdict::BetweenServers,
             Treatment::Meaningless => return Verdict::Meaningless,
             Treatment::Refused { off, .. } if off.iter().any(|o| o.eq_ignore_ascii_case(value)) => {
@@ -355,9 +372,10 @@ impl Settling {
     fn cross_check(&mut self) {
         self.settle_directories();
         self.settle_timeouts();
-        let member = self.only_member();
-        self.settle_server_id(member.as_ref());
-        self.settle_client_address(member);
+        // Whose client port would it be, if nobody knows which server this is?
+        if let Ok(member) = self.settle_members() {
+            self.settle_client_address(member);
+        }
         self.warn();
     }
 
@@ -392,6 +410,9 @@ impl Settling {
             .max_session_timeout_ms
             .unwrap_or_else(|| ticks(20));
         (config.min_session_timeout_ms, config.max_session_timeout_ms) = (min, max);
+        let limit = |ticks: u32| u64::from(ticks) * u64::from(config.tick_ms);
+        config.init_limit_ms = limit(self.draft.init_limit);
+        config.sync_limit_ms = limit(self.draft.sync_limit);
         if min > max {
             let place = self.place_of(&["minSessionTimeout", "maxSessionTimeout", "tickTime"]);
             let message = format!(
@@ -399,73 +420,6 @@ impl Settling {
                  are 2 and 20 times tickTime"
             );
             self.problems.push(Problem { place, message });
-        }
-    }
-
-    /// The single member, if the settings name one (§12.2, standaloneEnabled).
-    fn only_member(&mut self) -> Option<Member> {
-        let mut members = std::mem::take(&mut self.members);
-        if let [_, (_, second), ..] = &members[..] {
-            let count = members.len();
-            let message = format!(
-                "{count} servers: ensembles are not built yet; this version runs as a single \
-                 server: keep one server line, or none"
-            );
-            self.problems.push(Problem {
-                place: second.to_string(),
-                message,
-            });
-            return None;
-        }
-        let (member, origin) = members.pop()?;
-        if member.observer {
-            let message = "a single server cannot be an observer: write participant".to_owned();
-            self.problems.push(Problem {
-                place: origin.to_string(),
-                message,
-            });
-        }
-        Some(member)
-    }
-
-    fn settle_server_id(&mut self, member: Option<&Member>) {
-        let path = self.draft.config.data_dir.join("myid");
-        let from_file = if self.draft.config.in_memory {
-            Ok(None)
-        } else {
-            my_id(&path)
-        };
-        let id = match (from_file, member) {
-            (Err(message), _) => {
-                self.problems.push(Problem {
-                    place: path.display().to_string(),
-                    message,
-                });
-                return;
-            }
-            (Ok(Some(id)), Some(member)) if id != member.id => {
-                let message = format!(
-                    "this server is {id}, but the only server line is server.{}",
-                    member.id
-                );
-                self.problems.push(Problem {
-                    place: path.display().to_string(),
-                    message,
-                });
-                return;
-            }
-            (Ok(Some(id)), _) => id,
-            (Ok(None), Some(member)) => member.id,
-            (Ok(None), None) => 1,
-        };
-        self.draft.config.server_id = id;
-        if id == 255 && self.draft.config.extended_types {
-            let place = self.place_of(&["extendedTypesEnabled"]);
-            let message = "server number 255 marks znodes with a time to live: use 1 to 254";
-            self.problems.push(Problem {
-                place,
-                message: message.to_owned(),
-            });
         }
     }
 
@@ -527,6 +481,14 @@ impl Settling {
             self.warnings
                 .push("skipACL=yes: every client may do everything".to_owned());
         }
+        if self.draft.config.members.len() > 1 {
+            // Now there are others, and none of these keys has a counterpart.
+            for setting in self.settings.values_mut() {
+                if setting.verdict == Verdict::BetweenServers {
+                    setting.verdict = Verdict::Meaningless;
+                }
+            }
+        }
         let meaningless = self.names_of(Verdict::Meaningless);
         if !meaningless.is_empty() {
             self.warnings
@@ -553,6 +515,7 @@ impl Settling {
                 config: self.draft.config,
                 settings,
                 warnings,
+                notes: self.notes,
             }),
             false => Err(Invalid {
                 problems,
@@ -572,6 +535,18 @@ impl Settling {
             .collect()
     }
 
+    /// Turns a setting that was taken in into a problem.
+    fn refuse(&mut self, name: &str, message: &str) {
+        if let Some(setting) = self.settings.get_mut(name) {
+            setting.verdict = Verdict::Refused;
+            let given = &setting.given;
+            self.problems.push(Problem {
+                place: given.origin.to_string(),
+                message: format!("{}: {message}", shown(&given.key, &given.value)),
+            });
+        }
+    }
+
     fn is_flag(&self, name: &str) -> bool {
         let setting = self.settings.get(name);
         setting.is_some_and(|setting| matches!(setting.given.origin, Origin::Flag(_)))
@@ -584,29 +559,6 @@ impl Settling {
             || self.source.clone(),
             |setting| setting.given.origin.to_string(),
         )
-    }
-}
-
-/// The number in the file `myid`, if there is one (§12.3).
-fn my_id(path: &Path) -> Result<Option<u32>, String> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            let advice = match error.kind() {
-                std::io::ErrorKind::NotADirectory => "; dataDir must be a directory",
-                std::io::ErrorKind::PermissionDenied => {
-                    "; dataDir and all in it must belong to the user that runs zkraft"
-                }
-                _ => "",
-            };
-            return Err(format!("cannot be read: {error}{advice}"));
-        }
-    };
-    let first = text.lines().next().unwrap_or_default().trim();
-    match whole(first, ID_RANGE) {
-        Ok(id) => Ok(Some(id as u32)),
-        Err(Expected(expected)) => Err(format!("the first line must be {expected}")),
     }
 }
 

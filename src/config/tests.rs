@@ -233,6 +233,10 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("znode.container.checkIntervalMs", "10"),
         ("znode.container.maxPerMinute", "5"),
         ("znode.container.maxNeverUsedIntervalMs", "86400000"),
+        ("initLimit", "20"),
+        ("syncLimit", "2"),
+        ("clusterSecretFile", "/run/secrets/zkraft"),
+        ("linearizableReads", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {
@@ -301,6 +305,7 @@ fn what_is_not_built_is_refused() {
         "group.1=1:2",
         "weight.1=2",
         "oraclePath=/oracle",
+        "quorum.auth.learnerRequireSasl=true",
     ];
     for line in lines {
         let problems = problems(line);
@@ -327,12 +332,279 @@ fn what_switches_off_what_is_not_built_is_accepted_without_a_word() {
     assert_eq!(warnings(text), Vec::<String>::new());
 }
 
+/// A file for three servers, with a directory that says which of them this is.
+struct Ensemble {
+    directory: tempfile::TempDir,
+}
+
+const THREE: &str = "\
+server.1=zk1:2888:3888;2181
+server.2=zk2:2888:3888;2181
+server.3=zk3:2888:3888:observer;10.0.0.3:2182
+server.4=zk4:2888:3888;2181
+clusterSecretFile=/secret
+";
+
+impl Ensemble {
+    fn new(my_id: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        if !my_id.is_empty() {
+            std::fs::write(directory.path().join("myid"), my_id).unwrap();
+        }
+        Self { directory }
+    }
+
+    /// Line 1 is dataDir.
+    fn text(&self, lines: &str) -> String {
+        format!("dataDir={}\n{lines}", self.directory.path().display())
+    }
+
+    fn load(&self, lines: &str) -> Loaded {
+        load(&self.text(lines)).unwrap_or_else(|invalid| panic!("{invalid}"))
+    }
+
+    /// The only thing wrong with the file.
+    fn refusal(&self, lines: &str) -> String {
+        let message = refusal(&self.text(lines));
+        assert_eq!(message.lines().count(), 1, "{message}");
+        message
+    }
+}
+
 #[test]
-fn an_ensemble_is_refused_once() {
-    let line = |n: u32| format!("server.{n}=zk{n}:2888:3888;2181\n");
-    let problems = problems(&(line(1) + &line(2) + &line(3)));
-    assert_eq!(problems.len(), 1);
-    assert!(problems[0].starts_with("zoo.cfg:2: 3 servers: ensembles are not built yet"));
+fn several_lines_are_an_ensemble() {
+    let loaded = Ensemble::new("3").load(THREE);
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let config = loaded.config;
+    let lines: Vec<String> = config.members.iter().map(Member::line).collect();
+    let expected = [
+        "server.1=zk1:2888:3888:participant",
+        "server.2=zk2:2888:3888:participant",
+        "server.3=zk3:2888:3888:observer",
+        "server.4=zk4:2888:3888:participant",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(config.server_id, 3);
+    assert_eq!(config.client.to_string(), "10.0.0.3:2182");
+    assert_eq!(config.quorum.unwrap().to_string(), "zk3:2888");
+    assert_eq!(
+        (config.init_limit_ms, config.sync_limit_ms),
+        (30_000, 15_000)
+    );
+    assert_eq!(loaded.notes.len(), 1);
+    assert!(loaded.notes[0].contains("electionPort"));
+}
+
+#[test]
+fn members_are_in_the_order_of_their_numbers() {
+    let lines = (1..=11).rev().map(|n| format!("server.{n}=zk{n}:1:2;3\n"));
+    let config = Ensemble::new("10").load(&lines.collect::<String>()).config;
+    let ids: Vec<u32> = config.members.iter().map(|member| member.id).collect();
+    assert_eq!(ids, (1..=11).collect::<Vec<u32>>());
+}
+
+#[test]
+fn one_line_is_a_server_alone() {
+    let config = config(CONTAINER);
+    assert_eq!((config.members.len(), config.quorum), (1, None));
+    assert_eq!(Config::dev().members, []);
+}
+
+#[test]
+fn a_server_listens_for_others_where_its_line_says() {
+    let quorum = |lines: &str| {
+        let text = format!("{lines}\nclientPort=2181\nserver.2=b:1:2\nserver.3=c:1:2\n");
+        let loaded = Ensemble::new("1").load(&text);
+        (loaded.config.quorum.unwrap().to_string(), loaded.warnings)
+    };
+    assert_eq!(quorum("server.1=a:2888:3888").0, "a:2888");
+    assert_eq!(quorum("server.1=[::1]:2888:3888").0, "[::1]:2888");
+    let everywhere = "quorumListenOnAllIPs=true\nserver.1=a:2888:3888";
+    assert_eq!(quorum(everywhere).0, "*:2888");
+    // One socket for all of them.
+    assert_eq!(quorum("server.1=a:2888:3888|b:2888:3888").0, "*:2888");
+    let (wildcard, warnings) = quorum("server.1=0.0.0.0:2888:3888");
+    assert_eq!(wildcard, "*:2888");
+    assert!(
+        warnings[1].contains("server.1: 0.0.0.0 tells the others nothing"),
+        "{warnings:?}"
+    );
+    let ports = "server.1=a:2888:3888|b:2889:3888\nserver.2=c:1:2;2181\nclientPort=2181\n";
+    let message = Ensemble::new("1").refusal(ports);
+    assert!(message.starts_with("zoo.cfg:2: server.1: a server listens on one quorumPort"));
+}
+
+#[test]
+fn limits_are_ticks() {
+    let config = config(&format!(
+        "{REQUIRED}tickTime=2000\ninitLimit=5\nsyncLimit=2\n"
+    ));
+    assert_eq!(
+        (config.init_limit_ms, config.sync_limit_ms),
+        (10_000, 4_000)
+    );
+    let message = problems("syncLimit=0");
+    assert!(
+        message[0].contains("a whole number of ticks from 1 to"),
+        "{message:?}"
+    );
+}
+
+#[test]
+fn without_myid_it_is_said_how_to_make_it() {
+    let nobody = Ensemble::new("");
+    let path = nobody.directory.path().join("myid");
+    let message = nobody.refusal(THREE);
+    let expected = format!(
+        "{path}: missing: say which of the servers 1, 2, 3, 4 this one is, for example `echo 1 > \
+         {path}`",
+        path = path.display()
+    );
+    assert_eq!(message, expected);
+    let other = Ensemble::new("7").refusal(THREE);
+    assert!(
+        other.contains("myid: this server is 7, but the server lines are of 1, 2, 3, 4"),
+        "{other}"
+    );
+}
+
+#[test]
+fn the_number_is_suggested_if_one_line_has_the_name_of_this_machine() {
+    let Ok(name) = std::fs::read_to_string("/proc/sys/kernel/hostname") else {
+        return;
+    };
+    let (name, nobody) = (name.trim(), Ensemble::new(""));
+    let lines = format!("server.1=a:1:2;2181\nserver.2={name}.example.com:1:2;2181\n");
+    let message = nobody.refusal(&lines);
+    assert!(message.contains("`echo 2 > "), "{message}");
+    let hint = format!("; this machine is called {name}, as the host of server.2");
+    assert!(message.ends_with(&hint), "{message}");
+    // Two lines with that name tell nothing.
+    let message = nobody.refusal(&format!("{lines}server.3={name}:3:4;2182\n"));
+    assert!(message.contains("`echo 1 > "), "{message}");
+}
+
+#[test]
+fn servers_must_not_share_a_number_or_an_address() {
+    let me = Ensemble::new("1");
+    let both = |second: &str| me.refusal(&format!("server.1=zk1:2888:3888;2181\n{second}\n"));
+    let same = both("server.2=ZK1:2888:3889;2182");
+    assert!(
+        same.starts_with("zoo.cfg:3: server.2: zk1:2888 is taken by zoo.cfg:2: give each"),
+        "{same}"
+    );
+    let crossed = both("server.2=zk1:3888:3889;2182");
+    assert!(crossed.contains("server.2: zk1:3888 is taken"), "{crossed}");
+    let number = both("server.01=zk2:2888:3888;2181");
+    assert!(
+        number.contains("server number 1 is taken by zoo.cfg:"),
+        "{number}"
+    );
+    // Three on one machine are what people try first.
+    let lines = "server.1=localhost:2881:3881;2181\nserver.2=localhost:2882:3882;2182\n\
+                 server.3=localhost:2883:3883;2183\n";
+    assert_eq!(me.load(lines).config.members.len(), 3);
+}
+
+#[test]
+fn somebody_must_vote() {
+    let me = Ensemble::new("1");
+    let lines = "server.1=a:1:2:observer;2181\nserver.2=b:1:2:observer;2181\n";
+    let message = me.refusal(lines);
+    assert!(
+        message.starts_with("zoo.cfg:3: all servers are observers"),
+        "{message}"
+    );
+    let voters = |count: u32| {
+        let lines = (1..=count).map(|n| format!("server.{n}=zk{n}:1:2;2181\n"));
+        let text = lines.collect::<String>() + "clusterSecretFile=/secret\n";
+        me.load(&text).warnings
+    };
+    assert!(voters(2)[0].starts_with("2 of 2 servers vote: none of these may fail"));
+    assert_eq!(voters(3), Vec::<String>::new());
+    assert!(voters(4)[0].starts_with("4 servers vote: no more of them may fail than of 3"));
+}
+
+#[test]
+fn an_ensemble_without_a_secret_is_open_and_says_so() {
+    let lines = THREE.replace("clusterSecretFile", "#");
+    let warnings = Ensemble::new("1").load(&lines).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("whoever reaches the quorum port (2888) can join"));
+}
+
+#[test]
+fn an_ensemble_is_not_kept_in_memory() {
+    let invalid = Loaded::text("zoo.cfg", THREE.as_bytes(), &[], true).unwrap_err();
+    let message = invalid.to_string();
+    assert!(
+        message.starts_with("zoo.cfg:2: 4 servers cannot run in memory"),
+        "{message}"
+    );
+}
+
+#[test]
+fn clients_are_told_of_addresses_only_if_those_are_set() {
+    let me = Ensemble::new("1");
+    let told = format!("{THREE}advertisedClientAddress.2=zk.example.com:12181\n");
+    let members = me.load(&told).config.members;
+    assert_eq!(members[0].advertised, None);
+    let line = "server.2=zk2:2888:3888:participant;zk.example.com:12181";
+    assert_eq!(members[1].line(), line);
+    let unknown = me.refusal(&format!("{THREE}advertisedClientAddress.9=zk9:2181\n"));
+    assert!(
+        unknown.contains("advertisedClientAddress.9 needs a line server.9"),
+        "{unknown}"
+    );
+    for wrong in ["2=zk2", "2=0.0.0.0:2181", "2=:2181", "x=zk2:2181"] {
+        let message = me.refusal(&format!("{THREE}advertisedClientAddress.{wrong}\n"));
+        assert!(
+            message.starts_with("zoo.cfg:7: advertisedClientAddress."),
+            "{message}"
+        );
+        assert!(message.contains(": expected "), "{message}");
+    }
+    let alone = warnings("server.1=h:1:2;2181\nadvertisedClientAddress.1=h:2181");
+    assert!(
+        alone[0].contains("a server alone tells clients of no address"),
+        "{alone:?}"
+    );
+}
+
+#[test]
+fn what_only_tunes_zookeepers_ensembles_is_said_to_have_no_effect() {
+    let lines = "leaderServes=no\nmultiAddress.enabled=true\n";
+    let text = format!("{THREE}standaloneEnabled=false\n{lines}");
+    let loaded = Ensemble::new("1").load(&text);
+    let expected = ["no effect here: leaderServes, multiAddress.enabled"];
+    assert_eq!(loaded.warnings, expected);
+    assert_eq!(warnings(lines), Vec::<String>::new());
+}
+
+#[test]
+fn the_server_line_wins_over_peer_type() {
+    let warnings = |id: &str, role: &str| {
+        let loaded = Ensemble::new(id).load(&format!("{THREE}peerType={role}\n"));
+        loaded.warnings
+    };
+    assert_eq!(warnings("3", "observer"), Vec::<String>::new());
+    assert_eq!(
+        warnings("3", "participant"),
+        ["zoo.cfg:7: peerType=participant differs from the line of server.3, which wins: observer"]
+    );
+    assert!(problems("peerType=x")[0].contains("expected `participant` or `observer`"));
+}
+
+#[test]
+fn number_255_and_nodes_with_a_time_to_live_exclude_each_other() {
+    let lines = format!("{THREE}server.255=zk255:2888:3888;2181\n");
+    let me = Ensemble::new("1");
+    assert_eq!(me.load(&lines).config.members[4].id, 255);
+    let message = me.refusal(&format!("{lines}extendedTypesEnabled=true\n"));
+    assert!(
+        message.starts_with("zoo.cfg:7: server number 255 marks"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -45,6 +45,11 @@ pub const TIMEOUT: Range = Range {
     max: I32_MAX,
     unit: " of milliseconds",
 };
+pub const TICKS: Range = Range {
+    min: 1,
+    max: I32_MAX,
+    unit: " of ticks",
+};
 pub const COUNT: Range = Range {
     min: -1,
     max: I32_MAX,
@@ -112,6 +117,13 @@ fn choice(value: &str, yes: &str, no: &str) -> Result<bool, Expected> {
 pub fn directory(value: &str) -> Result<PathBuf, Expected> {
     match value {
         "" => Err(Expected::new("a directory")),
+        _ => Ok(value.into()),
+    }
+}
+
+pub fn file(value: &str) -> Result<PathBuf, Expected> {
+    match value {
+        "" => Err(Expected::new("a file")),
         _ => Ok(value.into()),
     }
 }

@@ -49,6 +49,11 @@ pub enum StartError {
     Stopped(Arc<Fault>),
     #[error("the system gives no random bytes: {0}")]
     Entropy(String),
+    #[error(
+        "{0} servers are configured, and this version runs as a server alone: keep one server \
+         line, or none"
+    )]
+    Ensemble(usize),
 }
 
 fn listen_advice(error: &io::Error) -> &'static str {
@@ -86,6 +91,9 @@ impl Server {
     ///
     /// Each says what to do.
     pub fn start(config: &Config, progress: Option<Progress>) -> Result<Running, StartError> {
+        if config.members.len() > 1 {
+            return Err(StartError::Ensemble(config.members.len()));
+        }
         let clock = Clock::start();
         let doorbell = Arc::new(Doorbell::default());
         let (fault_sender, faults) = watch::channel(None);
@@ -340,7 +348,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             per_connection: config.watch_max_bytes_per_client,
         },
         sessions_max: config.max_sessions as usize,
-        sync_limit_ms: Options::default().sync_limit_ms,
+        sync_limit_ms: config.sync_limit_ms,
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),

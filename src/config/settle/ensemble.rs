@@ -1,0 +1,357 @@
+//! Who the servers are, and which of them this one is: server lines and `myid`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Given, Origin, Problem, Settling};
+use crate::config::Listen;
+use crate::config::members::{
+    ID_RANGE, Member, bracketed, is_observer, is_wildcard, member_id, reachable,
+};
+use crate::config::values::{Expected, boolean, whole};
+
+/// What the settings say of the servers, before it is weighed.
+pub struct Servers {
+    /// With where each line stands.
+    lines: Vec<(Member, Origin)>,
+    /// By server, the address that clients are told of.
+    advertised: BTreeMap<u32, ((String, u16), Origin)>,
+    standalone: bool,
+    /// peerType, if it is set.
+    observer: Option<bool>,
+    on_every_address: bool,
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self {
+            lines: Vec::new(),
+            advertised: BTreeMap::new(),
+            standalone: true,
+            observer: None,
+            on_every_address: false,
+        }
+    }
+}
+
+impl Servers {
+    /// Takes in a setting whose key is treated as `Members`.
+    pub fn set(&mut self, name: &str, given: &Given) -> Result<(), Expected> {
+        let (value, origin) = (given.value.as_str(), given.origin.clone());
+        if let Some(id) = name.strip_prefix("server.") {
+            self.lines.push((Member::parse(id, value)?, origin));
+        } else if let Some(id) = name.strip_prefix("advertisedClientAddress.") {
+            let id = member_id(id).map_err(|_| {
+                Expected::new("a server number from 1 to 255 after `advertisedClientAddress.`")
+            })?;
+            self.advertised.insert(id, (reachable(value)?, origin));
+        } else {
+            match name {
+                "standaloneEnabled" => self.standalone = boolean(value)?,
+                "peerType" => self.observer = Some(is_observer(value)?),
+                "quorumListenOnAllIPs" => self.on_every_address = boolean(value)?,
+                // Followed before: it is where lines come from.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Settling {
+    /// Decides who the members are and which of them this server is. Returns its own line, or
+    /// `Err` if nobody can say which that is.
+    pub fn settle_members(&mut self) -> Result<Option<Member>, ()> {
+        let mut lines = std::mem::take(&mut self.servers.lines);
+        lines.sort_by_key(|(member, _)| member.id);
+        self.check_lines(&lines);
+        self.advertise(&mut lines);
+        match lines.len() {
+            0 | 1 => self.check_alone(&lines),
+            _ => self.check_together(&lines),
+        }
+        let id = self.settle_server_id(&lines);
+        self.draft.config.members = lines.iter().map(|(member, _)| member.clone()).collect();
+        let own = lines.into_iter().find(|(member, _)| Some(member.id) == id);
+        if self.draft.config.members.len() > 1
+            && let Some((member, origin)) = &own
+        {
+            self.settle_quorum(member, origin);
+        }
+        match id {
+            Some(_) => Ok(own.map(|(member, _)| member)),
+            None => Err(()),
+        }
+    }
+
+    /// No two lines may claim the same number or the same address.
+    fn check_lines(&mut self, lines: &[(Member, Origin)]) {
+        let mut taken = BTreeMap::new();
+        for (member, origin) in lines {
+            let same_id = format!("server number {}", member.id);
+            let mut claims = vec![same_id];
+            for peer in &member.peers {
+                for port in [peer.quorum_port, peer.election_port] {
+                    claims.push(address(&peer.host, port));
+                }
+            }
+            if let Some((Some(host), port)) = &member.client {
+                claims.push(address(host, *port));
+            }
+            for claim in claims {
+                if let Some(first) = taken.insert(claim.clone(), origin) {
+                    let what = format!("server.{}: {claim} is taken by {first}", member.id);
+                    self.problem(origin, what + ": give each server addresses of its own");
+                    break;
+                }
+            }
+        }
+        if self.draft.config.extended_types
+            && let Some((_, origin)) = lines.iter().find(|(member, _)| member.id == 255)
+        {
+            self.problem(origin, NO_255.to_owned());
+        }
+    }
+
+    /// Adds what clients are told.
+    fn advertise(&mut self, lines: &mut [(Member, Origin)]) {
+        let alone = lines.len() < 2;
+        for (id, (address, origin)) in std::mem::take(&mut self.servers.advertised) {
+            match lines.iter_mut().find(|(member, _)| member.id == id) {
+                Some((member, _)) => member.advertised = Some(address),
+                None => self.problem(
+                    &origin,
+                    format!("advertisedClientAddress.{id} needs a line server.{id}"),
+                ),
+            }
+            if alone {
+                self.warnings.push(format!(
+                    "{origin}: a server alone tells clients of no address: \
+                     advertisedClientAddress.{id} has no effect"
+                ));
+            }
+        }
+    }
+
+    /// What a server without others cannot be.
+    fn check_alone(&mut self, lines: &[(Member, Origin)]) {
+        if let [(member, origin)] = lines
+            && member.observer
+        {
+            let message = "a single server cannot be an observer: write participant";
+            self.problem(origin, message.to_owned());
+        }
+        if !self.servers.standalone {
+            let message = "not supported: an ensemble of one server is not built: add server \
+                           lines, or remove the line to run a server alone (accepted: true)";
+            self.refuse("standaloneEnabled", message);
+        }
+        if self.servers.observer == Some(true) {
+            let message = "not supported: a server alone has nobody to follow: add server lines, \
+                           or remove the line (accepted: participant)";
+            self.refuse("peerType", message);
+        }
+    }
+
+    /// What servers together need.
+    fn check_together(&mut self, lines: &[(Member, Origin)]) {
+        let count = lines.len();
+        let (_, second) = &lines[1];
+        if self.draft.config.in_memory {
+            let message = format!(
+                "{count} servers cannot run in memory: one that forgets its votes and its log \
+                 when it stops would undo what others were promised; give each a dataDir, or keep \
+                 one server line"
+            );
+            self.problem(second, message);
+        }
+        let voters = lines.iter().filter(|(member, _)| !member.observer).count();
+        let warning = match voters {
+            0 => {
+                let message = "all servers are observers: at least one must be a participant";
+                return self.problem(second, message.to_owned());
+            }
+            1 | 2 => format!(
+                "{voters} of {count} servers vote: none of these may fail; write three or more \
+                 participants"
+            ),
+            _ if voters.is_multiple_of(2) => format!(
+                "{voters} servers vote: no more of them may fail than of {}; an odd number is \
+                 better",
+                voters - 1
+            ),
+            _ => String::new(),
+        };
+        self.warnings
+            .extend(Some(warning).filter(|text| !text.is_empty()));
+        if self.draft.config.cluster_secret_file.is_none() {
+            let port = lines[0].0.peers[0].quorum_port;
+            self.warnings.push(format!(
+                "clusterSecretFile is not set: whoever reaches the quorum port ({port}) can join \
+                 the ensemble and read and change everything"
+            ));
+        }
+        self.notes.push(
+            "nothing listens on the electionPort of the server lines: votes travel over the \
+             quorumPort"
+                .to_owned(),
+        );
+    }
+
+    /// The number of this server (§12.3): from `myid`, else of the only line.
+    fn settle_server_id(&mut self, lines: &[(Member, Origin)]) -> Option<u32> {
+        let in_memory = self.draft.config.in_memory;
+        let path = self.draft.config.data_dir.join("myid");
+        // Without a directory there is a problem already, and no file to look for.
+        let from_file = match in_memory || self.draft.config.data_dir.as_os_str().is_empty() {
+            true => Ok(None),
+            false => my_id(&path),
+        };
+        let ids: Vec<u32> = lines.iter().map(|(member, _)| member.id).collect();
+        let id = match (from_file, &ids[..]) {
+            (Ok(Some(id)), []) => Ok(id),
+            (Ok(Some(id)), ids) if ids.contains(&id) => Ok(id),
+            (Ok(Some(id)), [only]) => Err(format!(
+                "this server is {id}, but the only server line is server.{only}"
+            )),
+            (Ok(Some(id)), ids) => Err(format!(
+                "this server is {id}, but the server lines are of {}: correct the number, or add \
+                 a line for this server",
+                listed(ids)
+            )),
+            (Ok(None), []) => Ok(1),
+            (Ok(None), [only]) => Ok(*only),
+            (Ok(None), _) if self.draft.config.data_dir.as_os_str().is_empty() => return None,
+            (Ok(None), ids) => Err(missing_my_id(&path, ids, here(lines))),
+            (Err(message), _) => Err(message),
+        };
+        let id = match id {
+            Ok(id) => id,
+            Err(message) => {
+                let place = path.display().to_string();
+                self.problems.push(Problem { place, message });
+                return None;
+            }
+        };
+        self.draft.config.server_id = id;
+        if id == 255 && self.draft.config.extended_types && ids.is_empty() {
+            let place = self.place_of(&["extendedTypesEnabled"]);
+            let message = NO_255.to_owned();
+            self.problems.push(Problem { place, message });
+        }
+        Some(id)
+    }
+
+    /// Where this server listens for the others, of which it is `own`.
+    fn settle_quorum(&mut self, own: &Member, origin: &Origin) {
+        let (id, first) = (own.id, &own.peers[0]);
+        let port = first.quorum_port;
+        if own.peers.iter().any(|peer| peer.quorum_port != port) {
+            let message = format!(
+                "server.{id}: a server listens on one quorumPort on all its addresses: write the \
+                 same one after each `|`"
+            );
+            return self.problem(origin, message);
+        }
+        if own.peers.iter().any(|peer| is_wildcard(&peer.host)) {
+            let host = &first.host;
+            self.warnings.push(format!(
+                "{origin}: server.{id}: {host} tells the others nothing: write the name by which \
+                 they reach this server, and quorumListenOnAllIPs=true to listen on every address"
+            ));
+        }
+        if let Some(observer) = self.servers.observer.filter(|o| *o != own.observer) {
+            let role = |observer| if observer { "observer" } else { "participant" };
+            let place = self.place_of(&["peerType"]);
+            self.warnings.push(format!(
+                "{place}: peerType={} differs from the line of server.{id}, which wins: {}",
+                role(observer),
+                role(own.observer)
+            ));
+        }
+        let everywhere =
+            self.servers.on_every_address || own.peers.len() > 1 || is_wildcard(&first.host);
+        self.draft.config.quorum = Some(Listen {
+            host: (!everywhere).then(|| first.host.clone()),
+            port,
+        });
+    }
+
+    fn problem(&mut self, origin: &Origin, message: String) {
+        let place = origin.to_string();
+        self.problems.push(Problem { place, message });
+    }
+}
+
+const NO_255: &str = "server number 255 marks znodes with a time to live: use 1 to 254";
+
+fn address(host: &str, port: u16) -> String {
+    format!("{}:{port}", bracketed(&host.to_ascii_lowercase()))
+}
+
+/// The number in the file `myid`, if there is one (§12.3).
+fn my_id(path: &Path) -> Result<Option<u32>, String> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let advice = match error.kind() {
+                std::io::ErrorKind::NotADirectory => "; dataDir must be a directory",
+                std::io::ErrorKind::PermissionDenied => {
+                    "; dataDir and all in it must belong to the user that runs zkraft"
+                }
+                _ => "",
+            };
+            return Err(format!("cannot be read: {error}{advice}"));
+        }
+    };
+    let first = text.lines().next().unwrap_or_default().trim();
+    match whole(first, ID_RANGE) {
+        Ok(id) => Ok(Some(id as u32)),
+        Err(Expected(expected)) => Err(format!("the first line must be {expected}")),
+    }
+}
+
+fn missing_my_id(path: &Path, ids: &[u32], here: Option<(u32, String)>) -> String {
+    let example = here.as_ref().map_or(ids[0], |(id, _)| *id);
+    let hint = here.map_or(String::new(), |(id, name)| {
+        format!("; this machine is called {name}, as the host of server.{id}")
+    });
+    format!(
+        "missing: say which of the servers {} this one is, for example `echo {example} > {}`{hint}",
+        listed(ids),
+        path.display()
+    )
+}
+
+/// The only line whose host is this machine, and the machine's name.
+fn here(lines: &[(Member, Origin)]) -> Option<(u32, String)> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    only_line_of(name, lines).map(|id| (id, name.to_owned()))
+}
+
+/// The number of the only line with a host of this name. One of the two may lack the domain.
+fn only_line_of(name: &str, lines: &[(Member, Origin)]) -> Option<u32> {
+    let name = name.to_ascii_lowercase();
+    let is_same = |host: &str| {
+        let host = host.to_ascii_lowercase();
+        let longer = |long: &str, short: &str| {
+            long.strip_prefix(short)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        host == name || longer(&host, &name) || longer(&name, &host)
+    };
+    let mut same = lines
+        .iter()
+        .filter(|(member, _)| member.peers.iter().any(|peer| is_same(&peer.host)));
+    match (same.next(), same.next()) {
+        (Some((member, _)), None) if !name.is_empty() => Some(member.id),
+        _ => None,
+    }
+}
+
+fn listed(ids: &[u32]) -> String {
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+    ids.join(", ")
+}
