@@ -22,6 +22,8 @@ Examples:
   zkraft --in-memory --client-port 0      the same on a free port, leaving nothing behind
   zkraft serve /etc/zookeeper/zoo.cfg     run on ZooKeeper's own configuration file
   zkraft serve 2181 /var/lib/zookeeper    ZooKeeper's standalone form: port and directory
+  zkraft serve zoo.cfg --replicas 3 --service zk-headless
+                                          one of three pods, without server lines and myid
   zkraft check-config zoo.cfg             what the file means here, without starting
   zkraft bench get --versus HOST:2181     how fast, beside another server of the protocol
 
@@ -81,6 +83,56 @@ pub struct Target {
     /// A zoo.cfg, or PORT DATADIR [TICKTIME [MAXCLIENTCNXNS]]
     #[arg(value_name = "ZOO.CFG", required = true, num_args = 1..=4)]
     pub words: Vec<String>,
+    #[command(flatten)]
+    pub pod: PodFlags,
+}
+
+/// Who a server in Kubernetes is. Flags win over the environment, and both over the file.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Kubernetes: server lines and myid of a pod of a StatefulSet")]
+pub struct PodFlags {
+    /// Pods of the StatefulSet; the pod of ordinal N is server N+1 [env: ZKRAFT_REPLICAS]
+    #[arg(long, value_name = "COUNT")]
+    pub replicas: Option<String>,
+    /// Headless service of the pods, in the namespace POD_NAMESPACE if set [env: ZKRAFT_SERVICE]
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Name of this pod, such as zkraft-0 [env: POD_NAME, or else HOSTNAME]
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
+}
+
+/// Looks a variable of the environment up.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl PodFlags {
+    /// The settings of the environment and of the flags, the strongest last.
+    pub fn given(&self, environment: Environment<'_>) -> Vec<Given> {
+        const VARIABLES: [(&str, &str); 5] = [
+            ("statefulSet.replicas", "ZKRAFT_REPLICAS"),
+            ("statefulSet.service", "ZKRAFT_SERVICE"),
+            ("statefulSet.namespace", "POD_NAMESPACE"),
+            ("statefulSet.pod", "HOSTNAME"),
+            ("statefulSet.pod", "POD_NAME"),
+        ];
+        let variables = VARIABLES.into_iter().filter_map(|(key, name)| {
+            let value = environment(name).filter(|value| !value.is_empty())?;
+            Some(Given {
+                key: key.to_owned(),
+                value,
+                origin: Origin::Environment(name),
+            })
+        });
+        let flags = [
+            ("statefulSet.replicas", "--replicas", &self.replicas),
+            ("statefulSet.service", "--service", &self.service),
+            ("statefulSet.pod", "--pod", &self.pod),
+        ];
+        let flags = flags
+            .into_iter()
+            .filter_map(|(key, flag, value)| Some(setting(key, value.as_deref()?, flag)));
+        variables.chain(flags).collect()
+    }
 }
 
 impl Target {

@@ -25,7 +25,7 @@ use crate::config::{Config, Invalid, Loaded};
 pub use limits::open_files;
 pub use progress::log_progress;
 
-use args::{Arguments, Command, Flags, Target};
+use args::{Arguments, Command, Environment, Flags, Target};
 use supervise::{Announcement, Signals};
 
 /// A server that runs, as the command line sees it.
@@ -82,6 +82,7 @@ pub fn main(start: Start) -> ExitCode {
     let mut err = std::io::stderr();
     ExitCode::from(run(
         std::env::args_os(),
+        &|name| Some(std::env::var_os(name)?.to_string_lossy().into_owned()),
         &mut out,
         &mut err,
         supervise::signals,
@@ -92,6 +93,7 @@ pub fn main(start: Start) -> ExitCode {
 /// Runs one command; returns the exit code.
 fn run(
     arguments: impl IntoIterator<Item = OsString>,
+    environment: Environment<'_>,
     out: &mut dyn Write,
     err: &mut dyn Write,
     signals: Signals,
@@ -123,7 +125,7 @@ fn run(
                     start,
                 )
             }),
-        Some(Command::Serve(target)) => load(target, &arguments.flags)
+        Some(Command::Serve(target)) => load(target, &arguments.flags, environment)
             .map_err(Failure::from)
             .and_then(|loaded| {
                 serve(
@@ -136,7 +138,12 @@ fn run(
                 )
             }),
         Some(Command::CheckConfig(target)) => {
-            return check::run(target, load(target, &arguments.flags), out, err);
+            return check::run(
+                target,
+                load(target, &arguments.flags, environment),
+                out,
+                err,
+            );
         }
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };
@@ -153,8 +160,8 @@ fn run(
     failure.exit_code()
 }
 
-fn load(target: &Target, flags: &Flags) -> Result<Loaded, Invalid> {
-    let given = flags.given();
+fn load(target: &Target, flags: &Flags, environment: Environment<'_>) -> Result<Loaded, Invalid> {
+    let given = [target.pod.given(environment), flags.given()].concat();
     match target.file() {
         Some(path) => Loaded::file(path, &given, flags.in_memory),
         None => {

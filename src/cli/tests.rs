@@ -72,6 +72,19 @@ fn signals(count: usize) -> std::io::Result<mpsc::Receiver<()>> {
 }
 
 fn run_script(arguments: &[&str], script: Script, signals: Signals) -> Ran {
+    run_in(&[], arguments, script, signals)
+}
+
+fn run_in(
+    environment: &[(&str, &str)],
+    arguments: &[&str],
+    script: Script,
+    signals: Signals,
+) -> Ran {
+    let environment = |name: &str| {
+        let found = environment.iter().find(|(known, _)| *known == name)?;
+        Some(found.1.to_owned())
+    };
     let (config_sender, configs) = std_mpsc::channel();
     let (stopped, stops) = std_mpsc::channel();
     let start: Start = Box::new(move |config| {
@@ -83,7 +96,7 @@ fn run_script(arguments: &[&str], script: Script, signals: Signals) -> Ran {
     });
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let arguments = ["zkraft"].iter().chain(arguments).map(OsString::from);
-    let code = run(arguments, &mut out, &mut err, signals, start);
+    let code = run(arguments, &environment, &mut out, &mut err, signals, start);
     Ran {
         code,
         out: String::from_utf8(out).unwrap(),
@@ -239,6 +252,20 @@ fn help_and_version_are_not_errors() {
         "{}",
         help.out
     );
+    let serve = zkraft(&["serve", "--help"]);
+    for word in [
+        "--replicas",
+        "ZKRAFT_REPLICAS",
+        "ZKRAFT_SERVICE",
+        "POD_NAME",
+    ] {
+        assert!(serve.out.contains(word), "{word}");
+    }
+    assert!(
+        serve.out.lines().all(|line| line.chars().count() <= 100),
+        "{}",
+        serve.out
+    );
     let version = zkraft(&["--version"]);
     assert_eq!(
         version.out,
@@ -333,6 +360,110 @@ Members:
         "{}",
         ran.out
     );
+}
+
+/// What `check-config` says in a pod with this environment.
+fn check_in(environment: &[(&str, &str)], arguments: &[&str]) -> Ran {
+    let zoo_cfg = file("dataDir=/nonexistent\nclusterSecretFile=/secret\n");
+    let path = zoo_cfg.path().to_str().unwrap();
+    let arguments = [&["check-config", path], arguments].concat();
+    run_in(environment, &arguments, Script::Runs, || signals(1))
+}
+
+#[test]
+fn a_pod_knows_from_its_name_who_it_is() {
+    let flags = [
+        "--replicas",
+        "3",
+        "--service",
+        "zk-headless",
+        "--pod",
+        "zk-2",
+    ];
+    let variables = [
+        ("ZKRAFT_REPLICAS", "3"),
+        ("ZKRAFT_SERVICE", "zk-headless"),
+        ("HOSTNAME", "zk-2"),
+    ];
+    let expected = "
+  server number 3, clients at *:2181, other servers at *:2888
+
+Members:
+  server.1=zk-0.zk-headless:2888:3888:participant
+  server.2=zk-1.zk-headless:2888:3888:participant
+  server.3=zk-2.zk-headless:2888:3888:participant  (this server)
+";
+    for ran in [check_in(&[], &flags), check_in(&variables, &[])] {
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+        assert!(ran.out.contains(expected), "{}", ran.out);
+        assert!(!ran.out.contains("Warnings"), "{}", ran.out);
+    }
+    let named = [
+        &variables[..],
+        &[("POD_NAME", "zk-0"), ("POD_NAMESPACE", "prod")],
+    ]
+    .concat();
+    let out = check_in(&named, &["--replicas", "1"]).out;
+    assert!(
+        out.contains("server number 1, clients at *:2181\n"),
+        "{out}"
+    );
+    let out = check_in(&named, &["--client-port", "2281"]).out;
+    let line = "server.1=zk-0.zk-headless.prod.svc.cluster.local:2888:3888:participant  (this";
+    assert!(out.contains(line), "{out}");
+    assert!(out.contains("clients at *:2281"), "{out}");
+}
+
+#[test]
+fn what_a_pod_lacks_is_said() {
+    let refused = |environment: &[(&str, &str)], arguments: &[&str]| {
+        let ran = check_in(environment, arguments);
+        assert_eq!(ran.code, 1, "{}", ran.out);
+        assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+        ran.err
+    };
+    let host = [("HOSTNAME", "laptop"), ("ZKRAFT_SERVICE", "zk")];
+    let message = refused(&host, &["--replicas", "3"]);
+    assert!(
+        message.starts_with("environment variable HOSTNAME: statefulSet.pod=laptop: expected the"),
+        "{message}"
+    );
+    let message = refused(&host, &["--replicas", "3", "--pod", "zk-3"]);
+    assert!(
+        message.starts_with("--replicas: statefulSet.replicas=3: zk-3 is pod number 4 of 3"),
+        "{message}"
+    );
+    let message = refused(&[], &["--replicas", "3", "--service", "zk"]);
+    assert!(message.contains("needs the name of this pod"), "{message}");
+    let message = refused(&[], &["--replicas", "3", "--pod", "zk-0"]);
+    assert!(
+        message.contains("needs the name of the headless service"),
+        "{message}"
+    );
+    let message = refused(&host[1..], &[]);
+    assert!(
+        message.contains("ZKRAFT_SERVICE: statefulSet.service=zk: needs"),
+        "{message}"
+    );
+    let message = refused(&host, &["--replicas", "0"]);
+    assert!(
+        message.contains("expected a whole number from 1 to 255"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_environment_of_a_pod_alone_changes_nothing() {
+    let zoo_cfg = file("dataDir=/nonexistent\nclientPort=2181\n");
+    let path = zoo_cfg.path().to_str().unwrap();
+    let environment = [
+        ("HOSTNAME", "laptop"),
+        ("POD_NAMESPACE", "prod"),
+        ("ZKRAFT_REPLICAS", ""),
+    ];
+    let ran = run_in(&environment, &["serve", path], Script::Runs, || signals(1));
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.config.unwrap().members, []);
 }
 
 #[test]

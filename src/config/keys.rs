@@ -761,6 +761,25 @@ pub static TABLE: &[Key] = &[
          ZooKeeper",
     ),
     members(
+        "statefulSet.replicas",
+        "",
+        "Pods of the StatefulSet that this server belongs to. The server lines and the number of \
+         this server are made from that: the pod of ordinal N is server N+1, at pod.service. Not \
+         in ZooKeeper, like the next three",
+    ),
+    members(
+        "statefulSet.service",
+        "",
+        "The headless service of these pods, or its whole domain",
+    ),
+    members("statefulSet.pod", "", "Name of this pod, such as zkraft-0"),
+    members(
+        "statefulSet.namespace",
+        "",
+        "Namespace of the service: hosts end with NAMESPACE.svc.cluster.local if it is set and \
+         the service is not a domain",
+    ),
+    members(
         "dynamicConfigFile",
         "",
         "The file with the server lines, if they are not in this one",

@@ -59,11 +59,6 @@ impl Member {
                 "no secure client address: TLS is not supported yet",
             ));
         }
-        if let Some((None, port)) = client
-            && peers.iter().any(|peer| peer.quorum_port == port)
-        {
-            return Err(Expected::new("a client port that differs from quorumPort"));
-        }
         Ok(Self {
             id,
             observer,
@@ -298,7 +293,6 @@ mod tests {
             "zk1:2888:3888;host:",
             "zk1:2888:3888;a,b:2181",
             "zk1:2888:3888;2181;2281",
-            "zk1:2888:3888;2888",
             "zk1:2888:3888|",
             "zk1:2888:3888:participant|zk2:2888:3888:observer",
             "[::1:2888:3888",

@@ -4,6 +4,7 @@
 //! file but `myid` and the member list that the settings point to.
 
 mod ensemble;
+mod pod;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +49,8 @@ pub enum Origin {
     },
     /// A flag such as `--client-port`, or the name of an argument.
     Flag(&'static str),
+    /// A variable of the environment.
+    Environment(&'static str),
     /// The development server's own settings.
     Development,
 }
@@ -57,6 +60,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Line { file, line } => write!(f, "{file}:{line}"),
             Self::Flag(flag) => f.write_str(flag),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Development => f.write_str("development settings"),
         }
     }
@@ -457,10 +461,22 @@ impl Settling {
             let message = "clientPortAddress needs clientPort".to_owned();
             self.problems.push(Problem { place, message });
         }
-        self.draft.config.client = Listen {
+        let client = Listen {
             host: host.or(line_host),
             port,
         };
+        if let Some(quorum) = &self.draft.config.quorum
+            && quorum.port == client.port
+            && (quorum.host.is_none() || client.host.is_none() || quorum.host == client.host)
+        {
+            let place = self.place_of(&["clientPort"]);
+            let message = format!(
+                "clients and other servers cannot both use port {port}: change clientPort, or \
+                 quorumPort on the line of this server"
+            );
+            self.problems.push(Problem { place, message });
+        }
+        self.draft.config.client = client;
     }
 
     /// What is allowed, but should be known.

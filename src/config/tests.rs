@@ -451,6 +451,81 @@ fn limits_are_ticks() {
 }
 
 #[test]
+fn clients_and_servers_need_different_ports() {
+    let me = Ensemble::new("1");
+    let others = "server.2=b:2888:3888;2181\n";
+    for own in [
+        "server.1=a:2888:3888;2888",
+        "server.1=a:2888:3888\nclientPort=2888",
+    ] {
+        let message = me.refusal(&format!("{own}\n{others}"));
+        assert!(message.contains("cannot both use port 2888"), "{message}");
+    }
+    let config = me
+        .load(&format!("server.1=a:2888:3888;127.0.0.1:2888\n{others}"))
+        .config;
+    assert_eq!(config.client.to_string(), "127.0.0.1:2888");
+}
+
+const PODS: &str = "\
+statefulSet.replicas=3
+statefulSet.service=zk
+clusterSecretFile=/secret
+";
+
+#[test]
+fn the_number_of_a_pod_does_not_depend_on_the_replicas() {
+    for (replicas, pod, id) in [(1, 0, 1), (2, 1, 2), (3, 1, 2), (5, 1, 2), (5, 4, 5)] {
+        let lines = PODS.replace("=3", &format!("={replicas}"));
+        let text = format!("{lines}statefulSet.pod=zk-{pod}\n");
+        let config = Ensemble::new("").load(&text).config;
+        assert_eq!((config.members.len(), config.server_id), (replicas, id));
+        assert_eq!(config.client.to_string(), "*:2181");
+    }
+}
+
+#[test]
+fn the_directory_of_another_pod_is_refused() {
+    let text = format!("{PODS}statefulSet.pod=my-zk-1.zk.ns.svc.cluster.local\n");
+    assert_eq!(Ensemble::new("2").load(&text).config.server_id, 2);
+    let message = Ensemble::new("1").refusal(&text);
+    assert!(
+        message.contains("myid: this is the directory of server 1, but my-zk-1 is server 2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn pods_have_no_server_lines_beside() {
+    let text = format!("{PODS}statefulSet.pod=zk-0\nserver.1=a:1:2;2181\n");
+    let message = Ensemble::new("").refusal(&text);
+    assert!(
+        message.starts_with("zoo.cfg:2: statefulSet.replicas=3: the server lines are made from"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_service_with_dots_is_a_domain() {
+    let host = |lines: &str| {
+        let text = format!("{PODS}statefulSet.pod=zk-0\n{lines}");
+        Ensemble::new("").load(&text).config.members[2].peers[0]
+            .host
+            .clone()
+    };
+    assert_eq!(host(""), "zk-2.zk");
+    let namespace = "statefulSet.namespace=prod\n";
+    assert_eq!(host(namespace), "zk-2.zk.prod.svc.cluster.local");
+    let text = PODS.replace("=zk\n", "=zk.prod.svc.my.domain\n");
+    let text = format!("{text}statefulSet.pod=zk-0\n{namespace}");
+    let config = Ensemble::new("").load(&text).config;
+    assert_eq!(
+        config.members[2].peers[0].host,
+        "zk-2.zk.prod.svc.my.domain"
+    );
+}
+
+#[test]
 fn without_myid_it_is_said_how_to_make_it() {
     let nobody = Ensemble::new("");
     let path = nobody.directory.path().join("myid");

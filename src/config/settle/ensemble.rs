@@ -1,8 +1,9 @@
-//! Who the servers are, and which of them this one is: server lines and `myid`.
+//! Who the servers are, and which of them this one is: server lines, `myid` and pods.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::pod::{Pod, StatefulSet};
 use super::{Given, Origin, Problem, Settling};
 use crate::config::Listen;
 use crate::config::members::{
@@ -13,13 +14,15 @@ use crate::config::values::{Expected, boolean, whole};
 /// What the settings say of the servers, before it is weighed.
 pub struct Servers {
     /// With where each line stands.
-    lines: Vec<(Member, Origin)>,
+    pub lines: Vec<(Member, Origin)>,
     /// By server, the address that clients are told of.
     advertised: BTreeMap<u32, ((String, u16), Origin)>,
     standalone: bool,
     /// peerType, if it is set.
     observer: Option<bool>,
-    on_every_address: bool,
+    /// quorumListenOnAllIPs, if it is set.
+    pub on_every_address: Option<bool>,
+    pub stateful_set: StatefulSet,
 }
 
 impl Default for Servers {
@@ -29,7 +32,8 @@ impl Default for Servers {
             advertised: BTreeMap::new(),
             standalone: true,
             observer: None,
-            on_every_address: false,
+            on_every_address: None,
+            stateful_set: StatefulSet::default(),
         }
     }
 }
@@ -49,7 +53,14 @@ impl Servers {
             match name {
                 "standaloneEnabled" => self.standalone = boolean(value)?,
                 "peerType" => self.observer = Some(is_observer(value)?),
-                "quorumListenOnAllIPs" => self.on_every_address = boolean(value)?,
+                "quorumListenOnAllIPs" => self.on_every_address = Some(boolean(value)?),
+                "statefulSet.replicas" => {
+                    self.stateful_set.replicas = Some((member_id(value)?, origin));
+                }
+                // Judged only if there are replicas: every pod has a name and a namespace.
+                "statefulSet.service" => self.stateful_set.service = Some(given.clone()),
+                "statefulSet.pod" => self.stateful_set.pod = Some(given.clone()),
+                "statefulSet.namespace" => self.stateful_set.namespace = Some(given.clone()),
                 // Followed before: it is where lines come from.
                 _ => {}
             }
@@ -62,6 +73,7 @@ impl Settling {
     /// Decides who the members are and which of them this server is. Returns its own line, or
     /// `Err` if nobody can say which that is.
     pub fn settle_members(&mut self) -> Result<Option<Member>, ()> {
+        let pod = self.derive_lines()?;
         let mut lines = std::mem::take(&mut self.servers.lines);
         lines.sort_by_key(|(member, _)| member.id);
         self.check_lines(&lines);
@@ -70,7 +82,7 @@ impl Settling {
             0 | 1 => self.check_alone(&lines),
             _ => self.check_together(&lines),
         }
-        let id = self.settle_server_id(&lines);
+        let id = self.settle_server_id(&lines, pod);
         self.draft.config.members = lines.iter().map(|(member, _)| member.clone()).collect();
         let own = lines.into_iter().find(|(member, _)| Some(member.id) == id);
         if self.draft.config.members.len() > 1
@@ -198,8 +210,8 @@ impl Settling {
         );
     }
 
-    /// The number of this server (§12.3): from `myid`, else of the only line.
-    fn settle_server_id(&mut self, lines: &[(Member, Origin)]) -> Option<u32> {
+    /// The number of this server (§12.3): from `myid` or the pod, else of the only line.
+    fn settle_server_id(&mut self, lines: &[(Member, Origin)], pod: Option<Pod>) -> Option<u32> {
         let in_memory = self.draft.config.in_memory;
         let path = self.draft.config.data_dir.join("myid");
         // Without a directory there is a problem already, and no file to look for.
@@ -208,6 +220,14 @@ impl Settling {
             false => my_id(&path),
         };
         let ids: Vec<u32> = lines.iter().map(|(member, _)| member.id).collect();
+        let from_file = match (from_file, pod) {
+            (Ok(Some(id)), Some(pod)) if id != pod.id => Err(format!(
+                "this is the directory of server {id}, but {} is server {}: give each pod its own",
+                pod.name, pod.id
+            )),
+            (Ok(None), Some(pod)) => Ok(Some(pod.id)),
+            (from_file, _) => from_file,
+        };
         let id = match (from_file, &ids[..]) {
             (Ok(Some(id)), []) => Ok(id),
             (Ok(Some(id)), ids) if ids.contains(&id) => Ok(id),
@@ -269,8 +289,9 @@ impl Settling {
                 role(own.observer)
             ));
         }
-        let everywhere =
-            self.servers.on_every_address || own.peers.len() > 1 || is_wildcard(&first.host);
+        let everywhere = self.servers.on_every_address == Some(true)
+            || own.peers.len() > 1
+            || is_wildcard(&first.host);
         self.draft.config.quorum = Some(Listen {
             host: (!everywhere).then(|| first.host.clone()),
             port,
