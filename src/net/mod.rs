@@ -3,6 +3,7 @@
 //! Carries bytes to and from [`crate::engine::Connection`]s; decides nothing about the protocol.
 
 pub mod client;
+pub mod peer;
 mod room;
 mod sender;
 

@@ -1,0 +1,451 @@
+//! How two servers get to know each other at the beginning of a connection.
+//!
+//! ```text
+//! dialler                                             acceptor
+//!   magic, version, hello (who, to whom, lane, nonce) ──►
+//!                 ◄── magic, version, challenge (who, nonce)
+//!   proof of the cluster secret ──►
+//!                                          ◄── welcome, with a proof too
+//!   ready ──►
+//! ```
+//!
+//! Either side may refuse instead of its next step, with a text for the operators of the other one.
+//! What a server says of itself is believed only after its proof, so a stranger is told no more
+//! than that this is a zkraft server, and cannot stir anything.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message as _;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::Introduction;
+use super::frame::{self, FrameError, FrameReader};
+use super::notice::printable;
+use super::secret::{Role, Secret, Transcript};
+use crate::proto::peer::handshake::Step;
+use crate::proto::peer::{Challenge, Handshake, Hello, Lane, Proof, Ready, Refusal};
+
+/// The whole of it takes no longer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+const MAGIC: [u8; 8] = *b"zkraftPR";
+const VERSION: u32 = 1;
+const PREAMBLE: usize = MAGIC.len() + 4;
+/// No step is longer.
+const STEP_BYTES_MAX: usize = 4 << 10;
+const NONCE_BYTES: usize = 16;
+/// How long a refused side may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why two servers are not connected. The text is for operators.
+#[derive(Clone, Debug)]
+pub(in crate::net) struct Failure {
+    pub kind: FailureKind,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::net) enum FailureKind {
+    /// Nobody listens there: the system of the other side said so.
+    NobodyListens,
+    /// The connection ended before it was one, as it does when a process ends.
+    CutOff,
+    /// The other side said no.
+    Refused,
+    /// Anything else.
+    Other,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+
+    fn other(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Other, text)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<FrameError> for Failure {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => error.into(),
+            FrameError::Torn => Self::new(FailureKind::CutOff, error.to_string()),
+            _ => Self::other(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::ConnectionRefused => FailureKind::NobodyListens,
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::NotConnected => FailureKind::CutOff,
+            _ => FailureKind::Other,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// This side of a handshake.
+pub(super) struct Party<'a> {
+    pub me: Introduction,
+    pub secret: Option<&'a Secret>,
+    /// Whether the other side, which has proved itself, may be connected to; if not, why.
+    pub vet: &'a (dyn Fn(&Introduction) -> Result<(), String> + Sync),
+}
+
+/// A connection to another server, after the handshake.
+pub(in crate::net) struct Greeted {
+    pub socket: Socket,
+    /// What was said of this server.
+    pub me: Introduction,
+    pub other: Introduction,
+    pub lane: Lane,
+}
+
+/// Both directions of a connection in frames.
+#[derive(Debug)]
+pub(in crate::net) struct Socket {
+    pub read: FrameReader<OwnedReadHalf>,
+    pub write: OwnedWriteHalf,
+}
+
+/// Opens a connection as the side that dialled. `target`: who should be there.
+pub(super) async fn dial(
+    stream: TcpStream,
+    party: &Party<'_>,
+    target: u32,
+    lane: Lane,
+) -> Result<Greeted, Failure> {
+    let mut socket = Socket::new(stream);
+    let hello = encode(Step::Hello(Hello {
+        me: Some(party.me.into()),
+        target,
+        lane: lane.into(),
+        nonce: nonce()?,
+        secret: party.secret.is_some(),
+    }));
+    socket.begin(&hello).await?;
+
+    let version = socket.read_preamble().await?;
+    // A refusal reads the same in all versions.
+    let heard = socket.hear().await;
+    let (challenge, step) = match heard {
+        Err(failure) if failure.kind == FailureKind::Refused => return Err(failure),
+        _ if version != VERSION => return Err(Failure::other(other_version(version))),
+        heard => heard?,
+    };
+    let Step::Challenge(Challenge { me, nonce: _ }) = step else {
+        return Err(out_of_turn(&step));
+    };
+    let other = introduced(me)?;
+    let said = Transcript {
+        hello: &hello,
+        challenge: &challenge,
+    };
+    let mac = proof(party.secret, Role::Dialler, said);
+    socket.say(Step::Proof(Proof { mac })).await?;
+
+    let (_, step) = socket.hear().await?;
+    let Step::Welcome(Proof { mac }) = step else {
+        return Err(out_of_turn(&step));
+    };
+    let checked = check_proof(party.secret, Role::Acceptor, said, &mac).and_then(|()| {
+        if other.server != target {
+            return Err(wrong_target(other.server, target));
+        }
+        (party.vet)(&other)
+    });
+    if let Err(text) = checked {
+        return Err(socket.refuse(text).await);
+    }
+    socket.say(Step::Ready(Ready {})).await?;
+    Ok(socket.greeted(party.me, other, lane))
+}
+
+/// Opens a connection as the side that was dialled.
+pub(super) async fn accept(stream: TcpStream, party: &Party<'_>) -> Result<Greeted, Failure> {
+    let mut socket = Socket::new(stream);
+    let version = socket.read_preamble().await?;
+    if version != VERSION {
+        socket.write.write_all(&preamble()).await?;
+        return Err(socket.refuse(other_version(version)).await);
+    }
+    let (hello_body, step) = socket.hear().await?;
+    let Step::Hello(hello) = step else {
+        return Err(out_of_turn(&step));
+    };
+    let other = introduced(hello.me)?;
+    if let Err(text) = compare_secrets(party, hello.secret) {
+        socket.write.write_all(&preamble()).await?;
+        return Err(socket.refuse(text).await);
+    }
+    let challenge = encode(Step::Challenge(Challenge {
+        me: Some(party.me.into()),
+        nonce: nonce()?,
+    }));
+    socket.begin(&challenge).await?;
+
+    let (_, step) = socket.hear().await?;
+    let Step::Proof(Proof { mac }) = step else {
+        return Err(out_of_turn(&step));
+    };
+    let said = Transcript {
+        hello: &hello_body,
+        challenge: &challenge,
+    };
+    let lane = Lane::try_from(hello.lane).unwrap_or(Lane::Unspecified);
+    let checked = check_proof(party.secret, Role::Dialler, said, &mac).and_then(|()| {
+        if hello.target != party.me.server {
+            return Err(wrong_target(party.me.server, hello.target));
+        }
+        if lane == Lane::Unspecified {
+            return Err(format!(
+                "server {} knows no lane {}",
+                party.me.server, hello.lane
+            ));
+        }
+        (party.vet)(&other)
+    });
+    if let Err(text) = checked {
+        return Err(socket.refuse(text).await);
+    }
+    let mac = proof(party.secret, Role::Acceptor, said);
+    socket.say(Step::Welcome(Proof { mac })).await?;
+    match socket.hear().await? {
+        (_, Step::Ready(Ready {})) => Ok(socket.greeted(party.me, other, lane)),
+        (_, step) => Err(out_of_turn(&step)),
+    }
+}
+
+impl Socket {
+    fn new(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self {
+            read: FrameReader::new(read, STEP_BYTES_MAX),
+            write,
+        }
+    }
+
+    fn greeted(mut self, me: Introduction, other: Introduction, lane: Lane) -> Greeted {
+        self.read.set_limit(frame::BODY_BYTES_MAX);
+        Greeted {
+            socket: self,
+            me,
+            other,
+            lane,
+        }
+    }
+
+    /// Tells the other side why not, and returns what happened here.
+    pub async fn refuse(&mut self, text: String) -> Failure {
+        let refusal = Step::Refusal(Refusal { text: text.clone() });
+        if self.say(refusal).await.is_ok() && self.write.shutdown().await.is_ok() {
+            // Closed with something unread, the connection would be reset, and the refusal lost.
+            let _ = timeout(LINGER, async {
+                while let Ok(Some(_)) = self.read.next().await {}
+            })
+            .await;
+        }
+        Failure::other(text)
+    }
+
+    async fn begin(&mut self, step: &[u8]) -> io::Result<()> {
+        let mut out = BytesMut::from(&preamble()[..]);
+        frame::put(step, &mut out);
+        self.write.write_all(&out).await
+    }
+
+    async fn say(&mut self, step: Step) -> io::Result<()> {
+        let mut out = BytesMut::new();
+        frame::put(&encode(step), &mut out);
+        self.write.write_all(&out).await
+    }
+
+    /// The next step of the other side, and its bytes. A refusal is a failure.
+    async fn hear(&mut self) -> Result<(Bytes, Step), Failure> {
+        let Some(body) = self.read.next().await? else {
+            return Err(cut_off());
+        };
+        let step = decode(body.clone())?;
+        Ok((body, step))
+    }
+
+    /// Reads the first bytes and returns the version that they name.
+    async fn read_preamble(&mut self) -> Result<u32, Failure> {
+        let mut seen = 0;
+        loop {
+            let input = self.read.more(seen).await?;
+            let common = input.len().min(MAGIC.len());
+            if input[..common] != MAGIC[..common] {
+                return Err(Failure::other(format!(
+                    "no zkraft server is at the other end, but {}; this port is for the servers of \
+                     a cluster only: check the ports of the server.N lines",
+                    who(input)
+                )));
+            }
+            if input.len() >= PREAMBLE {
+                input.advance(MAGIC.len());
+                return Ok(input.get_u32_le());
+            }
+            if input.len() == seen {
+                return Err(cut_off());
+            }
+            seen = input.len();
+        }
+    }
+}
+
+/// Reads a step of a handshake.
+///
+/// # Errors
+/// It is none, or a refusal.
+pub(super) fn decode(body: Bytes) -> Result<Step, Failure> {
+    let handshake = Handshake::decode(body)
+        .map_err(|error| Failure::other(format!("a handshake that cannot be read: {error}")))?;
+    match handshake.step {
+        Some(Step::Refusal(Refusal { text })) => {
+            Err(Failure::new(FailureKind::Refused, printable(&text)))
+        }
+        Some(step) => Ok(step),
+        None => Err(Failure::other("a handshake of no known kind")),
+    }
+}
+
+fn encode(step: Step) -> Bytes {
+    Handshake { step: Some(step) }.encode_to_vec().into()
+}
+
+fn preamble() -> [u8; PREAMBLE] {
+    let mut bytes = [0; PREAMBLE];
+    let mut out = &mut bytes[..];
+    out.put_slice(&MAGIC);
+    out.put_u32_le(VERSION);
+    bytes
+}
+
+fn nonce() -> Result<Bytes, Failure> {
+    let mut nonce = vec![0; NONCE_BYTES];
+    getrandom::fill(&mut nonce)
+        .map_err(|error| Failure::other(format!("the system gives no random bytes: {error}")))?;
+    Ok(nonce.into())
+}
+
+fn proof(secret: Option<&Secret>, role: Role, said: Transcript<'_>) -> Bytes {
+    secret.map_or_else(Bytes::new, |secret| secret.prove(role, said).into())
+}
+
+fn check_proof(
+    secret: Option<&Secret>,
+    role: Role,
+    said: Transcript<'_>,
+    proof: &[u8],
+) -> Result<(), String> {
+    match secret {
+        Some(secret) if !secret.verify(role, said, proof) => Err(
+            "the cluster secrets differ: clusterSecretFile must hold the same on all servers"
+                .to_owned(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether both sides have a secret, or neither.
+fn compare_secrets(party: &Party<'_>, theirs: bool) -> Result<(), String> {
+    let me = party.me.server;
+    match (party.secret.is_some(), theirs) {
+        (true, false) => Err(format!(
+            "server {me} asks for the cluster secret, and the server that dials has none: set \
+             clusterSecretFile there, with the same content as on all others"
+        )),
+        (false, true) => Err(format!(
+            "server {me} has no cluster secret, and the server that dials has one: set \
+             clusterSecretFile on server {me} too, with the same content as on all others"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn introduced(me: Option<crate::proto::peer::Introduction>) -> Result<Introduction, Failure> {
+    let other = me.map(Introduction::from);
+    other
+        .filter(|other| other.server != 0)
+        .ok_or_else(|| Failure::other("the other side does not say which server it is"))
+}
+
+fn wrong_target(found: u32, expected: u32) -> String {
+    format!("this is server {found}, not {expected}; check the server.N lines")
+}
+
+fn other_version(found: u32) -> String {
+    format!(
+        "one side speaks version {found} of the protocol between servers, the other version \
+         {VERSION}: bring both to versions of zkraft that may run together"
+    )
+}
+
+fn out_of_turn(step: &Step) -> Failure {
+    let name = match step {
+        Step::Hello(_) => "hello",
+        Step::Challenge(_) => "challenge",
+        Step::Proof(_) => "proof",
+        Step::Welcome(_) => "welcome",
+        Step::Ready(_) => "ready",
+        Step::Refusal(_) => "refusal",
+    };
+    Failure::other(format!("the other side says {name} out of turn"))
+}
+
+fn cut_off() -> Failure {
+    Failure::new(
+        FailureKind::CutOff,
+        "the other side closed the connection in the handshake",
+    )
+}
+
+/// A guess at who begins like this.
+fn who(start: &[u8]) -> String {
+    let known: [(&[u8], &str); 7] = [
+        (b"GET ", "an HTTP client"),
+        (b"HEAD ", "an HTTP client"),
+        (b"POST ", "an HTTP client"),
+        (b"HTTP/", "an HTTP server"),
+        (b"\x16\x03", "someone who speaks TLS"),
+        (
+            b"\xff\xff\xff\xff\xff\xff",
+            "an election of ZooKeeper servers",
+        ),
+        (
+            b"\0\0\0\x0b",
+            "a ZooKeeper server that looks for its leader",
+        ),
+    ];
+    let found = known.iter().find(|(bytes, _)| start.starts_with(bytes));
+    match found {
+        Some((_, name)) => (*name).to_owned(),
+        None if start.starts_with(&[0, 0]) => "a ZooKeeper client".to_owned(),
+        None => {
+            let shown = start[..start.len().min(16)].escape_ascii();
+            format!("someone who begins with \"{shown}\"")
+        }
+    }
+}

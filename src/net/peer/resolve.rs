@@ -1,0 +1,174 @@
+//! Where servers listen: names, resolved each time anew, and the port of this one.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+
+use super::notice::Notice;
+
+/// A slower answer is as good as none.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A name with more addresses is not one server's.
+const ADDRESSES_MAX: usize = 16;
+
+/// Where a server listens for its peers.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct PeerAddress {
+    /// A name, or a literal address; IPv6 with or without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+
+/// Turns names into addresses.
+#[derive(Clone)]
+pub struct Resolver(Arc<dyn Fn(String, u16) -> Lookup + Send + Sync>);
+
+impl Resolver {
+    /// The system's.
+    pub fn system() -> Self {
+        Self::new(|host, port| async move {
+            let found = tokio::net::lookup_host((host, port)).await?;
+            Ok(found.collect())
+        })
+    }
+
+    pub fn new<F>(lookup: impl Fn(String, u16) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        Self(Arc::new(move |host, port| Box::pin(lookup(host, port))))
+    }
+
+    /// The addresses of a name now, at least one.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub async fn resolve(&self, address: &PeerAddress) -> io::Result<Vec<SocketAddr>> {
+        let host = address.host.trim_start_matches('[').trim_end_matches(']');
+        let lookup = (self.0)(host.to_owned(), address.port);
+        let mut found = timeout(PATIENCE, lookup)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        found.truncate(ADDRESSES_MAX);
+        match found.is_empty() {
+            true => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            )),
+            false => Ok(found),
+        }
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// Binds the port for peers. While this server's own name does not resolve, or to an address that
+/// this machine does not have (yet), it waits and says so: in many places a name exists only some
+/// time after its server has started.
+///
+/// # Errors
+/// What waiting does not mend: the port is in use, or not allowed.
+pub async fn listen(own: &PeerAddress, resolver: &Resolver) -> io::Result<TcpListener> {
+    const PAUSES: [u64; 4] = [50, 100, 250, 500];
+    let mut notice = Notice::default();
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        let problem = match resolver.resolve(own).await {
+            Err(error) => format!("its name does not resolve: {error}"),
+            Ok(addresses) => match bind(&addresses)? {
+                Ok(listener) => return Ok(listener),
+                Err(address) => format!("{} is not an address of this machine", address.ip()),
+            },
+        };
+        if notice.is_news(&problem) {
+            tracing::warn!(
+                address = %own,
+                problem,
+                "waiting for this server's own address; check its server.N line if this goes on"
+            );
+        }
+        sleep(Duration::from_millis(pauses.next().unwrap_or(1_000))).await;
+    }
+}
+
+/// Binds the first that can be; else the last address that this machine does not have.
+fn bind(addresses: &[SocketAddr]) -> io::Result<Result<TcpListener, SocketAddr>> {
+    let mut absent = None;
+    for &address in addresses {
+        match crate::net::listen(address, None) {
+            Ok(listener) => return Ok(Ok(listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                absent = Some(address);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Err(absent.expect("a resolved name has an address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_waits_for_its_own_name() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let resolver = Resolver::new(move |host, port| {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            async move {
+                assert_eq!(host, "zk1.example");
+                match number {
+                    0 => Err(io::Error::other("no such name")),
+                    // An address for documentation: nobody has it.
+                    1 => Ok(vec![SocketAddr::from(([192, 0, 2, 1], port))]),
+                    _ => Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
+                }
+            }
+        });
+        let own = PeerAddress {
+            host: "zk1.example".to_owned(),
+            port: 0,
+        };
+        let listener = listen(&own, &resolver).await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        let taken = PeerAddress {
+            port: listener.local_addr().unwrap().port(),
+            ..own
+        };
+        let error = listen(&taken, &resolver).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn literal_addresses_need_no_name() {
+        for (host, expected) in [("127.0.0.1", "127.0.0.1:7"), ("[::1]", "[::1]:7")] {
+            let address = PeerAddress {
+                host: host.to_owned(),
+                port: 7,
+            };
+            let found = Resolver::system().resolve(&address).await.unwrap();
+            assert_eq!(found, [expected.parse().unwrap()]);
+        }
+    }
+}
