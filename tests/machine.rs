@@ -360,6 +360,7 @@ impl World {
             time_ms: self.time_ms,
             batches,
             internal: Vec::new(),
+            change: None,
         })
     }
 
@@ -378,6 +379,7 @@ impl World {
             time_ms: self.time_ms,
             batches: Vec::new(),
             internal,
+            change: None,
         })
     }
 

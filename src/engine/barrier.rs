@@ -58,11 +58,17 @@ impl<W> Barrier<W> {
         self.waiting.push(who);
     }
 
-    /// Forgets all who wait.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
-        self.round = None;
-        self.answered.clear();
+    /// Forgets all who wait, and says who they were.
+    pub fn take(&mut self) -> Vec<W> {
+        let mut all = std::mem::take(&mut self.waiting);
+        all.extend(
+            self.round
+                .take()
+                .into_iter()
+                .flat_map(|round| round.members),
+        );
+        all.extend(self.answered.drain(..).flat_map(|(_, members)| members));
+        all
     }
 
     /// The leader changed: what was asked of the last one is asked again.

@@ -5,7 +5,10 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
+    Snapshot,
+};
 
 use crate::proto::log;
 
@@ -75,6 +78,44 @@ pub fn membership_to_raft(membership: &log::Membership) -> ConfState {
         auto_leave: membership.auto_leave,
         ..ConfState::default()
     }
+}
+
+/// A snapshot as raft knows it: what it is of, without its content.
+pub fn snapshot_to_raft(mark: &log::SnapshotMark) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = mark.index;
+    metadata.term = mark.term;
+    let membership = mark.membership.clone().unwrap_or_default();
+    metadata.set_conf_state(membership_to_raft(&membership));
+    snapshot
+}
+
+pub fn snapshot_from_raft(snapshot: &Snapshot) -> log::SnapshotMark {
+    let metadata = snapshot.get_metadata();
+    log::SnapshotMark {
+        index: metadata.index,
+        term: metadata.term,
+        membership: Some(membership_from_raft(metadata.get_conf_state())),
+    }
+}
+
+/// More than one step makes raft go through a joint membership, none makes it leave one.
+pub fn change_to_raft(change: &log::MembershipChange) -> ConfChangeV2 {
+    use log::membership_step::Kind;
+    let steps = change.steps.iter().map(|step| {
+        let mut single = ConfChangeSingle::default();
+        single.node_id = step.server;
+        single.set_change_type(match step.kind() {
+            Kind::AddVoter => ConfChangeType::AddNode,
+            Kind::AddLearner => ConfChangeType::AddLearnerNode,
+            Kind::Remove => ConfChangeType::RemoveNode,
+        });
+        single
+    });
+    let mut raft = ConfChangeV2::default();
+    raft.set_changes(steps.collect::<Vec<_>>().into());
+    raft
 }
 
 /// The commands of a normal Raft entry. The empty entry that opens a term has none.

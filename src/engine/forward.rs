@@ -108,6 +108,16 @@ impl Forward {
         self.ticks = 0;
     }
 
+    /// What became of the commands so far is not known: they are given up, and the stream begins
+    /// again with the next incarnation.
+    pub fn begin_anew(&mut self) -> VecDeque<(log::Command, Waiter)> {
+        self.origin.incarnation += 1;
+        self.first = 1;
+        self.sent = 0;
+        self.ticks = 0;
+        std::mem::take(&mut self.queue)
+    }
+
     /// One engine tick passed while another server leads. What it got may be lost without a word.
     pub fn tick(&mut self) {
         self.deaf = self.deaf.saturating_sub(1);

@@ -3,8 +3,9 @@
 //! [`MemLog`] implements [`raft::Storage`] and cannot fail, because raft treats most storage
 //! errors as fatal. Durability is not its business: the same entries go to the log files, and what
 //! is not durable yet is known to [`super::replica`] only. Entries that are applied are let go once
-//! they take more than [`MemLog::BYTES_KEPT`].
+//! they take more than [`MemLog::BYTES_KEPT`]; who is further behind gets a snapshot.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
@@ -20,11 +21,20 @@ pub struct MemLog {
     base: (u64, u64),
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// The newest durable snapshot, which others can be sent.
+    snapshot: Option<log::SnapshotMark>,
+    /// Somebody needs a newer snapshot than there is.
+    snapshot_wanted: Cell<bool>,
+    /// Some server is being sent a snapshot: what follows it will be asked for.
+    transfer: bool,
 }
 
 impl MemLog {
     /// Bytes of applied entries that are kept for followers that are a little behind.
     pub const BYTES_KEPT: usize = 16 << 20;
+    /// The same while a snapshot is sent: a server that gets one and then finds that the log does
+    /// not reach back to it has to be sent another.
+    pub const BYTES_KEPT_IN_TRANSFER: usize = 256 << 20;
 
     /// The log as it was recovered: everything up to `base` is in the state already.
     pub fn new(
@@ -39,6 +49,13 @@ impl MemLog {
             base,
             entries: VecDeque::new(),
             bytes: 0,
+            snapshot: (base.0 > 0).then(|| log::SnapshotMark {
+                index: base.0,
+                term: base.1,
+                membership: Some(membership.clone()),
+            }),
+            snapshot_wanted: Cell::new(false),
+            transfer: false,
         };
         let entries: Vec<Entry> = entries
             .into_iter()
@@ -81,11 +98,47 @@ impl MemLog {
         &self.membership
     }
 
+    /// A snapshot is durable, and can be sent.
+    pub fn set_snapshot(&mut self, mark: log::SnapshotMark) {
+        if self
+            .snapshot
+            .as_ref()
+            .is_none_or(|old| old.index < mark.index)
+        {
+            self.snapshot = Some(mark);
+        }
+    }
+
+    /// Whether somebody needs a newer snapshot than there is; asked once.
+    pub fn take_snapshot_wanted(&self) -> bool {
+        self.snapshot_wanted.take()
+    }
+
+    /// Whether a snapshot is on its way to some server.
+    pub fn set_transfer(&mut self, transfer: bool) {
+        self.transfer = transfer;
+    }
+
+    /// The log goes on after a snapshot that another server sent; nothing before it is left.
+    pub fn install(&mut self, mark: log::SnapshotMark) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.base = (mark.index, mark.term);
+        if let Some(membership) = &mark.membership {
+            self.membership = super::entry::membership_to_raft(membership);
+        }
+        self.snapshot = Some(mark);
+    }
+
     /// Lets applied entries go while more than the limit is held. A server without followers has
     /// nobody to keep them for.
     pub fn trim(&mut self, applied: u64) {
         let members = self.membership.voters.len() + self.membership.learners.len();
-        let kept = if members > 1 { Self::BYTES_KEPT } else { 0 };
+        let kept = match (members > 1, self.transfer) {
+            (false, _) => 0,
+            (true, false) => Self::BYTES_KEPT,
+            (true, true) => Self::BYTES_KEPT_IN_TRANSFER,
+        };
         while self.bytes > kept
             && self
                 .entries
@@ -165,9 +218,25 @@ impl Storage for MemLog {
         Ok(self.base.0 + self.entries.len() as u64)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Raft asks again: files travel beside the log, not through it.
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    /// What the newest snapshot is of: its file travels beside the log, not through it.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let good = self.snapshot.as_ref().filter(|mark| {
+            let membership = mark.membership.clone().unwrap_or_default();
+            let members = [
+                membership.voters,
+                membership.learners,
+                membership.voters_outgoing,
+            ];
+            // The log must go on where it ends, and raft takes none that does not know its
+            // receiver.
+            mark.index >= self.base.0.max(request_index) && members.concat().contains(&to)
+        });
+        let Some(mark) = good else {
+            // Raft asks again.
+            self.snapshot_wanted.set(true);
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        };
+        Ok(super::entry::snapshot_to_raft(mark))
     }
 }
 
@@ -230,6 +299,56 @@ mod tests {
         log.append(&[entry(1, 1, 10), entry(2, 1, 10), entry(3, 1, 10)]);
         log.trim(2);
         assert_eq!(log.first_index().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_snapshot_is_offered_if_the_log_goes_on_after_it_and_its_receiver_is_in_it() {
+        let mark = |index, voters| log::SnapshotMark {
+            index,
+            term: 1,
+            membership: Some(members(voters)),
+        };
+        let offered = |log: &MemLog, to| {
+            let snapshot = log.snapshot(0, to);
+            snapshot.map(|snapshot| snapshot.get_metadata().index).ok()
+        };
+        let mut log = empty();
+        assert_eq!(offered(&log, 2), None);
+        assert!(log.take_snapshot_wanted() && !log.take_snapshot_wanted());
+        let big = MemLog::BYTES_KEPT / 2 + 1;
+        log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 1, big)]);
+        log.set_snapshot(mark(2, &[1, 2]));
+        assert_eq!(offered(&log, 2), Some(2));
+        assert_eq!(offered(&log, 3), None, "it is not a member in it");
+        assert!(log.take_snapshot_wanted());
+        log.set_transfer(true);
+        log.trim(3);
+        assert_eq!(log.first_index().unwrap(), 1);
+        log.set_transfer(false);
+        log.trim(3);
+        assert_eq!(log.first_index().unwrap(), 3);
+        assert_eq!(offered(&log, 2), Some(2));
+        log.append(&[entry(4, 1, big)]);
+        log.trim(4);
+        assert_eq!(offered(&log, 2), None, "entry 3 is gone");
+        log.set_snapshot(mark(3, &[1, 2, 3]));
+        assert_eq!(offered(&log, 3), Some(3));
+    }
+
+    #[test]
+    fn an_installed_snapshot_is_where_the_log_goes_on() {
+        let mut log = empty();
+        log.append(&[entry(1, 1, 10), entry(2, 1, 10)]);
+        log.install(log::SnapshotMark {
+            index: 9,
+            term: 3,
+            membership: Some(members(&[1, 2, 3])),
+        });
+        assert_eq!((log.last_index().unwrap(), log.term(9).unwrap()), (9, 3));
+        assert!(log.term(2).is_err());
+        log.append(&[entry(10, 3, 10)]);
+        assert_eq!(indexes(&log, 10, 11, u64::MAX), [10]);
+        assert_eq!(log.membership().voters, [1, 2, 3]);
     }
 
     #[test]

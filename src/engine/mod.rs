@@ -11,6 +11,7 @@
 
 pub mod auth;
 pub mod barrier;
+mod catch_up;
 pub mod connection;
 pub mod entry;
 pub mod expiry;
@@ -18,13 +19,14 @@ pub mod forward;
 pub mod large;
 pub mod lease;
 pub mod log;
+pub mod members;
 pub mod outbox;
 pub mod peer;
 pub mod pipeline;
 pub mod replica;
 pub mod shared;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -50,6 +52,7 @@ use expiry::{Expiry, Telling};
 use forward::{Forward, Inbound, Waiter};
 use lease::Lease;
 use log::MemLog;
+use members::{CLUSTER_SETTING, Failover, Introduction, Standing};
 use replica::{Replica, Turn};
 use shared::{Registry, Submission};
 
@@ -71,6 +74,8 @@ const TOUCH_MS: u64 = 200;
 const NOTED_WITHIN_MS: u64 = 1_000;
 /// Touches in a third of the shortest timeout, at least.
 const TOUCHES_PER_THIRD: u64 = 4;
+/// The lower bits of an incarnation count the snapshots that were installed since the start.
+const INSTALL_BITS: u32 = 16;
 /// About what a znode takes in an image besides its path and data.
 const ZNODE_BYTES: u64 = 100;
 
@@ -157,6 +162,7 @@ impl Default for CleanerOptions {
 
 /// A server as it was recovered, or a new one.
 pub struct Setup {
+    /// `incarnation`: the number of this start.
     pub origin: OriginId,
     pub options: Options,
     pub random: Entropy,
@@ -169,6 +175,9 @@ pub struct Setup {
     pub entries: Vec<proto::log::LogEntry>,
     /// Whether a snapshot is wanted as soon as clients are served, whatever the log's size.
     pub snapshot_due: bool,
+    /// Whether an empty server may take part before others have let it in (see [`members`]): only
+    /// if it is known that its disk never had anything.
+    pub admitted: bool,
 }
 
 /// What happens to the engine, besides what connections submit.
@@ -184,6 +193,16 @@ pub enum Event {
     SnapshotTaken { index: u64, bytes: u64 },
     /// The snapshot that was asked for could not be written.
     SnapshotFailed,
+    /// Another server can be reached now.
+    Linked { id: u64, introduction: Introduction },
+    /// What was sent to this server may be lost.
+    Unreachable(u64),
+    /// The process of this server is gone: its connections broke, and new ones are refused.
+    PeerLost(u64),
+    /// How sending a snapshot ended: see [`Outputs::send_snapshot`].
+    SnapshotSent { to: u64, ok: bool },
+    /// A snapshot that another server sent is durable here, and this is its state.
+    SnapshotReceived(Box<(SnapshotMeta, Machine)>),
 }
 
 /// What must now be done, in this order for each list.
@@ -193,6 +212,18 @@ pub struct Outputs {
     /// For whom, and what. It may get lost.
     pub sends: Vec<(u64, PeerMessage)>,
     pub take_snapshot: Option<(SnapshotMeta, Image)>,
+    /// Snapshots to be sent to others beside the messages; [`Event::SnapshotSent`] must follow.
+    pub send_snapshot: Vec<SendSnapshot>,
+    /// When a turn is wanted even if nothing happens before, in ms.
+    pub wake_at_ms: Option<u64>,
+}
+
+/// Which snapshot is to be sent to whom.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SendSnapshot {
+    pub to: u64,
+    pub index: u64,
+    pub term: u64,
 }
 
 /// What a snapshot is of.
@@ -247,13 +278,20 @@ pub struct Engine {
     /// The term in which this leader wrote its settings into the log.
     settings_term: u64,
     snapshot: SnapshotState,
+    standing: Standing,
+    failover: Option<Failover>,
+    /// A snapshot of another server, until this one has a leader to be given it by.
+    received: Option<Box<(SnapshotMeta, Machine)>>,
+    /// Servers that are sent a snapshot, and its index, until they have caught up with it.
+    transfers: BTreeMap<u64, u64>,
     applied: LogId,
     now_ms: u64,
 }
 
 #[derive(Debug, Default)]
 struct SnapshotState {
-    running: bool,
+    /// What is being written.
+    running: Option<proto::log::SnapshotMark>,
     /// Transactions and log bytes since the last one was asked for.
     entries: u64,
     bytes: u64,
@@ -279,26 +317,34 @@ impl Engine {
             membership,
             entries,
             snapshot_due,
+            admitted,
         } = setup;
         let applied = machine.applied();
         let base = (applied.index, applied.term);
+        let is_new = base.0 == 0 && entries.is_empty() && hard_state == Default::default();
         let log = MemLog::new(&hard_state, &membership, base, entries);
-        let replica = Replica::new(u64::from(origin.server), log, applied.index, &logger)
+        let id = u64::from(origin.server);
+        let replica = Replica::new(id, log, applied.index, is_new, &logger)
             .expect("the recovered log and state belong together");
         let expiry = Expiry::new(options.session_tick_ms, options.tick_ms);
-        let incarnation = origin.incarnation;
-        let shared = Shared::new(machine, options, random, origin.server, incarnation);
+        let start = origin.incarnation;
+        let shared = Shared::new(machine, options, random, origin.server, start);
+        // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
+        let origin = OriginId {
+            incarnation: start << INSTALL_BITS,
+            ..origin
+        };
         Self {
             shared: Arc::new(shared),
             replica,
             forward: Forward::new(origin),
             expiry,
             telling: Telling::default(),
-            id: u64::from(origin.server),
+            id,
             barrier: Barrier::new(Purpose::Sync, origin),
             touches: Barrier::new(Purpose::Touch, origin),
             inbound: Inbound::default(),
-            lease: Lease::new(origin.incarnation),
+            lease: Lease::new(start),
             next_touch_ms: now_ms,
             gone: Vec::new(),
             leading: None,
@@ -310,6 +356,10 @@ impl Engine {
                 due: snapshot_due,
                 ..SnapshotState::default()
             },
+            standing: Standing::new(id, origin.disk, admitted || !is_new),
+            failover: None,
+            received: None,
+            transfers: BTreeMap::new(),
             applied,
             now_ms,
         }
@@ -331,14 +381,34 @@ impl Engine {
             Event::Peer { from, message } => self.heard(from, message),
             Event::Persisted(number) => {
                 let messages = self.replica.persisted(number);
-                out.sends.extend(messages.into_iter().map(to_peer));
+                self.send(messages, out);
             }
             Event::SnapshotTaken { index, bytes } => {
-                self.snapshot.running = false;
+                if let Some(mark) = self.snapshot.running.take() {
+                    self.replica.has_snapshot(mark);
+                }
                 self.snapshot.last_bytes = bytes;
                 tracing::info!(index, bytes, "snapshot written");
             }
-            Event::SnapshotFailed => self.snapshot.running = false,
+            Event::SnapshotFailed => self.snapshot.running = None,
+            Event::Linked { id, introduction } => self.linked(id, introduction),
+            Event::Unreachable(id) => {
+                self.standing.unlinked(id);
+                self.replica.unreachable(id);
+            }
+            Event::PeerLost(id) => self.peer_lost(id),
+            Event::SnapshotSent { to, ok } => {
+                self.replica.snapshot_sent(to, ok);
+                if !ok {
+                    self.transfers.remove(&to);
+                }
+            }
+            Event::SnapshotReceived(received) => {
+                let newest = self.received.as_ref().map_or(0, |newest| newest.0.index);
+                if received.0.index > newest.max(self.applied.index) {
+                    self.received = Some(received);
+                }
+            }
         }
     }
 
@@ -347,9 +417,13 @@ impl Engine {
     pub fn turn(&mut self, now_ms: u64, wall_ms: i64, out: &mut Outputs) {
         self.now_ms = now_ms;
         self.take_submissions();
-        self.replica.campaign_if_alone();
+        if self.standing.is_admitted() {
+            self.replica.campaign_if_alone();
+        }
+        self.fail_over(out);
         self.clean(wall_ms);
         loop {
+            let offered = self.offer_received();
             if self.replica.has_other_leader() {
                 // Before anything goes to the new one: the oldest comes first.
                 self.leadership_changed();
@@ -365,10 +439,16 @@ impl Engine {
                 sends,
                 committed,
                 reads,
+                installed,
             } = self.replica.turn();
             let idle = append.is_empty() && committed.is_empty() && reads.is_empty();
             out.append.extend(append);
-            out.sends.extend(sends.into_iter().map(to_peer));
+            self.send(sends, out);
+            if let Some((meta, machine)) = offered.map(|offered| *offered)
+                && installed == Some(meta.index)
+            {
+                self.install(&meta, machine);
+            }
             for (context, index) in reads {
                 self.barrier.answer(&context, index);
                 self.touches.answer(&context, index);
@@ -401,7 +481,10 @@ impl Engine {
     }
 
     fn tick(&mut self) {
-        self.replica.tick();
+        if self.standing.is_admitted() {
+            self.replica.tick();
+        }
+        self.look_after_transfers();
         let rounds = [self.barrier.tick(), self.touches.tick()];
         for context in rounds.into_iter().flatten() {
             self.replica.read_index(context);
@@ -527,6 +610,7 @@ impl Engine {
                 time_ms: wall_ms,
                 batches,
                 internal,
+                change: None,
             };
             let Some(at) = self.replica.propose(entry.encode_to_vec()) else {
                 // No room now; the next turn tries again.
@@ -556,8 +640,10 @@ impl Engine {
 
     fn heard(&mut self, from: u64, message: PeerMessage) {
         match message {
-            // Snapshots do not travel yet, and an empty one would not be one.
+            // A snapshot is stepped when its file is here: see `offer_received`.
             PeerMessage::Raft(message) if message.get_msg_type() == MessageType::MsgSnapshot => {}
+            // Whoever is not let in promises nothing.
+            PeerMessage::Raft(_) if !self.standing.is_admitted() => {}
             PeerMessage::Raft(message) => self.replica.step(message),
             // Who takes this server for the leader will hear who is, or sends it again.
             PeerMessage::Forward(batch) if self.replica.is_leader() => self.inbound.push(batch),
@@ -629,10 +715,13 @@ impl Engine {
     }
 
     fn leadership_changed(&mut self) {
+        if !self.replica.is_leader() {
+            self.transfers.clear();
+        }
         self.forward.resend();
         self.proposed.clear();
         self.barrier.retry();
-        self.touches.clear();
+        drop(self.touches.take());
         // Nobody waits to hear from the new one for longer than it takes to ask.
         self.next_touch_ms = self.now_ms;
     }
@@ -690,15 +779,17 @@ impl Engine {
                         term: raft_entry.term,
                         index: raft_entry.index,
                     };
-                    assert_eq!(
-                        raft_entry.get_entry_type(),
-                        EntryType::EntryNormal,
-                        "a change of membership cannot be proposed on a standalone server"
-                    );
+                    let is_change = raft_entry.get_entry_type() != EntryType::EntryNormal;
                     let entry = match take_proposed(&mut self.proposed, at) {
                         Some(entry) => entry,
+                        // Raft's own account of the change is not looked at.
+                        None if is_change => entry::decode_commands(&raft_entry.context),
                         None => entry::decode_commands(&raft_entry.data),
                     };
+                    if is_change {
+                        let change = entry.change.clone().unwrap_or_default();
+                        self.replica.apply_change(&change);
+                    }
                     commands += 1 + entry
                         .batches
                         .iter()
@@ -807,34 +898,29 @@ impl Engine {
     /// Writes settings that differ into the log. True: they are not applied yet.
     fn settings_differ(&mut self) -> bool {
         let state = self.shared.state.read();
-        let differing: Vec<_> = self
-            .shared
-            .options
-            .settings
-            .iter()
+        let settings = self.shared.options.settings.iter();
+        let mut differing: Vec<_> = settings
             .filter(|(name, value)| state.machine.setting(name) != *value)
+            .map(|(name, value)| ((*name).to_owned(), *value))
             .collect();
+        differing.extend(self.unbound_disks(&state.machine));
+        if state.machine.setting(CLUSTER_SETTING) == 0 {
+            let random = (self.shared.random)();
+            let number = i64::from_be_bytes(random[..8].try_into().expect("8 of 16 bytes"));
+            // Never 0, which means that there is none.
+            differing.push((CLUSTER_SETTING.to_owned(), number | 1));
+        }
         if !differing.is_empty() && self.settings_term != self.replica.term() {
             self.settings_term = self.replica.term();
-            for (name, value) in &differing {
-                let body = proto::log::Set {
-                    name: (*name).to_owned(),
-                    value: *value,
-                };
-                self.internal.push(proto::log::Command {
-                    session: 0,
-                    generation: 0,
-                    op: crate::machine::op::SET,
-                    body: body.encode_to_vec().into(),
-                });
-            }
+            let commands = differing.iter().map(set_command);
+            self.internal.extend(commands);
         }
         !differing.is_empty()
     }
 
     fn ask_for_snapshot(&mut self, out: &mut Outputs) {
         let SnapshotState {
-            running,
+            ref running,
             entries,
             bytes,
             last_bytes,
@@ -853,7 +939,7 @@ impl Engine {
         // Not before it serves: only then has this run added to the log what a snapshot can cover.
         let due = due && self.shared.is_serving();
         let wanted = due || ((many || large) && is_worth());
-        if running || !wanted {
+        if running.is_some() || !(wanted || self.replica.is_snapshot_wanted()) {
             return;
         }
         let image = self.shared.state.read().machine.image();
@@ -865,7 +951,7 @@ impl Engine {
             digest: image.digest(),
         };
         self.snapshot = SnapshotState {
-            running: true,
+            running: Some(meta.mark()),
             entries: 0,
             bytes: 0,
             last_bytes,
@@ -894,8 +980,18 @@ fn wake(connections: &[Arc<Connection>]) {
         .for_each(|connection| connection.wake(news));
 }
 
-fn to_peer(message: raft::eraftpb::Message) -> (u64, PeerMessage) {
-    (message.to, PeerMessage::Raft(message))
+/// The leader's command that sets a replicated setting.
+fn set_command((name, value): &(String, i64)) -> proto::log::Command {
+    let body = proto::log::Set {
+        name: name.clone(),
+        value: *value,
+    };
+    proto::log::Command {
+        session: 0,
+        generation: 0,
+        op: crate::machine::op::SET,
+        body: body.encode_to_vec().into(),
+    }
 }
 
 /// Takes what was proposed at this place in the log, if it was proposed here.

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::{Message, MessageType, Snapshot};
+use raft::eraftpb::{Message, MessageType};
 
 use crate::proto::peer::frame::Message as Part;
 use crate::proto::{log, peer};
@@ -85,14 +85,7 @@ impl PeerMessage {
 }
 
 fn from_raft(message: Message) -> peer::Raft {
-    let snapshot = message.snapshot.as_ref().map(|snapshot| {
-        let metadata = snapshot.get_metadata();
-        log::SnapshotMark {
-            index: metadata.index,
-            term: metadata.term,
-            membership: Some(entry::membership_from_raft(metadata.get_conf_state())),
-        }
-    });
+    let snapshot = message.snapshot.as_ref().map(entry::snapshot_from_raft);
     peer::Raft {
         kind: message.msg_type as u32,
         to: message.to,
@@ -142,20 +135,14 @@ fn to_raft(message: peer::Raft) -> Result<Message, PeerError> {
     };
     raft.set_msg_type(kind);
     if let Some(mark) = message.snapshot {
-        let mut snapshot = Snapshot::default();
-        let metadata = snapshot.mut_metadata();
-        metadata.index = mark.index;
-        metadata.term = mark.term;
-        let membership = mark.membership.unwrap_or_default();
-        metadata.set_conf_state(entry::membership_to_raft(&membership));
-        raft.set_snapshot(snapshot);
+        raft.set_snapshot(entry::snapshot_to_raft(&mark));
     }
     Ok(raft)
 }
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::{ConfState, Entry, SnapshotMetadata};
+    use raft::eraftpb::{ConfState, Entry, Snapshot, SnapshotMetadata};
 
     use super::*;
 

@@ -9,8 +9,9 @@
 
 use std::collections::VecDeque;
 
+use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::machine::LogId;
 use crate::proto::log;
@@ -41,6 +42,8 @@ pub struct Turn {
     pub committed: Vec<Entry>,
     /// Context and index of read rounds that were answered.
     pub reads: Vec<(Vec<u8>, u64)>,
+    /// The log goes on after a snapshot that another server sent: its index.
+    pub installed: Option<u64>,
 }
 
 pub struct Replica {
@@ -53,6 +56,9 @@ pub struct Replica {
     /// Written with the next record; its commit index alone is not worth a write.
     hard_state: log::HardState,
     hard_state_written: log::HardState,
+    /// The membership that a new log begins with, until it is written: a later start must not take
+    /// it from a configuration that was edited meanwhile.
+    first_membership: Option<log::Membership>,
     last_seen: (u64, u64),
 }
 
@@ -67,8 +73,15 @@ struct Unpersisted {
 }
 
 impl Replica {
-    /// Takes over a recovered log. `applied` is the last entry that the state contains.
-    pub fn new(id: u64, log: MemLog, applied: u64, logger: &slog::Logger) -> raft::Result<Self> {
+    /// Takes over a recovered log. `applied` is the last entry that the state contains. `is_new`:
+    /// nothing was ever written to this log.
+    pub fn new(
+        id: u64,
+        log: MemLog,
+        applied: u64,
+        is_new: bool,
+        logger: &slog::Logger,
+    ) -> raft::Result<Self> {
         let config = Config {
             id,
             election_tick: ELECTION_TICKS,
@@ -83,6 +96,7 @@ impl Replica {
             read_only_option: ReadOnlyOption::Safe,
             ..Config::default()
         };
+        let first_membership = is_new.then(|| entry::membership_from_raft(log.membership()));
         let raw = RawNode::new(&config, log, logger)?;
         let hard_state = entry::hard_state_from_raft(&raw.raft.hard_state());
         let mut replica = Self {
@@ -92,6 +106,7 @@ impl Replica {
             persisted: 0,
             hard_state,
             hard_state_written: hard_state,
+            first_membership,
             last_seen: (0, 0),
         };
         replica.fix_election_timeout();
@@ -125,6 +140,112 @@ impl Replica {
             tracing::debug!(%error, "message ignored");
         }
         self.fix_election_timeout();
+    }
+
+    /// This server's process is gone, so nothing more will be heard of it in this term: if it led,
+    /// nobody does, and this server may campaign and vote at once. A leader that was only thought
+    /// dead makes itself heard, and those who still hear it give no vote (Raft thesis §9.6).
+    pub fn forget_leader(&mut self, id: u64) -> bool {
+        let led = self.raw.raft.leader_id == id && id != self.id;
+        if led {
+            self.raw.raft.leader_id = raft::INVALID_ID;
+        }
+        led
+    }
+
+    /// Asks for votes, if this server may have any.
+    pub fn campaign(&mut self) {
+        if self.is_voter() && !self.is_leader() {
+            // Refused while a change of membership is not applied yet: it is tried again.
+            if let Err(error) = self.raw.campaign() {
+                tracing::debug!(%error, "no campaign");
+            }
+            self.fix_election_timeout();
+        }
+    }
+
+    /// What was sent to this server may be lost.
+    pub fn unreachable(&mut self, id: u64) {
+        self.raw.report_unreachable(id);
+    }
+
+    /// How sending a snapshot ended.
+    pub fn snapshot_sent(&mut self, to: u64, ok: bool) {
+        let status = match ok {
+            true => SnapshotStatus::Finish,
+            false => SnapshotStatus::Failure,
+        };
+        self.raw.report_snapshot(to, status);
+    }
+
+    /// A snapshot of the leader's is durable here. If it is ahead of this log, the next turn says
+    /// that it was installed.
+    pub fn offer_snapshot(&mut self, mark: &log::SnapshotMark) {
+        let mut message = Message {
+            to: self.id,
+            from: self.leader(),
+            term: self.term(),
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.set_snapshot(entry::snapshot_to_raft(mark));
+        self.step(message);
+    }
+
+    /// A snapshot is durable and can be sent to others.
+    pub fn has_snapshot(&mut self, mark: log::SnapshotMark) {
+        self.raw.mut_store().set_snapshot(mark);
+    }
+
+    /// Whether some follower needs a newer snapshot than there is; asked once.
+    pub fn is_snapshot_wanted(&self) -> bool {
+        self.raw.store().take_snapshot_wanted()
+    }
+
+    /// Keeps more of the log while a snapshot is on its way.
+    pub fn set_transfer(&mut self, transfer: bool) {
+        self.raw.mut_store().set_transfer(transfer);
+    }
+
+    /// As the leader: the last entry that is known to be in this server's log.
+    pub fn matched(&self, id: u64) -> Option<u64> {
+        self.raw.raft.prs().get(id).map(|progress| progress.matched)
+    }
+
+    /// Proposes an entry with a change of membership in it; as [`Self::propose`]. `None` also while
+    /// another change is on its way.
+    #[must_use]
+    pub fn propose_change(&mut self, entry: &log::Entry) -> Option<LogId> {
+        let raft = &self.raw.raft;
+        if !self.is_leader() || raft.has_pending_conf() {
+            return None;
+        }
+        let change = entry::change_to_raft(entry.change.as_ref()?);
+        let context = entry.encode_to_vec();
+        self.raw.propose_conf_change(context, change).ok()?;
+        Some(LogId {
+            term: self.raw.raft.term,
+            index: self.last_index(),
+        })
+    }
+
+    /// A change of membership comes into force.
+    ///
+    /// # Panics
+    ///
+    /// If it is impossible: the leader that proposed it has checked it, and servers must not differ
+    /// about who has a say.
+    pub fn apply_change(&mut self, change: &log::MembershipChange) {
+        let change = entry::change_to_raft(change);
+        let membership = self.raw.apply_conf_change(&change);
+        let membership = membership.expect("the leader checked the change of membership");
+        self.raw.mut_store().set_membership(membership);
+        self.fix_election_timeout();
+    }
+
+    /// Hands leadership over, once that server has the whole log.
+    pub fn transfer_leadership(&mut self, to: u64) {
+        self.raw.transfer_leader(to);
     }
 
     /// Proposes an entry; returns its place in the log. `None`: there is no room or no leadership
@@ -178,17 +299,35 @@ impl Replica {
                 self.hard_state = entry::hard_state_from_raft(hard_state);
                 self.raw.mut_store().set_hard_state(hard_state.clone());
             }
+            if !ready.snapshot().is_empty() {
+                let mark = entry::snapshot_from_raft(ready.snapshot());
+                turn.installed = Some(mark.index);
+                self.raw.mut_store().install(mark.clone());
+                turn.append.push(Append {
+                    // The Ready itself is durable with its entries, which follow.
+                    number: number - 1,
+                    record: log::Record {
+                        mark: Some(mark),
+                        ..log::Record::default()
+                    },
+                    sync: true,
+                });
+            }
             let entries = ready.take_entries();
             self.raw.mut_store().append(&entries);
 
             let new_term = (self.hard_state.term, self.hard_state.vote)
                 != (self.hard_state_written.term, self.hard_state_written.vote);
-            let empty = entries.is_empty() && !new_term;
+            let empty = entries.is_empty() && !new_term && ready.snapshot().is_empty();
             if !empty {
+                let first = self.first_membership.take();
                 let record = log::Record {
                     entries: entries.iter().map(entry::entry_from_raft).collect(),
                     hard_state: Some(self.hard_state),
-                    mark: None,
+                    mark: first.map(|membership| log::SnapshotMark {
+                        membership: Some(membership),
+                        ..log::SnapshotMark::default()
+                    }),
                 };
                 self.hard_state_written = self.hard_state;
                 turn.append.push(Append {
@@ -245,12 +384,19 @@ impl Replica {
 
     /// Entries up to this index are in the state.
     pub fn applied(&mut self, index: u64) {
-        self.raw.advance_apply_to(index);
+        // An installed snapshot is in the state before the log knows of it for good.
+        self.raw
+            .advance_apply_to(index.min(self.raw.raft.raft_log.persisted));
         self.raw.mut_store().trim(index);
     }
 
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether this server has a say.
+    pub fn is_voter(&self) -> bool {
+        self.raw.raft.promotable()
     }
 
     /// Whether no other server has a say: neither now nor once a change under way is through.
@@ -274,6 +420,18 @@ impl Replica {
 
     pub fn membership(&self) -> log::Membership {
         entry::membership_from_raft(self.raw.store().membership())
+    }
+
+    /// All servers that have the log: with a say or without.
+    pub fn members(&self) -> Vec<u64> {
+        let membership = self.membership();
+        [
+            membership.voters,
+            membership.voters_outgoing,
+            membership.learners,
+            membership.learners_next,
+        ]
+        .concat()
     }
 
     /// The newest hard state, to be written at a clean stop.

@@ -67,6 +67,7 @@ impl Bench {
             },
             entries: Vec::new(),
             snapshot_due,
+            admitted: true,
         };
         let engine = Engine::new(setup, 0);
         let shared = engine.shared();

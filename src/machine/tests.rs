@@ -79,6 +79,7 @@ impl Rig {
             time_ms: 1,
             batches,
             internal: Vec::new(),
+            change: None,
         };
         self.machine.apply(self.at, &entry, &mut Journal::default());
     }
@@ -107,6 +108,7 @@ impl Rig {
             time_ms,
             batches: vec![batch],
             internal: Vec::new(),
+            change: None,
         })
     }
 
@@ -121,6 +123,7 @@ impl Rig {
             time_ms: 1,
             batches: Vec::new(),
             internal: vec![command],
+            change: None,
         })
     }
 
@@ -592,6 +595,7 @@ fn arbitrary_entry() -> impl Strategy<Value = log::Entry> {
             time_ms,
             batches,
             internal: internal.into_iter().collect(),
+            change: None,
         },
     )
 }
@@ -624,6 +628,7 @@ fn first_entry() -> log::Entry {
         time_ms: 0,
         batches: vec![batch],
         internal,
+        change: None,
     }
 }
 

@@ -264,6 +264,7 @@ mod tests {
                     },
                     entries: Vec::new(),
                     snapshot_due: false,
+                    admitted: true,
                 },
                 0,
             );

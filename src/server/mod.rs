@@ -328,6 +328,7 @@ fn engine(
         membership: membership.unwrap_or(alone),
         entries,
         snapshot_due,
+        admitted: true,
     };
     Ok(Engine::new(setup, clock.now_ms()))
 }

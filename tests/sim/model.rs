@@ -507,6 +507,7 @@ mod tests {
                 time_ms: 5,
                 batches: vec![batch],
                 internal: vec![],
+                change: None,
             };
             self.model.apply(self.number, 1, &entry).remove(0).outcome
         }

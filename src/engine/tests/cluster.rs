@@ -1,11 +1,12 @@
 //! Several engines that hear each other, with a network that can be cut and disks that are fast.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use raft::eraftpb::MessageType;
 
 use super::*;
+use crate::engine::members::disk_setting;
 
 /// Of the sessions (see [`hello`]).
 const TIMEOUT_MS: u64 = 4_000;
@@ -14,6 +15,7 @@ struct Node {
     engine: Engine,
     shared: Arc<Shared>,
     up: bool,
+    disk: u64,
 }
 
 struct Cluster {
@@ -25,17 +27,30 @@ struct Cluster {
     lost_forwards: usize,
     /// Appends that this server is sent are lost.
     lost_appends: Option<u64>,
+    /// The snapshots that servers have, by server and index.
+    snapshots: BTreeMap<(u64, u64), (SnapshotMeta, Image)>,
+    /// How many were sent, and whether they arrive.
+    transfers: u64,
+    broken_transfers: bool,
 }
 
 impl Cluster {
     fn new(servers: u64) -> Self {
+        let mut cluster = Self::strangers(servers, 0, true);
+        cluster.pass(3_000);
+        cluster
+    }
+
+    /// Servers that do not know each other's disks yet, which are numbered as they are, from here
+    /// on. `admitted`: they may take part all the same.
+    fn strangers(servers: u64, disks_from: u64, admitted: bool) -> Self {
         let voters: Vec<u64> = (1..=servers).collect();
         let node = |server: u64| {
             let engine = Engine::new(
                 Setup {
                     origin: OriginId {
                         server: server as u32,
-                        disk: server,
+                        disk: disks_from + server,
                         incarnation: 1,
                     },
                     options: Options::default(),
@@ -49,6 +64,7 @@ impl Cluster {
                     },
                     entries: Vec::new(),
                     snapshot_due: false,
+                    admitted,
                 },
                 0,
             );
@@ -56,17 +72,77 @@ impl Cluster {
                 shared: engine.shared(),
                 engine,
                 up: true,
+                disk: disks_from + server,
             }
         };
-        let mut cluster = Self {
+        Self {
             nodes: voters.iter().map(|server| node(*server)).collect(),
             now_ms: 0,
             cut: BTreeSet::new(),
             lost_forwards: 0,
             lost_appends: None,
+            snapshots: BTreeMap::new(),
+            transfers: 0,
+            broken_transfers: false,
+        }
+    }
+
+    /// Everyone who runs is told of everyone else who does, as links do.
+    fn link(&mut self) {
+        for server in self.running() {
+            for id in self.running() {
+                if id != server {
+                    self.introduce(id, server);
+                }
+            }
+        }
+    }
+
+    /// `server` is linked to `id`.
+    fn introduce(&mut self, id: u64, server: u64) {
+        let knows = {
+            let state = self.shared(id).state.read();
+            state.machine.setting(&disk_setting(server)) as u64
         };
-        cluster.pass(3_000);
-        cluster
+        // A link would be refused.
+        if knows != 0 && knows != self.node(server).disk {
+            return;
+        }
+        let formed = self.node(id).engine.replica.last_index() > 0;
+        let introduction = Introduction {
+            disk: self.node(id).disk,
+            formed,
+            knows,
+        };
+        self.event(server, Event::Linked { id, introduction });
+    }
+
+    fn event(&mut self, server: u64, event: Event) {
+        let now_ms = self.now_ms;
+        self.node(server)
+            .engine
+            .handle(event, now_ms, &mut Outputs::default());
+    }
+
+    /// This server's process dies, and the others see their connections to it refused.
+    fn die(&mut self, server: u64) {
+        self.kill(server);
+        for other in self.running() {
+            self.event(other, Event::PeerLost(server));
+        }
+    }
+
+    /// Time passes, step by step, with a turn in each; heartbeats are as ever.
+    fn pass_finely(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.now_ms += 1;
+            if self.now_ms.is_multiple_of(50) {
+                self.now_ms -= 50;
+                self.pass(50);
+            } else {
+                self.settle();
+            }
+        }
     }
 
     fn node(&mut self, server: u64) -> &mut Node {
@@ -130,14 +206,34 @@ impl Cluster {
 
     fn turn(&mut self, server: u64) -> Vec<(u64, u64, PeerMessage)> {
         let now_ms = self.now_ms;
-        let engine = &mut self.node(server).engine;
         let mut sends = Vec::new();
         loop {
+            let engine = &mut self.node(server).engine;
             let mut out = Outputs::default();
             engine.turn(now_ms, 1_000_000 + now_ms as i64, &mut out);
             let written = out.append.last().map(|append| append.number);
             if let Some(number) = written {
                 engine.handle(Event::Persisted(number), now_ms, &mut out);
+            }
+            if let Some((meta, image)) = out.take_snapshot.take() {
+                let event = Event::SnapshotTaken {
+                    index: meta.index,
+                    bytes: 1,
+                };
+                engine.handle(event, now_ms, &mut out);
+                self.snapshots.insert((server, meta.index), (meta, image));
+            }
+            for SendSnapshot { to, index, .. } in std::mem::take(&mut out.send_snapshot) {
+                self.transfers += 1;
+                let ok = !self.broken_transfers;
+                if ok {
+                    let (meta, image) = &self.snapshots[&(server, index)];
+                    let chunks = image.chunks().map(Ok::<_, ()>);
+                    let machine = Machine::restore(chunks).expect("it was taken whole");
+                    let received = Event::SnapshotReceived(Box::new((meta.clone(), machine)));
+                    self.event(to, received);
+                }
+                self.event(server, Event::SnapshotSent { to, ok });
             }
             sends.extend(out.sends.into_iter().map(|(whom, m)| (server, whom, m)));
             if written.is_none() {
@@ -600,4 +696,170 @@ fn a_server_that_is_cut_off_can_still_be_asked_how_it_is() {
     let fresh = cluster.shared(follower).connect(peer, Box::new(|_| {}));
     cluster.pass(1_000);
     assert!(fresh.awaits_handshake());
+}
+
+/// Writes more than a leader keeps of its log.
+fn write_much(cluster: &mut Cluster, client: &mut Client) {
+    for xid in 1_000..1_020 {
+        let set = Request::SetData {
+            path: "/big".into(),
+            data: Some(vec![xid as u8; 1_000_000].into()),
+            version: -1,
+        };
+        cluster.send(client, xid, &set);
+        assert_eq!(client.frames(), [ok(xid)]);
+    }
+}
+
+#[test]
+fn a_server_that_is_too_far_behind_is_sent_a_snapshot() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    let (mut stranded, given) = cluster.client(behind);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    cluster.isolate(behind);
+    // It is not known what becomes of this one.
+    cluster.send(&stranded, 1, &create("/lost", 0));
+    write_much(&mut cluster, &mut client);
+    assert_eq!(cluster.transfers, 0);
+    cluster.broken_transfers = true;
+    cluster.cut.clear();
+    cluster.pass(500);
+    assert!(cluster.transfers > 0, "it is tried again");
+    cluster.broken_transfers = false;
+    cluster.pass(1_000);
+    cluster.agree();
+    assert!(cluster.shared(behind).is_serving());
+    stranded.frames();
+    assert!(
+        stranded.closed,
+        "its watches and writes are not known any more"
+    );
+    // The session lives, and a new stream of writes begins.
+    let mut again = cluster.attach(behind, given.session, &given.password);
+    assert_eq!(again.connect_response().unwrap().session, given.session);
+    for xid in 1..=3 {
+        cluster.send(&again, xid, &create("/n-", 2));
+    }
+    assert_eq!(again.frames(), [ok(1), ok(2), ok(3)]);
+    assert!(!cluster.has(leader, "/lost"));
+    cluster.agree();
+    // Once is enough.
+    let transfers = cluster.transfers;
+    cluster.pass(3_000);
+    assert_eq!(cluster.transfers, transfers);
+}
+
+#[test]
+fn commands_from_before_a_snapshot_are_not_taken_for_later_ones() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    let (stranded, given) = cluster.client(behind);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    // The write reaches the leader, but nothing comes back.
+    cluster.cut.insert((leader, behind));
+    for other in cluster.servers() {
+        if other != leader {
+            cluster.cut.insert((other, behind));
+        }
+    }
+    cluster.send(&stranded, 1, &create("/arrived", 0));
+    assert!(cluster.has(leader, "/arrived"));
+    write_much(&mut cluster, &mut client);
+    cluster.cut.clear();
+    cluster.pass(2_000);
+    let mut again = cluster.attach(behind, given.session, &given.password);
+    again.connect_response().expect("it is attached");
+    cluster.send(&again, 1, &create("/arrived", 0));
+    cluster.send(&again, 2, &create("/second", 0));
+    assert_eq!(again.frames(), [failed(1, ErrorCode::NodeExists), ok(2)]);
+    cluster.agree();
+}
+
+#[test]
+fn when_the_leaders_process_dies_another_leads_within_a_moment() {
+    for servers in [3, 5] {
+        let mut cluster = Cluster::new(servers);
+        let leader = cluster.leader();
+        let follower = cluster.follower();
+        let (mut client, _) = cluster.client(follower);
+        cluster.die(leader);
+        cluster.send(&client, 1, &create("/a", 0));
+        cluster.pass_finely(50);
+        assert_eq!(client.frames(), [ok(1)]);
+        assert_ne!(cluster.leader(), leader);
+        cluster.agree();
+    }
+}
+
+#[test]
+fn a_leader_that_others_still_hear_is_not_deposed() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let term = cluster.node(leader).engine.term();
+    // Only this one thinks so: its own link broke.
+    cluster.event(follower, Event::PeerLost(leader));
+    cluster.pass_finely(2_000);
+    assert_eq!(cluster.leader(), leader);
+    assert_eq!(cluster.node(leader).engine.term(), term);
+    assert_eq!(cluster.node(follower).engine.leader(), leader);
+}
+
+#[test]
+fn empty_servers_found_a_cluster_only_together() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass(3_000);
+    cluster.introduce(2, 1);
+    cluster.introduce(1, 2);
+    cluster.pass(3_000);
+    for server in cluster.servers() {
+        assert_eq!(cluster.node(server).engine.term(), 0, "nobody campaigns");
+    }
+    cluster.link();
+    cluster.pass(3_000);
+    let leader = cluster.leader();
+    for server in cluster.servers() {
+        assert!(cluster.shared(server).is_serving());
+    }
+    // Before anyone is served it is known whose disks these are, and which cluster it is.
+    let state = cluster.shared(leader).state.read();
+    for server in cluster.servers() {
+        assert_eq!(
+            state.machine.setting(&disk_setting(server)),
+            100 + server as i64
+        );
+    }
+    assert_ne!(state.machine.setting(CLUSTER_SETTING), 0);
+}
+
+#[test]
+fn a_server_that_lost_its_disk_promises_nothing() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.link();
+    cluster.pass(3_000);
+    let leader = cluster.leader();
+    let wiped = cluster.follower();
+    let third = 6 - leader - wiped;
+    // What is acknowledged now, the wiped server and the leader have; the third does not.
+    cluster.isolate(third);
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/a", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    let mut empty = Cluster::strangers(3, 200, false);
+    std::mem::swap(cluster.node(wiped), empty.node(wiped));
+    cluster.kill(leader);
+    cluster.cut.clear();
+    cluster.link();
+    cluster.pass(10_000);
+    for server in [wiped, third] {
+        let engine = &cluster.node(server).engine;
+        assert!(!engine.replica.is_leader(), "/a would be lost");
+    }
 }

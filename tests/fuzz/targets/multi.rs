@@ -72,6 +72,7 @@ impl World {
             time_ms: 1_700_000_000_000,
             batches: vec![batch],
             internal: Vec::new(),
+            change: None,
         };
         let at = LogId {
             term: 1,

@@ -74,6 +74,7 @@ impl Server {
             },
             entries: Vec::new(),
             snapshot_due: false,
+            admitted: true,
         };
         let engine = Engine::new(setup, 0);
         let shared = engine.shared();

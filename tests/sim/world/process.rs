@@ -98,6 +98,7 @@ impl World {
             membership,
             entries: recovery.entries,
             snapshot_due: recovery.snapshot_due,
+            admitted: true,
         };
         let engine = Engine::new(setup, self.clock_ms());
         let shared = engine.shared();
