@@ -11,6 +11,7 @@ use raft::eraftpb::{
 };
 
 use crate::proto::log;
+use crate::proto::log::membership_step::Kind;
 
 pub fn entry_from_raft(entry: &Entry) -> log::LogEntry {
     log::LogEntry {
@@ -102,10 +103,11 @@ pub fn snapshot_from_raft(snapshot: &Snapshot) -> log::SnapshotMark {
 
 /// More than one step makes raft go through a joint membership, none makes it leave one.
 pub fn change_to_raft(change: &log::MembershipChange) -> ConfChangeV2 {
-    use log::membership_step::Kind;
     let steps = change.steps.iter().map(|step| {
-        let mut single = ConfChangeSingle::default();
-        single.node_id = step.server;
+        let mut single = ConfChangeSingle {
+            node_id: step.server,
+            ..ConfChangeSingle::default()
+        };
         single.set_change_type(match step.kind() {
             Kind::AddVoter => ConfChangeType::AddNode,
             Kind::AddLearner => ConfChangeType::AddLearnerNode,
