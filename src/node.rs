@@ -1,7 +1,7 @@
 //! The node: drains events, asks the engine, carries out what it says. It decides nothing.
 //!
-//! What there is to do: a submitted command, a finished write of the log, a finished snapshot, the
-//! next tick. One thread at a time does it: the node's own thread, or whoever rings the bell while
+//! What there is to do: a submitted command, a message of another server, a finished write of the
+//! log, a finished snapshot, the next tick. One thread at a time does it: the node's own thread, or whoever rings the bell while
 //! no one is at work, which saves waking another thread for a few microseconds' work. So a lone
 //! write goes from the connection's task to the log thread and back with two wakes instead of four.
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::engine::{Append, Engine, Event, Outputs, SnapshotMeta};
+use crate::engine::{Append, Engine, Event, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
 use crate::machine::Image;
 use crate::net::Clock;
 use crate::proto::log::HardState;
@@ -24,6 +24,23 @@ pub trait Log: Send {
     fn take_snapshot(&mut self, meta: SnapshotMeta, image: Image);
     /// Writes what is queued and closes. Blocks until that is done.
     fn close(&mut self, hard_state: HardState);
+}
+
+/// What the node needs from the network between servers. Nothing of it may block.
+pub trait Peers: Send {
+    /// Sends a message, which may get lost.
+    fn send(&mut self, to: u64, message: PeerMessage);
+    /// Begins to send a snapshot; [`Event::SnapshotSent`] tells how it ended.
+    fn send_snapshot(&mut self, what: SendSnapshot);
+}
+
+/// Of a server that stands alone: there is nobody to tell.
+#[derive(Debug)]
+pub struct NoPeers;
+
+impl Peers for NoPeers {
+    fn send(&mut self, _to: u64, _message: PeerMessage) {}
+    fn send_snapshot(&mut self, _what: SendSnapshot) {}
 }
 
 /// Tells the node that there is something for it. Shared by everyone who has.
@@ -64,6 +81,12 @@ impl Doorbell {
         self.rung.notify_one();
     }
 
+    /// A message of another server came. The caller holds no lock, and may have to deal with it.
+    pub fn message(&self, from: u64, message: PeerMessage) {
+        self.mark(|waiting| waiting.events.push(Event::Peer { from, message }));
+        self.attend();
+    }
+
     /// The thread is to end.
     pub fn stop(&self) {
         self.mark(|waiting| waiting.stop = true);
@@ -100,6 +123,12 @@ impl Doorbell {
         (waiting.rung && !waiting.stop).then(|| waiting.take())
     }
 
+    /// Wakes the thread, though there is nothing to do but to look at the clock.
+    fn wake(&self) {
+        self.mark(|_| {});
+        self.rung.notify_one();
+    }
+
     fn is_rung(&self) -> bool {
         self.waiting.lock().rung
     }
@@ -131,8 +160,11 @@ impl std::fmt::Debug for Node {
 struct Work {
     engine: Engine,
     log: Box<dyn Log>,
+    peers: Box<dyn Peers>,
     /// The highest number that the engine was told of.
     persisted: u64,
+    /// When the engine wants a turn even if nothing happens, in ms.
+    wake_at_ms: Option<u64>,
     stopped: bool,
 }
 
@@ -160,6 +192,13 @@ impl Work {
         for append in out.append {
             self.log.append(append);
         }
+        for (to, message) in out.sends {
+            self.peers.send(to, message);
+        }
+        for what in out.send_snapshot {
+            self.peers.send_snapshot(what);
+        }
+        self.wake_at_ms = out.wake_at_ms;
         if let Some((meta, image)) = out.take_snapshot {
             self.log.take_snapshot(meta, image);
         }
@@ -170,6 +209,7 @@ impl Work {
 pub fn start(
     engine: Engine,
     log: impl Log + 'static,
+    peers: impl Peers + 'static,
     doorbell: Arc<Doorbell>,
     clock: Clock,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -180,7 +220,9 @@ pub fn start(
         work: Mutex::new(Work {
             engine,
             log: Box::new(log),
+            peers: Box::new(peers),
             persisted: 0,
+            wake_at_ms: None,
             stopped: false,
         }),
         clock,
@@ -199,7 +241,11 @@ impl Node {
             .round(Waiting::default(), false, self.clock);
         let mut next_tick = Instant::now() + tick;
         loop {
-            let left = next_tick.saturating_duration_since(Instant::now());
+            let mut left = next_tick.saturating_duration_since(Instant::now());
+            if let Some(wake_at_ms) = self.work.lock().wake_at_ms {
+                let wanted_ms = wake_at_ms.saturating_sub(self.clock.now_ms());
+                left = left.min(Duration::from_millis(wanted_ms));
+            }
             let waiting = doorbell.wait(left);
             let stop = waiting.stop;
             let is_tick = Instant::now() >= next_tick;
@@ -229,7 +275,11 @@ impl Node {
             let Some(waiting) = doorbell.take_work() else {
                 break;
             };
+            let wake_at_ms = work.wake_at_ms;
             work.round(waiting, false, self.clock);
+            if work.wake_at_ms.is_some() && work.wake_at_ms != wake_at_ms {
+                doorbell.wake();
+            }
         }
         drop(work);
         // Whoever rang while the lock was held has found it held.

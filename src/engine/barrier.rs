@@ -71,6 +71,13 @@ impl<W> Barrier<W> {
         all
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        let round = self.round.as_ref().map_or(0, |round| round.members.len());
+        let answered = self.answered.iter().map(|(_, members)| members.len());
+        self.waiting.len() + round + answered.sum::<usize>()
+    }
+
     /// The leader changed: what was asked of the last one is asked again.
     pub fn retry(&mut self) {
         if let Some(round) = self.round.take() {

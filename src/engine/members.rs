@@ -127,6 +127,18 @@ impl Failover {
 }
 
 impl Engine {
+    /// This server is about to stop: somebody else is to lead first, so that nobody has to wait for
+    /// an election. Tried again with each tick until it is so.
+    pub(super) fn hand_over(&mut self) {
+        self.handing_over = true;
+        let peers = self.replica.peers().into_iter();
+        let candidates = peers.filter(|peer| peer.voter && peer.active);
+        // raft gives one try up after an election timeout; the next goes to who is best then.
+        if let Some(best) = candidates.max_by_key(|peer| peer.matched) {
+            self.replica.transfer_leadership(best.id);
+        }
+    }
+
     pub(super) fn linked(&mut self, id: u64, introduction: Introduction) {
         let voters = self.replica.membership().voters;
         if self.standing.linked(id, introduction, &voters) {

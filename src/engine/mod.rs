@@ -25,6 +25,7 @@ pub mod peer;
 pub mod pipeline;
 pub mod replica;
 pub mod shared;
+pub mod status;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -42,17 +43,19 @@ use crate::wire::{SessionId, WatcherEvent, op, perms};
 
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
+pub use members::Introduction;
 pub use outbox::Remaining;
 pub use peer::PeerMessage;
 pub use replica::Append;
 pub use shared::{Entropy, Shared, State};
+pub use status::{PeerStatus, Role, Status};
 
 use barrier::{Barrier, Purpose};
 use expiry::{Expiry, Telling};
 use forward::{Forward, Inbound, Waiter};
 use lease::Lease;
 use log::MemLog;
-use members::{CLUSTER_SETTING, Failover, Introduction, Standing};
+use members::{CLUSTER_SETTING, Failover, Standing};
 use replica::{Replica, Turn};
 use shared::{Registry, Submission};
 
@@ -201,6 +204,8 @@ pub enum Event {
     PeerLost(u64),
     /// How sending a snapshot ended: see [`Outputs::send_snapshot`].
     SnapshotSent { to: u64, ok: bool },
+    /// This server will stop soon: if it leads, another server is to lead instead.
+    HandOver,
     /// A snapshot that another server sent is durable here, and this is its state.
     SnapshotReceived(Box<(SnapshotMeta, Machine)>),
 }
@@ -280,6 +285,7 @@ pub struct Engine {
     snapshot: SnapshotState,
     standing: Standing,
     failover: Option<Failover>,
+    handing_over: bool,
     /// A snapshot of another server, until this one has a leader to be given it by.
     received: Option<Box<(SnapshotMeta, Machine)>>,
     /// Servers that are sent a snapshot, and its index, until they have caught up with it.
@@ -358,6 +364,7 @@ impl Engine {
             },
             standing: Standing::new(id, origin.disk, admitted || !is_new),
             failover: None,
+            handing_over: false,
             received: None,
             transfers: BTreeMap::new(),
             applied,
@@ -403,6 +410,7 @@ impl Engine {
                     self.transfers.remove(&to);
                 }
             }
+            Event::HandOver => self.hand_over(),
             Event::SnapshotReceived(received) => {
                 let newest = self.received.as_ref().map_or(0, |newest| newest.0.index);
                 if received.0.index > newest.max(self.applied.index) {
@@ -457,6 +465,9 @@ impl Engine {
             self.release_syncs();
             self.confirm_touches(out);
             let changed = self.update_leading() | self.update_serving();
+            if changed {
+                self.update_status();
+            }
             if idle && !changed && !self.replica.is_leadership_news() {
                 break;
             }
@@ -485,6 +496,10 @@ impl Engine {
             self.replica.tick();
         }
         self.look_after_transfers();
+        if self.handing_over && self.replica.is_leader() {
+            self.hand_over();
+        }
+        self.update_status();
         let rounds = [self.barrier.tick(), self.touches.tick()];
         for context in rounds.into_iter().flatten() {
             self.replica.read_index(context);

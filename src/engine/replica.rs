@@ -11,13 +11,14 @@ use std::collections::VecDeque;
 
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::machine::LogId;
 use crate::proto::log;
 
 use super::entry;
 use super::log::MemLog;
+use super::status::PeerStatus;
 
 /// Engine ticks between two heartbeats.
 const HEARTBEAT_TICKS: usize = 1;
@@ -375,6 +376,32 @@ impl Replica {
     /// The same, without taking note of it.
     pub fn is_leadership_news(&self) -> bool {
         self.last_seen != (self.raw.raft.term, self.raw.raft.leader_id)
+    }
+
+    /// The last entry that is known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// As the leader: how far the others are.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let learners = self.raw.raft.prs().conf().learners();
+        let others = self.raw.raft.prs().iter();
+        let mut peers: Vec<PeerStatus> = others
+            .filter(|(id, _)| **id != self.id)
+            .map(|(id, progress)| PeerStatus {
+                id: *id,
+                voter: !learners.contains(id),
+                active: progress.recent_active,
+                matched: progress.matched,
+                snapshot: progress.state == ProgressState::Snapshot,
+            })
+            .collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
     }
 
     /// The last entry of the log, committed or not.

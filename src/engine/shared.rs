@@ -19,7 +19,9 @@ use crate::wire::{SessionId, op};
 use super::Options;
 use super::connection::{Connection, Wake};
 use super::lease;
+use super::members::{CLUSTER_SETTING, disk_setting};
 use super::outbox::Unsent;
+use super::status::Status;
 
 /// Clients whose adjusted timeout is remembered, so that it is logged once.
 const CLAMPED_MAX: usize = 1_000;
@@ -84,6 +86,7 @@ pub struct Shared {
     next_session: AtomicU32,
     /// Clients that were told of an adjusted timeout.
     clamped: Mutex<BTreeSet<(IpAddr, i32)>>,
+    pub(super) status: Mutex<Status>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -134,6 +137,7 @@ impl Shared {
             session_prefix,
             next_session: AtomicU32::new(0),
             clamped: Mutex::default(),
+            status: Mutex::default(),
             metrics,
         }
     }
@@ -187,6 +191,21 @@ impl Shared {
 
     pub(super) fn set_confirmed_ms(&self, confirmed_ms: u64) {
         self.confirmed_ms.store(confirmed_ms, Ordering::SeqCst);
+    }
+
+    /// This server's part in its ensemble.
+    pub fn status(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    /// The cluster's random number; 0 while it has none, or none that is known here.
+    pub fn cluster(&self) -> u64 {
+        self.state.read().machine.setting(CLUSTER_SETTING) as u64
+    }
+
+    /// The disk that a server must come with; 0: that is not known here.
+    pub fn bound_disk(&self, server: u64) -> u64 {
+        self.state.read().machine.setting(&disk_setting(server)) as u64
     }
 
     /// The connections of this server, in the order they came.

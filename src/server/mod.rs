@@ -134,7 +134,7 @@ impl Server {
             metrics: shared.metrics.clone(),
             number: 0,
         };
-        let node = node::start(engine, log, doorbell.clone(), clock).map_err(StartError::Thread)?;
+        let node = node::start(engine, log, node::NoPeers, doorbell.clone(), clock).map_err(StartError::Thread)?;
 
         wait_until_serving(&shared, &faults)?;
         metrics.dbinittime.note(clock.now_ms());

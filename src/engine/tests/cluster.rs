@@ -813,6 +813,22 @@ fn a_leader_that_others_still_hear_is_not_deposed() {
 }
 
 #[test]
+fn leadership_is_handed_over_without_an_election_timeout() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    cluster.event(leader, Event::HandOver);
+    cluster.settle();
+    assert_ne!(cluster.leader(), leader);
+    // Who hands over still serves, by the new leader.
+    cluster.send(&client, 1, &create("/a", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.pass(3_000);
+    assert_ne!(cluster.leader(), leader);
+    cluster.agree();
+}
+
+#[test]
 fn empty_servers_found_a_cluster_only_together() {
     let mut cluster = Cluster::strangers(3, 100, false);
     cluster.pass(3_000);

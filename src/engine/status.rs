@@ -1,0 +1,81 @@
+//! What operators see of a server's part in its ensemble: written by the node now and then, read by
+//! whoever asks.
+
+use crate::proto::log;
+
+use super::Engine;
+
+/// A server's part in its ensemble.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Role {
+    /// There are no others.
+    #[default]
+    Standalone,
+    Leader,
+    /// Has a vote, and follows or looks for a leader.
+    Follower,
+    /// Follows without a vote.
+    Observer,
+}
+
+/// As of the last tick, or the last change of leaders.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    pub role: Role,
+    /// The server that leads, 0 if none is known.
+    pub leader: u64,
+    pub term: u64,
+    /// The last entry that is in the state, that is committed, and that is in the log.
+    pub applied: u64,
+    pub committed: u64,
+    pub last: u64,
+    pub membership: log::Membership,
+    /// Whether this server may vote and acknowledge (see [`super::members`]).
+    pub admitted: bool,
+    /// As the leader: the other members.
+    pub peers: Vec<PeerStatus>,
+    /// Syncs that wait.
+    pub syncs: usize,
+    /// Writes of this server that are not applied yet.
+    pub writes: usize,
+}
+
+/// How far another server is, as its leader knows.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PeerStatus {
+    pub id: u64,
+    pub voter: bool,
+    /// Whether it was heard within the last election timeout.
+    pub active: bool,
+    /// The last entry that is known to be in its log.
+    pub matched: u64,
+    /// Whether it is being sent a snapshot.
+    pub snapshot: bool,
+}
+
+impl Engine {
+    /// Shows operators what there is to see.
+    pub(super) fn update_status(&mut self) {
+        let membership = self.replica.membership();
+        let alone = self.replica.members() == [self.id];
+        let role = match (alone, self.replica.is_leader(), self.replica.is_voter()) {
+            (true, _, _) => Role::Standalone,
+            (false, true, _) => Role::Leader,
+            (false, false, true) => Role::Follower,
+            (false, false, false) => Role::Observer,
+        };
+        *self.shared.status.lock() = Status {
+            role,
+            leader: self.replica.leader(),
+            term: self.replica.term(),
+            applied: self.applied.index,
+            committed: self.replica.committed(),
+            last: self.replica.last_index(),
+            membership,
+            admitted: self.standing.is_admitted(),
+            peers: self.replica.peers(),
+            syncs: self.barrier.len(),
+            writes: self.forward.len(),
+        };
+    }
+}
