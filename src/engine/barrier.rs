@@ -72,7 +72,7 @@ impl<W> Barrier<W> {
     }
 
     /// How many wait.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         let round = self.round.as_ref().map_or(0, |round| round.members.len());
         let answered = self.answered.iter().map(|(_, members)| members.len());
         self.waiting.len() + round + answered.sum::<usize>()

@@ -50,6 +50,7 @@ pub struct Standing {
     disk: u64,
     admitted: bool,
     linked: BTreeMap<u64, Introduction>,
+    strangers: BTreeMap<u64, u64>,
 }
 
 impl Standing {
@@ -60,6 +61,7 @@ impl Standing {
             disk,
             admitted,
             linked: BTreeMap::new(),
+            strangers: BTreeMap::new(),
         }
     }
 
@@ -74,16 +76,36 @@ impl Standing {
         if self.admitted {
             return false;
         }
-        let known = introduction.formed && introduction.knows == self.disk;
+        if self.introduced(introduction) {
+            return true;
+        }
         let is_new = |voter: &u64| {
             *voter == self.id || self.linked.get(voter).is_some_and(|other| !other.formed)
         };
-        self.admitted = known || (voters.contains(&self.id) && voters.iter().all(is_new));
+        self.admitted = voters.contains(&self.id) && voters.iter().all(is_new);
         self.admitted
     }
 
     pub fn unlinked(&mut self, id: u64) {
         self.linked.remove(&id);
+    }
+
+    /// A server dialled this one. True: this one may take part from now on.
+    pub fn introduced(&mut self, introduction: Introduction) -> bool {
+        let known = introduction.formed && introduction.knows == self.disk;
+        let news = known && !self.admitted;
+        self.admitted |= known;
+        news
+    }
+
+    /// A server came with another disk than the one that is bound to its number.
+    pub fn stranger(&mut self, id: u64, disk: u64) {
+        self.strangers.insert(id, disk);
+    }
+
+    /// Disks that are not bound, by the number of the server that came with them.
+    pub fn strangers(&self) -> &BTreeMap<u64, u64> {
+        &self.strangers
     }
 
     /// Servers that are linked, with their disks, and this one with its own.

@@ -23,6 +23,7 @@ pub mod members;
 pub mod outbox;
 pub mod peer;
 pub mod pipeline;
+mod reconcile;
 pub mod replica;
 pub mod shared;
 pub mod status;
@@ -198,6 +199,10 @@ pub enum Event {
     SnapshotFailed,
     /// Another server can be reached now.
     Linked { id: u64, introduction: Introduction },
+    /// Another server said who it is; it may not be reachable from here.
+    Introduced(Introduction),
+    /// This server came with another disk than the one that is bound to its number, and was refused.
+    Stranger { id: u64, disk: u64 },
     /// What was sent to this server may be lost.
     Unreachable(u64),
     /// The process of this server is gone: its connections broke, and new ones are refused.
@@ -399,6 +404,12 @@ impl Engine {
             }
             Event::SnapshotFailed => self.snapshot.running = None,
             Event::Linked { id, introduction } => self.linked(id, introduction),
+            Event::Introduced(introduction) => {
+                if self.standing.introduced(introduction) {
+                    tracing::info!("this server takes part from now on");
+                }
+            }
+            Event::Stranger { id, disk } => self.standing.stranger(id, disk),
             Event::Unreachable(id) => {
                 self.standing.unlinked(id);
                 self.replica.unreachable(id);

@@ -198,6 +198,11 @@ impl Shared {
         self.status.lock().clone()
     }
 
+    /// Whether this server's log ever had an entry, as of the last tick.
+    pub fn is_formed(&self) -> bool {
+        self.status.lock().last > 0
+    }
+
     /// The cluster's random number; 0 while it has none, or none that is known here.
     pub fn cluster(&self) -> u64 {
         self.state.read().machine.setting(CLUSTER_SETTING) as u64

@@ -74,7 +74,7 @@ impl Engine {
             membership,
             admitted: self.standing.is_admitted(),
             peers: self.replica.peers(),
-            syncs: self.barrier.len(),
+            syncs: self.barrier.count(),
             writes: self.forward.len(),
         };
     }

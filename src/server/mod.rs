@@ -1,5 +1,6 @@
 //! Builds the parts of a server, wires them together, starts and stops them.
 
+mod peers;
 mod view;
 
 use std::io;
@@ -7,18 +8,19 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::cli::RunningServer;
-use crate::config::Config;
+use crate::config::{Config, Member};
 use crate::engine::{
-    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Setup, Shared, SnapshotMeta,
+    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Role, Setup, Shared, SnapshotMeta,
 };
 use crate::machine::{Image, Machine, OriginId, RestoreError};
 use crate::metrics::Metrics;
+use crate::net::peer::{LinkOptions, SecretError};
 use crate::net::{self, Clock, Context, Limits};
 use crate::node::{self, Doorbell, Log};
 use crate::proto::log::{HardState, Membership, Record};
@@ -33,6 +35,8 @@ pub use view::ServerView;
 const ENGINE_TICK_MS: u64 = 50;
 /// How long a stopping server waits for its connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stopping leader waits until another server leads.
+const HAND_OVER_PATIENCE: Duration = Duration::from_millis(1_500);
 /// The disk id of a server that has no disk.
 const MEMORY_DISK: u64 = 0;
 
@@ -45,15 +49,20 @@ pub enum StartError {
     Listen { address: String, source: io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    #[error("cannot listen for the other servers on {address}: {source}")]
+    ListenForPeers { address: String, source: io::Error },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("{0}")]
-    Stopped(Arc<Fault>),
+    Stopped(Arc<StartError>),
     #[error("the system gives no random bytes: {0}")]
     Entropy(String),
     #[error(
-        "{0} servers are configured, and this version runs as a server alone: keep one server \
-         line, or none"
+        "the log says that servers {members:?} belong together, but the configuration has this one \
+         stand alone: name the others by server.N lines, as it was before, or remove them from the \
+         ensemble first"
     )]
-    Ensemble(usize),
+    NotAlone { members: Vec<u64> },
 }
 
 fn listen_advice(error: &io::Error) -> &'static str {
@@ -77,9 +86,11 @@ pub struct Running {
     shared: Arc<Shared>,
     doorbell: Arc<Doorbell>,
     node: JoinHandle<()>,
-    faults: watch::Receiver<Option<Arc<Fault>>>,
+    faults: watch::Receiver<Option<Arc<StartError>>>,
     stop_clients: watch::Sender<bool>,
     clients: tokio::task::JoinHandle<()>,
+    network: peers::Network,
+    stop_links: watch::Sender<bool>,
     runtime: Runtime,
 }
 
@@ -91,12 +102,10 @@ impl Server {
     ///
     /// Each says what to do.
     pub fn start(config: &Config, progress: Option<Progress>) -> Result<Running, StartError> {
-        if config.members.len() > 1 {
-            return Err(StartError::Ensemble(config.members.len()));
-        }
         let clock = Clock::start();
         let doorbell = Arc::new(Doorbell::default());
         let (fault_sender, faults) = watch::channel(None);
+        let secret = peers::secret(config)?;
 
         // The port first: an occupied one is told before minutes of loading.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -121,22 +130,57 @@ impl Server {
         } else {
             let (recovered, storage) =
                 Storage::open(storage_config(config, progress, &metrics), load)?;
-            let on_fault = move |fault| {
-                fault_sender.send_replace(Some(Arc::new(fault)));
+            let sender = fault_sender.clone();
+            let on_fault = move |fault: Fault| {
+                sender.send_replace(Some(Arc::new(fault.into())));
             };
             (recovered, storage.start(on_persisted, on_fault)?)
         };
+        let ensemble = config.quorum.clone();
+        if ensemble.is_none()
+            && let Some(membership) = &recovered.membership
+            && membership.voters.len() + membership.learners.len() > 1
+        {
+            let members = [&membership.voters[..], &membership.learners].concat();
+            return Err(StartError::NotAlone { members });
+        }
+        let identity = recovered.identity;
+        let me = peers::me(identity, recovered.incarnation);
         let engine = engine(config, recovered, metrics.clone(), clock)?;
         let shared = engine.shared();
-        let log = Files {
-            log,
+        let files = Files {
+            log: log.clone(),
             doorbell: doorbell.clone(),
             metrics: shared.metrics.clone(),
             number: 0,
         };
-        let node = node::start(engine, log, node::NoPeers, doorbell.clone(), clock).map_err(StartError::Thread)?;
+        let network = peers::Network::default();
+        let outgoing = peers::Outgoing(network.clone());
+        let node = node::start(engine, files, outgoing, doorbell.clone(), clock);
+        let node = node.map_err(StartError::Thread)?;
 
-        wait_until_serving(&shared, &faults)?;
+        let (stop_links, stop) = watch::channel(false);
+        match ensemble {
+            None => wait_until_serving(&shared, &faults)?,
+            Some(listen) => {
+                let linking = peers::Linking {
+                    listen,
+                    me,
+                    host: Arc::new(peers::Local::new(shared.clone(), doorbell.clone(), log)),
+                    options: LinkOptions {
+                        secret,
+                        ..LinkOptions::default()
+                    },
+                    peers: peers::addresses(&config.members),
+                    network: network.clone(),
+                };
+                runtime.spawn(async move {
+                    if let Err(error) = peers::link(linking, stop).await {
+                        fault_sender.send_replace(Some(Arc::new(error)));
+                    }
+                });
+            }
+        }
         metrics.dbinittime.note(clock.now_ms());
 
         let limits = Limits {
@@ -159,12 +203,32 @@ impl Server {
             faults,
             stop_clients,
             clients,
+            network,
+            stop_links,
             runtime,
         })
     }
 }
 
 impl Running {
+    /// If this server leads others, lets one of them lead instead: they would have to notice that
+    /// it is gone.
+    fn hand_over(&self) {
+        let leads = || self.shared.status().role == Role::Leader;
+        if !leads() {
+            return;
+        }
+        self.doorbell.event(Event::HandOver);
+        let until = Instant::now() + HAND_OVER_PATIENCE;
+        while leads() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        match leads() {
+            true => tracing::warn!("no other server took the leadership over"),
+            false => tracing::info!("leadership was handed over"),
+        }
+    }
+
     /// What connections see of the server.
     pub fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
@@ -195,9 +259,10 @@ impl RunningServer for Running {
         })
     }
 
-    /// No new connections, replies that are under way are sent, the log is closed. Sessions live
-    /// on.
+    /// Somebody else leads, no new connections, replies that are under way are sent, the log is
+    /// closed. Sessions live on.
     fn stop(self: Box<Self>) -> anyhow::Result<()> {
+        self.hand_over();
         self.stop_clients.send_replace(true);
         let clients = self.clients;
         let waited = async { tokio::time::timeout(STOP_PATIENCE, clients).await };
@@ -207,6 +272,13 @@ impl RunningServer for Running {
         self.doorbell.stop();
         if self.node.join().is_err() {
             tracing::error!("the node thread panicked");
+        }
+        self.stop_links.send_replace(true);
+        if let Some(links) = self.network.get() {
+            let waited = async { tokio::time::timeout(STOP_PATIENCE, links.ended()).await };
+            if self.runtime.block_on(waited).is_err() {
+                tracing::warn!("some links to other servers were cut off");
+            }
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         match &*self.faults.borrow() {
@@ -220,7 +292,7 @@ impl RunningServer for Running {
 /// a server there.
 fn wait_until_serving(
     shared: &Shared,
-    faults: &watch::Receiver<Option<Arc<Fault>>>,
+    faults: &watch::Receiver<Option<Arc<StartError>>>,
 ) -> Result<(), StartError> {
     const PAUSE: Duration = Duration::from_millis(1);
     while !shared.is_serving() {
@@ -310,9 +382,18 @@ fn engine(
         snapshot_due,
         ..
     } = recovered;
-    let alone = Membership {
-        voters: vec![identity.server.into()],
-        ..Membership::default()
+    let (observers, voters): (Vec<_>, Vec<_>) = config.members.iter().partition(|m| m.observer);
+    let ids = |members: Vec<&Member>| members.iter().map(|m| u64::from(m.id)).collect();
+    let configured = match config.quorum {
+        Some(_) => Membership {
+            voters: ids(voters),
+            learners: ids(observers),
+            ..Membership::default()
+        },
+        None => Membership {
+            voters: vec![identity.server.into()],
+            ..Membership::default()
+        },
     };
     let setup = Setup {
         origin: OriginId {
@@ -325,10 +406,10 @@ fn engine(
         logger: crate::logging::raft_logger(),
         machine,
         hard_state,
-        membership: membership.unwrap_or(alone),
+        membership: membership.unwrap_or(configured),
         entries,
         snapshot_due,
-        admitted: true,
+        admitted: config.quorum.is_none(),
     };
     Ok(Engine::new(setup, clock.now_ms()))
 }

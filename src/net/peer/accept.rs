@@ -79,9 +79,10 @@ async fn greet(shared: &Shared, stream: TcpStream) -> Result<Greeted, Failure> {
     prepare(&stream);
     let vet = |other: &Introduction| shared.vet(other);
     let party = Party {
-        me: shared.introduction(),
+        me: shared.introduction_to(0),
         secret: shared.secret.as_ref(),
         vet: &vet,
+        knows: &|other| shared.host.knows(other),
     };
     let mut stop = shared.stop.clone();
     tokio::select! {
@@ -119,6 +120,7 @@ async fn welcome(shared: &Arc<Shared>, mut greeted: Greeted) {
             return;
         }
     };
+    shared.host.introduced(&other);
     let peer = shared.peer(other.server.into());
     if let Some(peer) = &peer {
         peer.call.now();
@@ -180,7 +182,7 @@ async fn receive<R: tokio::io::AsyncRead + Unpin>(
             }
             Err(error) => return Err(error.to_string()),
         };
-        if is_of_other_cluster(&shared.introduction(), &other) {
+        if is_of_other_cluster(&shared.introduction_to(0), &other) {
             return Err("it is of another cluster".to_owned());
         }
         gate.received.add(1, frame.len());

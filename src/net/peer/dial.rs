@@ -116,9 +116,10 @@ impl Shared {
         prepare(&stream);
         let vet = |other: &Introduction| self.vet(other);
         let party = Party {
-            me: self.introduction(),
+            me: self.introduction_to(target),
             secret: self.secret.as_ref(),
             vet: &vet,
+            knows: &|other| self.host.knows(other),
         };
         let handshake = handshake::dial(stream, &party, target, lane);
         let late = || {

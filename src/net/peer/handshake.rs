@@ -111,6 +111,8 @@ pub(super) struct Party<'a> {
     pub secret: Option<&'a Secret>,
     /// Whether the other side, which has proved itself, may be connected to; if not, why.
     pub vet: &'a (dyn Fn(&Introduction) -> Result<(), String> + Sync),
+    /// The disk that is held to be that of a server.
+    pub knows: &'a (dyn Fn(u32) -> u64 + Sync),
 }
 
 /// A connection to another server, after the handshake.
@@ -199,8 +201,12 @@ pub(super) async fn accept(stream: TcpStream, party: &Party<'_>) -> Result<Greet
         socket.write.write_all(&preamble()).await?;
         return Err(socket.refuse(text).await);
     }
+    let me = Introduction {
+        knows: (party.knows)(other.server),
+        ..party.me
+    };
     let challenge = encode(Step::Challenge(Challenge {
-        me: Some(party.me.into()),
+        me: Some(me.into()),
         nonce: nonce()?,
     }));
     socket.begin(&challenge).await?;
@@ -232,7 +238,7 @@ pub(super) async fn accept(stream: TcpStream, party: &Party<'_>) -> Result<Greet
     let mac = proof(party.secret, Role::Acceptor, said);
     socket.say(Step::Welcome(Proof { mac })).await?;
     match socket.hear().await? {
-        (_, Step::Ready(Ready {})) => Ok(socket.greeted(party.me, other, lane)),
+        (_, Step::Ready(Ready {})) => Ok(socket.greeted(me, other, lane)),
         (_, step) => Err(out_of_turn(&step)),
     }
 }

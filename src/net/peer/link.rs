@@ -308,7 +308,7 @@ impl Sender {
         let peer = self.peer.clone();
         let queue = self.queue(&peer);
         loop {
-            if self.shared.introduction() != self.me {
+            if self.shared.introduction_to(peer.server) != self.me {
                 let _ = write.shutdown().await;
                 // The other side has taken in everything when it closes too.
                 let _ = timeout(FINISH_PATIENCE, closed).await;

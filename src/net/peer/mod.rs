@@ -72,6 +72,8 @@ pub struct Introduction {
     pub cluster: u64,
     /// Whether it had any log or snapshot.
     pub formed: bool,
+    /// The disk that it held to be that of the server it spoke to; 0: it knew of none.
+    pub knows: u64,
 }
 
 impl From<peer::Introduction> for Introduction {
@@ -83,6 +85,7 @@ impl From<peer::Introduction> for Introduction {
             level,
             cluster,
             formed,
+            knows,
         } = said;
         Self {
             server,
@@ -91,6 +94,7 @@ impl From<peer::Introduction> for Introduction {
             level,
             cluster,
             formed,
+            knows,
         }
     }
 }
@@ -104,6 +108,7 @@ impl From<Introduction> for peer::Introduction {
             level,
             cluster,
             formed,
+            knows,
         } = said;
         Self {
             server,
@@ -112,6 +117,7 @@ impl From<Introduction> for peer::Introduction {
             level,
             cluster,
             formed,
+            knows,
         }
     }
 }
@@ -119,18 +125,24 @@ impl From<Introduction> for peer::Introduction {
 /// What the links need of their server, and what they tell it. Called from tasks of the network:
 /// must not block, and must not wait for the links.
 pub trait Host: Send + Sync + 'static {
-    /// 0: not known yet. When that changes, or [`Host::is_formed`] does, this server introduces
-    /// itself again to all peers before anything else is sent.
+    /// 0: not known yet. When that changes, or [`Host::is_formed`] or [`Host::knows`] does, this
+    /// server introduces itself again to its peers before anything else is sent.
     fn cluster(&self) -> u64;
 
     /// Whether this server has any log or snapshot.
     fn is_formed(&self) -> bool;
+
+    /// The disk that this server holds to be that of another one; 0: it knows of none.
+    fn knows(&self, server: u32) -> u64;
 
     /// Whether a server may be connected, in either direction; asked for each connection.
     ///
     /// # Errors
     /// Why not and how to go on: told to the other side, and logged there.
     fn admit(&self, other: &Introduction) -> Result<(), String>;
+
+    /// This server dialled here, and was admitted: called before anything else is heard from it.
+    fn introduced(&self, other: &Introduction);
 
     /// Both lanes to this server are up.
     fn linked(&self, other: &Introduction);
@@ -338,7 +350,7 @@ impl Shared {
     }
 
     /// This server as it is now.
-    fn introduction(&self) -> Introduction {
+    fn introduction_to(&self, other: u32) -> Introduction {
         let Me {
             server,
             disk,
@@ -352,12 +364,13 @@ impl Shared {
             level,
             cluster: self.host.cluster(),
             formed: self.host.is_formed(),
+            knows: self.host.knows(other),
         }
     }
 
     /// Whether this server may be connected.
     fn vet(&self, other: &Introduction) -> Result<(), String> {
-        let me = self.introduction();
+        let me = self.introduction_to(0);
         if other.server == me.server {
             return Err(format!(
                 "both sides are server {}: give one of them another myid",

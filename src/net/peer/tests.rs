@@ -46,6 +46,12 @@ impl Host for TestHost {
         self.cluster.load(Ordering::Relaxed)
     }
 
+    fn knows(&self, _server: u32) -> u64 {
+        0
+    }
+
+    fn introduced(&self, _other: &Introduction) {}
+
     fn is_formed(&self) -> bool {
         true
     }
@@ -201,6 +207,7 @@ async fn dial_as(me: Me, port: u16, lane: Lane) -> Result<Greeted, String> {
         me: introduction(me),
         secret: None,
         vet: &|_| Ok(()),
+        knows: &|_| 0,
     };
     let dialled = handshake::dial(stream, &party, 1, lane).await;
     dialled.map_err(|failure| failure.text)
@@ -214,6 +221,7 @@ fn introduction(me: Me) -> Introduction {
         level: me.level,
         cluster: CLUSTER,
         formed: true,
+        knows: 0,
     }
 }
 
@@ -453,6 +461,7 @@ async fn a_peer_is_lost_only_when_nobody_listens() {
             me: introduction(me(2)),
             secret: None,
             vet: &|_| Ok(()),
+            knows: &|_| 0,
         };
         handshake::accept(stream, &party).await.unwrap()
     };

@@ -1,0 +1,209 @@
+//! From the membership that is to the one that should be, one safe step at a time.
+//!
+//! What should be is replicated: the lines of /zookeeper/config. The leader looks at it now and
+//! then and proposes what is missing. So it does not matter which leader began a change or how far
+//! it got. The steps keep two rules: who joins follows without a vote until it has nearly caught
+//! up, and no step is taken that would leave the majority to servers that are not heard.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::proto::log::membership_step::Kind;
+use crate::proto::log::{Membership, MembershipStep};
+
+use super::status::PeerStatus;
+
+/// Entries that a server may lack and still be given a vote: some milliseconds of work.
+const NEARLY: u64 = 1_000;
+
+/// The servers that should be members.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Target {
+    pub voters: BTreeSet<u64>,
+    pub observers: BTreeSet<u64>,
+}
+
+/// What the leader knows.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// This server, which leads.
+    pub id: u64,
+    pub membership: &'a Membership,
+    /// The other members.
+    pub peers: &'a [PeerStatus],
+    /// The last entry that is committed.
+    pub committed: u64,
+    /// Servers that came with another disk than the one that is bound, and that disk.
+    pub strangers: &'a BTreeMap<u64, u64>,
+}
+
+/// The next step, if one is wanted and can be taken now.
+pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
+    let Facts {
+        id,
+        membership,
+        peers,
+        committed,
+        strangers,
+    } = *facts;
+    let voters: BTreeSet<u64> = membership.voters.iter().copied().collect();
+    let learners: BTreeSet<u64> = membership.learners.iter().copied().collect();
+    let wanted = |server: &u64| target.voters.contains(server) || target.observers.contains(server);
+    let is_member = |server: &u64| voters.contains(server) || learners.contains(server);
+    let active =
+        |server: &u64| *server == id || peers.iter().any(|peer| peer.id == *server && peer.active);
+    // Whether the others can go on without this one.
+    let can_lose = |server: &u64| {
+        let rest: Vec<&u64> = voters.iter().filter(|voter| *voter != server).collect();
+        rest.iter().filter(|voter| active(voter)).count() > rest.len() / 2
+    };
+    let step = |kind: Kind, server: u64| MembershipStep {
+        kind: kind.into(),
+        server,
+    };
+
+    // A lost disk: what was acknowledged with it does not count any more.
+    if let Some(server) = strangers.keys().find(|server| is_member(server))
+        && (learners.contains(server) || can_lose(server))
+    {
+        return Some(step(Kind::Remove, *server));
+    }
+    let nearly = |server: &u64| {
+        let found = peers.iter().find(|peer| peer.id == *server);
+        found
+            .is_some_and(|peer| peer.active && !peer.snapshot && peer.matched + NEARLY >= committed)
+    };
+    if let Some(server) = target
+        .voters
+        .iter()
+        .find(|s| learners.contains(s) && nearly(s))
+    {
+        return Some(step(Kind::AddVoter, *server));
+    }
+    let mut missing = target.voters.iter().chain(&target.observers);
+    if let Some(server) = missing.find(|server| !is_member(server)) {
+        return Some(step(Kind::AddLearner, *server));
+    }
+    if let Some(server) = learners.iter().find(|server| !wanted(server)) {
+        return Some(step(Kind::Remove, *server));
+    }
+    // A leader that is not wanted hands over first (see `Engine::reconcile`).
+    let surplus = voters
+        .iter()
+        .find(|voter| **voter != id && !target.voters.contains(voter) && can_lose(voter))?;
+    let kind = match target.observers.contains(surplus) {
+        true => Kind::AddLearner,
+        false => Kind::Remove,
+    };
+    Some(step(kind, *surplus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Case {
+        target: Target,
+        membership: Membership,
+        peers: Vec<PeerStatus>,
+        strangers: BTreeMap<u64, u64>,
+    }
+
+    fn case(target: &[u64], voters: &[u64], learners: &[u64]) -> Case {
+        let members = [voters, learners].concat();
+        Case {
+            target: Target {
+                voters: target.iter().copied().collect(),
+                observers: BTreeSet::new(),
+            },
+            membership: Membership {
+                voters: voters.to_vec(),
+                learners: learners.to_vec(),
+                ..Membership::default()
+            },
+            peers: members
+                .iter()
+                .filter(|id| **id != 1)
+                .map(|id| PeerStatus {
+                    id: *id,
+                    active: true,
+                    matched: 5_000,
+                    ..PeerStatus::default()
+                })
+                .collect(),
+            strangers: BTreeMap::new(),
+        }
+    }
+
+    impl Case {
+        fn silent(mut self, id: u64) -> Self {
+            let peer = self.peers.iter_mut().find(|peer| peer.id == id);
+            peer.expect("a member").active = false;
+            self
+        }
+
+        fn step(&self) -> Option<(Kind, u64)> {
+            let facts = Facts {
+                id: 1,
+                membership: &self.membership,
+                peers: &self.peers,
+                committed: 5_000,
+                strangers: &self.strangers,
+            };
+            next_step(&self.target, &facts).map(|step| (step.kind(), step.server))
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_if_nothing_is_wanted() {
+        assert_eq!(case(&[1, 2, 3], &[1, 2, 3], &[]).step(), None);
+    }
+
+    #[test]
+    fn who_joins_learns_first_and_votes_when_it_has_nearly_caught_up() {
+        assert_eq!(
+            case(&[1, 2, 3], &[1], &[]).step(),
+            Some((Kind::AddLearner, 2))
+        );
+        let mut two = case(&[1, 2, 3], &[1], &[2]);
+        assert_eq!(two.step(), Some((Kind::AddVoter, 2)));
+        two.peers[0].matched = 3_999;
+        assert_eq!(two.step(), Some((Kind::AddLearner, 3)));
+        assert_eq!(
+            case(&[1, 2, 3], &[1], &[2, 3]).silent(2).step(),
+            Some((Kind::AddVoter, 3))
+        );
+    }
+
+    #[test]
+    fn who_leaves_goes_if_the_rest_is_a_majority() {
+        assert_eq!(case(&[1], &[1, 2, 3], &[]).step(), Some((Kind::Remove, 2)));
+        assert_eq!(
+            case(&[1, 2], &[1, 2, 3], &[]).silent(3).step(),
+            Some((Kind::Remove, 3)),
+            "a dead server is replaced"
+        );
+        assert_eq!(case(&[1, 2], &[1, 2, 3], &[]).silent(2).step(), None);
+        assert_eq!(case(&[2, 3], &[1, 2, 3], &[]).step(), None, "not itself");
+        assert_eq!(case(&[1], &[1], &[4]).step(), Some((Kind::Remove, 4)));
+    }
+
+    #[test]
+    fn a_voter_becomes_an_observer() {
+        let mut case = case(&[1, 2], &[1, 2, 3], &[]);
+        case.target.observers.insert(3);
+        assert_eq!(case.step(), Some((Kind::AddLearner, 3)));
+    }
+
+    #[test]
+    fn a_lost_disk_is_removed_before_anything_else_and_comes_back() {
+        let mut lost = case(&[1, 2, 3], &[1, 2, 3], &[]).silent(3);
+        lost.strangers.insert(3, 99);
+        assert_eq!(lost.step(), Some((Kind::Remove, 3)));
+        let mut none = case(&[1, 2, 3], &[1, 2, 3], &[]).silent(2).silent(3);
+        none.strangers.insert(3, 99);
+        assert_eq!(none.step(), None, "never without a majority of the others");
+        let mut removed = case(&[1, 2, 3], &[1, 2], &[]);
+        removed.strangers.insert(3, 99);
+        assert_eq!(removed.step(), Some((Kind::AddLearner, 3)));
+    }
+}

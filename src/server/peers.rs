@@ -1,0 +1,196 @@
+//! The other servers of the ensemble: what the links between servers need of this one, and what the
+//! node needs of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::config::{Config, Listen, Member};
+use crate::engine::{self, Event, PeerMessage, SendSnapshot, Shared};
+use crate::net::peer::{
+    self, Host, Introduction, LinkOptions, Links, Me, PeerAddress, Secret, SecretError,
+};
+use crate::node::{Doorbell, Peers};
+use crate::storage::{Identity, LogHandle};
+
+use super::StartError;
+
+/// The highest feature level that this build knows (see the README on rolling upgrades).
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The links, once this server listens for its peers.
+pub type Network = Arc<OnceLock<Links>>;
+
+/// The node's view of the links.
+pub struct Outgoing(pub Network);
+
+impl Peers for Outgoing {
+    fn send(&mut self, to: u64, message: PeerMessage) {
+        if let Some(links) = self.0.get() {
+            links.send(to, message);
+        }
+    }
+
+    fn send_snapshot(&mut self, what: SendSnapshot) {
+        tracing::warn!(?what, "snapshots cannot be sent yet");
+    }
+}
+
+/// The links' view of this server.
+pub struct Local {
+    shared: Arc<Shared>,
+    doorbell: Arc<Doorbell>,
+    log: LogHandle,
+}
+
+impl Local {
+    pub fn new(shared: Arc<Shared>, doorbell: Arc<Doorbell>, log: LogHandle) -> Self {
+        Self {
+            shared,
+            doorbell,
+            log,
+        }
+    }
+}
+
+impl Host for Local {
+    fn cluster(&self) -> u64 {
+        self.shared.cluster()
+    }
+
+    fn is_formed(&self) -> bool {
+        self.shared.is_formed()
+    }
+
+    fn knows(&self, server: u32) -> u64 {
+        self.shared.bound_disk(server.into())
+    }
+
+    fn admit(&self, other: &Introduction) -> Result<(), String> {
+        let bound = self.shared.bound_disk(other.server.into());
+        if bound == 0 || bound == other.disk {
+            return Ok(());
+        }
+        let id = u64::from(other.server);
+        self.doorbell.event(Event::Stranger {
+            id,
+            disk: other.disk,
+        });
+        Err(format!(
+            "server {id} is known here by another data directory ({bound:016x} instead of \
+             {:016x}). If this one is new because the old one was lost, wait: a leader takes it \
+             back as soon as a majority of the others is there. If two servers have this id, \
+             correct myid on one of them",
+            other.disk
+        ))
+    }
+
+    fn introduced(&self, other: &Introduction) {
+        self.doorbell.event(Event::Introduced(said(other)));
+    }
+
+    fn linked(&self, other: &Introduction) {
+        self.doorbell.event(Event::Linked {
+            id: other.server.into(),
+            introduction: said(other),
+        });
+    }
+
+    fn heard(&self, from: u64, message: PeerMessage) {
+        self.doorbell.message(from, message);
+    }
+
+    fn unreachable(&self, id: u64) {
+        self.doorbell.event(Event::Unreachable(id));
+    }
+
+    fn lost(&self, id: u64) {
+        self.doorbell.event(Event::PeerLost(id));
+    }
+}
+
+fn said(other: &Introduction) -> engine::Introduction {
+    engine::Introduction {
+        disk: other.disk,
+        formed: other.formed,
+        knows: other.knows,
+    }
+}
+
+/// How this server introduces itself.
+pub fn me(identity: Identity, boot: u64) -> Me {
+    Me {
+        server: identity.server,
+        disk: identity.disk,
+        boot,
+        level: FEATURE_LEVEL,
+    }
+}
+
+/// The addresses of the configured members.
+pub fn addresses(members: &[Member]) -> BTreeMap<u64, Vec<PeerAddress>> {
+    let address = |address: &crate::config::PeerAddress| PeerAddress {
+        host: address.host.clone(),
+        port: address.quorum_port,
+    };
+    members
+        .iter()
+        .map(|member| {
+            let addresses = member.peers.iter().map(address).collect();
+            (u64::from(member.id), addresses)
+        })
+        .collect()
+}
+
+/// What the links are started with.
+pub struct Linking {
+    pub listen: Listen,
+    pub me: Me,
+    pub host: Arc<dyn Host>,
+    pub options: LinkOptions,
+    pub peers: BTreeMap<u64, Vec<PeerAddress>>,
+    pub network: Network,
+}
+
+/// Listens for the peers as soon as this server's own name has an address of this machine, and
+/// links to them from then on.
+///
+/// # Errors
+/// If the port cannot be had.
+pub async fn link(linking: Linking, stop: watch::Receiver<bool>) -> Result<(), StartError> {
+    let Linking {
+        listen,
+        me,
+        host,
+        options,
+        peers,
+        network,
+    } = linking;
+    let own = PeerAddress {
+        // Every address: the IPv6 socket serves IPv4 too.
+        host: listen.host.clone().unwrap_or_else(|| "::".to_owned()),
+        port: listen.port,
+    };
+    let listener = peer::listen(&own, &options.resolver).await;
+    let listener = listener.map_err(|source| StartError::ListenForPeers {
+        address: listen.to_string(),
+        source,
+    })?;
+    tracing::info!(address = %own, "listening for the other servers");
+    let links = Links::start(&Handle::current(), listener, me, host, options, stop);
+    links.set_peers(peers);
+    let set = network.set(links);
+    debug_assert!(set.is_ok(), "links are started once");
+    Ok(())
+}
+
+/// Reads the cluster's secret, if one is configured.
+pub fn secret(config: &Config) -> Result<Option<Secret>, SecretError> {
+    config
+        .cluster_secret_file
+        .as_deref()
+        .map(Secret::read)
+        .transpose()
+}
