@@ -1,7 +1,7 @@
 //! From single settings to one valid [`Config`].
 //!
 //! Collects every problem before it gives up, so that a file is repaired in one round. Reads no
-//! file but `myid` and the member list that the settings point to.
+//! file but `myid`, the member list that the settings point to, and the name of this machine.
 
 mod ensemble;
 mod pod;

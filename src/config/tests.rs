@@ -582,6 +582,16 @@ fn servers_must_not_share_a_number_or_an_address() {
 }
 
 #[test]
+fn a_line_that_is_wrong_is_not_taken_for_one_that_is_missing() {
+    let lines = "server.1=a:2888;2181\nserver.2=b:2888:3888;2181\n";
+    let message = Ensemble::new("1").refusal(lines);
+    assert!(
+        message.starts_with("zoo.cfg:2: server.1=a:2888;2181: expected host:quorumPort:"),
+        "{message}"
+    );
+}
+
+#[test]
 fn somebody_must_vote() {
     let me = Ensemble::new("1");
     let lines = "server.1=a:1:2:observer;2181\nserver.2=b:1:2:observer;2181\n";
@@ -610,10 +620,12 @@ fn an_ensemble_without_a_secret_is_open_and_says_so() {
 
 #[test]
 fn an_ensemble_is_not_kept_in_memory() {
-    let invalid = Loaded::text("zoo.cfg", THREE.as_bytes(), &[], true).unwrap_err();
+    let text = Ensemble::new("").text(THREE);
+    let invalid = Loaded::text("zoo.cfg", text.as_bytes(), &[], true).unwrap_err();
     let message = invalid.to_string();
+    assert_eq!(message.lines().count(), 1, "{message}");
     assert!(
-        message.starts_with("zoo.cfg:2: 4 servers cannot run in memory"),
+        message.starts_with("zoo.cfg:3: 4 servers cannot run in memory"),
         "{message}"
     );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::pod::{Pod, StatefulSet};
-use super::{Given, Origin, Problem, Settling};
+use super::{Given, Origin, Problem, Setting, Settling, Verdict};
 use crate::config::Listen;
 use crate::config::members::{
     ID_RANGE, Member, bracketed, is_observer, is_wildcard, member_id, reachable,
@@ -71,8 +71,15 @@ impl Servers {
 
 impl Settling {
     /// Decides who the members are and which of them this server is. Returns its own line, or
-    /// `Err` if nobody can say which that is.
+    /// `Err` if nobody can say which that is; then there is a problem.
     pub fn settle_members(&mut self) -> Result<Option<Member>, ()> {
+        let is_refused = |(name, setting): (&String, &Setting)| {
+            name.starts_with("server.") && setting.verdict == Verdict::Refused
+        };
+        if self.settings.iter().any(is_refused) {
+            // What is said of the others would not hold once that line is corrected.
+            return Err(());
+        }
         let pod = self.derive_lines()?;
         let mut lines = std::mem::take(&mut self.servers.lines);
         lines.sort_by_key(|(member, _)| member.id);
@@ -214,8 +221,9 @@ impl Settling {
     fn settle_server_id(&mut self, lines: &[(Member, Origin)], pod: Option<Pod>) -> Option<u32> {
         let in_memory = self.draft.config.in_memory;
         let path = self.draft.config.data_dir.join("myid");
-        // Without a directory there is a problem already, and no file to look for.
-        let from_file = match in_memory || self.draft.config.data_dir.as_os_str().is_empty() {
+        // Servers together without a directory are a problem already.
+        let no_directory = in_memory || self.draft.config.data_dir.as_os_str().is_empty();
+        let from_file = match no_directory {
             true => Ok(None),
             false => my_id(&path),
         };
@@ -241,7 +249,7 @@ impl Settling {
             )),
             (Ok(None), []) => Ok(1),
             (Ok(None), [only]) => Ok(*only),
-            (Ok(None), _) if self.draft.config.data_dir.as_os_str().is_empty() => return None,
+            (Ok(None), _) if no_directory => return None,
             (Ok(None), ids) => Err(missing_my_id(&path, ids, here(lines))),
             (Err(message), _) => Err(message),
         };

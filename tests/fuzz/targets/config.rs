@@ -54,7 +54,8 @@ fn check(config: &Config) {
     assert!((1024..=1 << 30).contains(&config.jute_max_buffer));
     assert!(config.tick_ms > 0 && config.snap_count >= 2 && config.snap_retain_count >= 3);
     assert!(config.segment_bytes >= 1 << 20 && config.container_max_per_minute >= 1);
-    assert!(config.in_memory);
+    // Several servers are not kept in memory.
+    assert!(config.in_memory && config.members.len() < 2 && config.quorum.is_none());
     // What it says of itself can be shown.
     let _ = (
         config.client.to_string(),
@@ -104,6 +105,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         escapes.as_bytes().to_vec(),
         b"clientPort=70000\ntickTime=x\nminSessionTimeout=9\nmaxSessionTimeout=8".to_vec(),
         b"server.1=a:1:2\nserver.2=b:1:2\nsecureClientPort=1\nssl.keyStore.password=x".to_vec(),
+        b"server.1=a:1:2|[::1]:1:3:observer;2181\nadvertisedClientAddress.1=a:2181\n".to_vec(),
+        b"statefulSet.replicas=3\nstatefulSet.service=zk\nstatefulSet.pod=zk-0\n".to_vec(),
         b"clientPort=1\xff\n".to_vec(),
     ]
 }
