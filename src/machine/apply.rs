@@ -12,9 +12,9 @@ use prost::Message;
 use super::quota::{self, Growth};
 use super::session::{self, Session};
 use super::znode::{Kind, NewZnode, NodeId};
-use super::{Caller, ChangeKind, Machine, Outcome, PendingChange, acl, op, path};
+use super::{Caller, ChangeKind, Ensemble, Machine, Outcome, PendingChange, acl, op, path};
 use crate::proto::log;
-use crate::wire::request::Create;
+use crate::wire::request::{Create, Reconfig};
 use crate::wire::{
     Acl, Answer, CreateMode, ErrorCode, Id, Request, SessionId, Stat, SubAnswer, Text, Zxid, perms,
 };
@@ -40,6 +40,7 @@ impl Machine {
             op::ATTACH => self.attach(command),
             op::REMOVE => self.remove_if_unchanged(command),
             op::SET => self.set(command),
+            op::CONFIGURE => self.configure(command),
             _ => self.execute_for_session(command),
         }
     }
@@ -109,12 +110,9 @@ impl Machine {
                 let write = self.begin_write();
                 self.multi(&operations, caller, write)
             }
-            Request::Reconfig(_) => {
-                self.begin_write();
-                return Err(match self.settings.get("reconfig_enabled") {
-                    0 => ErrorCode::ReconfigDisabled,
-                    _ => ErrorCode::Unimplemented,
-                });
+            Request::Reconfig(reconfig) => {
+                let write = self.begin_write();
+                self.reconfig(&reconfig, caller, write)?
             }
             _ => return Err(ErrorCode::Unimplemented),
         })
@@ -292,6 +290,39 @@ impl Machine {
         Ok(self.tree.get(id).stat())
     }
 
+    /// Other servers make the ensemble up from here on. What stands between the checks of a version
+    /// and of permissions in §3.3 and depends on the cluster's condition, the leader has checked.
+    fn reconfig(
+        &mut self,
+        request: &Reconfig,
+        caller: &Caller<'_>,
+        write: Write,
+    ) -> Result<Answer, ErrorCode> {
+        if self.settings.get("reconfig_enabled") == 0 {
+            return Err(ErrorCode::ReconfigDisabled);
+        }
+        let ensemble = self.ensemble.as_ref().ok_or(ErrorCode::Unimplemented)?;
+        let after = ensemble.after(request)?;
+        self.check(NodeId::CONFIG, perms::WRITE, caller)?;
+        self.publish(after, write);
+        let znode = self.tree.get(NodeId::CONFIG);
+        Ok(Answer::Data(znode.shared_data(), znode.stat()))
+    }
+
+    /// An ensemble comes into force, and clients are shown it.
+    fn publish(&mut self, ensemble: Ensemble, write: Write) {
+        let id = NodeId::CONFIG;
+        let ensemble = ensemble.since(write.zxid);
+        let text = ensemble.to_string();
+        let bytes = text.len() as i64 - length(self.tree.get(id).data());
+        self.tree
+            .configure(id, text.as_bytes(), write.zxid, write.time_ms);
+        quota::record(&mut self.tree, path::CONFIG, Growth { znodes: 0, bytes });
+        let parent = self.tree.get(id).parent;
+        self.changed(ChangeKind::Data, &path::CONFIG.into(), id, parent);
+        self.ensemble = Some(ensemble);
+    }
+
     pub(super) fn check_version(
         &self,
         path: &Text,
@@ -408,6 +439,25 @@ impl Machine {
         };
         self.settings.set(&body.name, body.value);
         Outcome::Reply(Ok(Answer::Empty))
+    }
+
+    /// The leader names the servers, if they still are those that it knew.
+    fn configure(&mut self, command: &log::Command) -> Outcome {
+        let Ok(body) = log::Configure::decode(command.body.clone()) else {
+            return Outcome::Reply(Err(ErrorCode::MarshallingError));
+        };
+        let present = self.ensemble.as_ref().map_or(Zxid(0), Ensemble::version);
+        if Zxid(body.expected) != present {
+            return Outcome::Reply(Err(ErrorCode::BadVersion));
+        }
+        match Ensemble::parse(&body.text) {
+            Ok(ensemble) => {
+                let write = self.begin_write();
+                self.publish(ensemble, write);
+                Outcome::Reply(Ok(Answer::Empty))
+            }
+            Err(code) => Outcome::Reply(Err(code)),
+        }
     }
 
     fn begin_write(&mut self) -> Write {

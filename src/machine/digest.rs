@@ -21,6 +21,7 @@ pub enum Part {
     Origin = 5,
     Setting = 6,
     Clock = 7,
+    Ensemble = 8,
 }
 
 /// Hashes one term.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! header  int 0, format, applied term and index, zxid, time, digest, settings, origins,
-//!         then for each table: slots, first free slot
+//!         then for each table: slots, first free slot; then in format 2 the ensemble's text
 //! slots   int table (1 ACLs, 2 sessions, 3 znodes), int first slot, int count, then for each slot
 //!         a boolean: true and the record, or false and the slot freed before it
 //! ```
@@ -22,11 +22,14 @@ use super::settings::Settings;
 use super::slab::{Slab, Slot};
 use super::tree::Tree;
 use super::znode::Znode;
-use super::{LogId, Machine};
+use super::{Ensemble, LogId, Machine};
 use crate::wire::{DecodeError, Reader, Writer, Zxid};
 
 /// Raised with every change of the bytes below; an image says which it has.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
+/// Has no ensemble. Still written without one, so that a server alone can go back to an older
+/// version.
+const FORMAT_ALONE: i32 = 1;
 const HEADER: i32 = 0;
 /// A chunk ends with the record that reaches this size, in bytes.
 const CHUNK_BYTES: usize = 240 * 1024;
@@ -62,6 +65,7 @@ pub struct Image {
     digest: u64,
     settings: Settings,
     origins: Origins,
+    ensemble: Option<Ensemble>,
     acls: Slab<acl::Entry>,
     sessions: Slab<Session>,
     znodes: Slab<Znode>,
@@ -93,7 +97,10 @@ impl Image {
         let mut out = BytesMut::new();
         let w = &mut Writer::new(&mut out);
         w.int(HEADER);
-        w.int(FORMAT);
+        w.int(match self.ensemble {
+            Some(_) => FORMAT,
+            None => FORMAT_ALONE,
+        });
         w.long(self.applied.term as i64);
         w.long(self.applied.index as i64);
         w.long(self.zxid.0);
@@ -120,6 +127,9 @@ impl Image {
             w.int(slots as i32);
             w.int(free as i32);
         }
+        if let Some(ensemble) = &self.ensemble {
+            w.text(&ensemble.to_string());
+        }
         out.freeze()
     }
 }
@@ -135,6 +145,7 @@ impl Machine {
             digest: self.digest(),
             settings: self.settings.clone(),
             origins: self.origins.clone(),
+            ensemble: self.ensemble.clone(),
             acls: acls.clone(),
             sessions: self.sessions.slab().clone(),
             znodes: znodes.clone(),
@@ -172,6 +183,7 @@ impl Machine {
             sessions: sessions.ok_or(RestoreError::Inconsistent("two sessions have one id"))?,
             settings: header.settings,
             origins: header.origins,
+            ensemble: header.ensemble,
             applied: header.applied,
             zxid: header.zxid,
             time_ms: header.time_ms,
@@ -195,6 +207,7 @@ struct Header {
     digest: u64,
     settings: Settings,
     origins: Origins,
+    ensemble: Option<Ensemble>,
     /// Of each table: slots, first free slot.
     shapes: [(u32, u32); 3],
 }
@@ -207,7 +220,7 @@ impl Header {
             ));
         }
         let format = r.int()?;
-        if format != FORMAT {
+        if ![FORMAT_ALONE, FORMAT].contains(&format) {
             return Err(RestoreError::Format(format));
         }
         let applied = LogId {
@@ -234,6 +247,12 @@ impl Header {
         for shape in &mut shapes {
             *shape = (r.int()? as u32, r.int()? as u32);
         }
+        let mut ensemble = None;
+        if format != FORMAT_ALONE {
+            let parsed = Ensemble::parse(&r.required_text()?);
+            ensemble =
+                Some(parsed.map_err(|_| RestoreError::Inconsistent("its ensemble is none"))?);
+        }
         Ok(Self {
             applied,
             zxid,
@@ -241,6 +260,7 @@ impl Header {
             digest,
             settings,
             origins,
+            ensemble,
             shapes,
         })
     }

@@ -16,6 +16,7 @@ use crate::wire::{Acl, Answer, ErrorCode, Id, SessionId, Stat, Text, Zxid};
 pub mod acl;
 mod apply;
 mod digest;
+mod ensemble;
 mod image;
 mod index;
 mod large;
@@ -30,6 +31,7 @@ mod slab;
 mod tree;
 mod znode;
 
+pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
 pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
 pub use origin::{CommandId, OriginId};
@@ -57,6 +59,8 @@ pub mod op {
     pub const REMOVE: i32 = -22;
     /// A change of a replicated setting. Body: `Set`.
     pub const SET: i32 = -23;
+    /// Who the servers of the ensemble are. Body: `Configure`.
+    pub const CONFIGURE: i32 = -24;
 }
 
 /// A position in the Raft log.
@@ -138,6 +142,8 @@ pub struct Machine {
     sessions: Sessions,
     origins: Origins,
     settings: Settings,
+    /// `None`: a server alone.
+    ensemble: Option<Ensemble>,
     applied: LogId,
     zxid: Zxid,
     /// The leader's clock in the last entry that had commands, in ms since 1970.
@@ -162,6 +168,7 @@ impl Machine {
             sessions: Sessions::default(),
             origins: Origins::default(),
             settings: Settings::default(),
+            ensemble: None,
             applied: LogId::default(),
             zxid: Zxid(0),
             time_ms: 0,
@@ -237,6 +244,7 @@ impl Machine {
             self.sessions.digest(),
             self.origins.digest(),
             self.settings.digest(),
+            self.ensemble.as_ref().map_or(0, Ensemble::digest),
         ]
         .iter()
         .fold(clock, |sum, part| sum.wrapping_add(*part))
@@ -337,6 +345,12 @@ impl Machine {
     /// Known names: `enforce_quota`, `extended_types`, `reconfig_enabled`, `digest_enabled` (1).
     pub fn setting(&self, name: &str) -> i64 {
         self.settings.get(name)
+    }
+
+    /// The servers of the ensemble; `None` before the first leader has named them, and of a server
+    /// alone.
+    pub fn ensemble(&self) -> Option<&Ensemble> {
+        self.ensemble.as_ref()
     }
 
     /// What the leader should propose to remove (§5.3): containers that had children and have none,
@@ -441,6 +455,7 @@ fn system_znodes() -> Tree {
         tree.insert_system(&new, aversion);
     }
     assert_eq!(tree.lookup("/zookeeper/quota"), Some(NodeId::QUOTA));
+    assert_eq!(tree.lookup(path::CONFIG), Some(NodeId::CONFIG));
     tree
 }
 

@@ -4,7 +4,9 @@
 //! which check comes first decides the error a client sees (§3.3).
 
 /// The znodes that nobody may delete (§5.5).
-const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"];
+/// What clients are shown of the ensemble.
+pub const CONFIG: &str = "/zookeeper/config";
+const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", CONFIG];
 
 /// The full path validation of §5.4.
 pub fn is_valid(path: &str) -> bool {

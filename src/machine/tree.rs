@@ -285,6 +285,15 @@ impl Tree {
         });
     }
 
+    /// Replaces the data as a change of the ensemble does: it has no version to count (§3.4).
+    pub fn configure(&mut self, id: NodeId, data: &[u8], zxid: Zxid, time_ms: i64) {
+        self.replace_content(id, Some(data), |znode| {
+            znode.version = -1;
+            znode.mzxid = zxid;
+            znode.mtime = time_ms;
+        });
+    }
+
     /// Replaces the data and nothing else: how the server keeps statistics (§5.6).
     pub fn rewrite(&mut self, id: NodeId, data: &[u8]) {
         self.replace_content(id, Some(data), |_| {});

@@ -24,6 +24,8 @@ impl NodeId {
     pub const ROOT: Self = Self(0);
     /// `/zookeeper/quota`, which cannot be deleted, so its number never changes.
     pub const QUOTA: Self = Self(2);
+    /// `/zookeeper/config`, of which the same is true.
+    pub const CONFIG: Self = Self(3);
 
     pub fn exists(self) -> bool {
         self != Self::NONE

@@ -5,19 +5,22 @@
 //! request share the frame's memory. A request is decoded for syntax only: what is *allowed* is
 //! decided by [`crate::machine`].
 //!
-//! Source: the protocol facts §1 (encoding), §2 (handshake), §3 (operations), §4 (multi).
+//! Source: the protocol facts §1 (encoding), §2 (handshake), §3 (operations), §4 (multi), §12.3
+//! (servers).
 
 pub mod code;
 pub mod jute;
 pub mod record;
 pub mod request;
 pub mod response;
+pub mod server_line;
 
 pub use code::{CreateMode, ErrorCode, EventType, op, perms, xid};
 pub use jute::{DecodeError, Reader, Text, Writer};
 pub use record::{Acl, ConnectRequest, ConnectResponse, Id, SessionId, Stat, WatcherEvent, Zxid};
 pub use request::{Request, SubRequest};
 pub use response::{Answer, ReplyHeader, SubAnswer, encode_reply_with};
+pub use server_line::ServerLine;
 
 /// The largest frame a client may send unless `jute.maxbuffer` says otherwise, in bytes (§1.3).
 pub const FRAME_BYTES_MAX: usize = 0xf_ffff;

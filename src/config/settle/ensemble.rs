@@ -6,9 +6,7 @@ use std::path::Path;
 use super::pod::{Pod, StatefulSet};
 use super::{Given, Origin, Problem, Setting, Settling, Verdict};
 use crate::config::Listen;
-use crate::config::members::{
-    ID_RANGE, Member, bracketed, is_observer, is_wildcard, member_id, reachable,
-};
+use crate::config::members::{ID_RANGE, Member, is_observer, is_wildcard, member_id, reachable};
 use crate::config::values::{Expected, boolean, whole};
 
 /// What the settings say of the servers, before it is weighed.
@@ -108,16 +106,7 @@ impl Settling {
         let mut taken = BTreeMap::new();
         for (member, origin) in lines {
             let same_id = format!("server number {}", member.id);
-            let mut claims = vec![same_id];
-            for peer in &member.peers {
-                for port in [peer.quorum_port, peer.election_port] {
-                    claims.push(address(&peer.host, port));
-                }
-            }
-            if let Some((Some(host), port)) = &member.client {
-                claims.push(address(host, *port));
-            }
-            for claim in claims {
+            for claim in [same_id].into_iter().chain(member.addresses()) {
                 if let Some(first) = taken.insert(claim.clone(), origin) {
                     let what = format!("server.{}: {claim} is taken by {first}", member.id);
                     self.problem(origin, what + ": give each server addresses of its own");
@@ -313,10 +302,6 @@ impl Settling {
 }
 
 const NO_255: &str = "server number 255 marks znodes with a time to live: use 1 to 254";
-
-fn address(host: &str, port: u16) -> String {
-    format!("{}:{port}", bracketed(&host.to_ascii_lowercase()))
-}
 
 /// The number in the file `myid`, if there is one (§12.3).
 fn my_id(path: &Path) -> Result<Option<u32>, String> {
