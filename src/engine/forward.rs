@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::machine::OriginId;
 use crate::proto::log;
+use crate::wire::op;
 
 use super::connection::Connection;
 
@@ -79,10 +80,15 @@ impl Forward {
         for (command, _) in self.queue.range(self.sent..) {
             bytes += command.body.len();
             let full = commands.len() == COMMANDS_PER_ENTRY || bytes > BYTES_PER_ENTRY;
-            if full && !commands.is_empty() {
+            // A reconfig is an entry of its own: it may change who has a say.
+            let alone = command.op == op::RECONFIG;
+            if (full || alone) && !commands.is_empty() {
                 break;
             }
             commands.push(command.clone());
+            if alone {
+                break;
+            }
         }
         let origin = log::Origin {
             server: self.origin.server,
@@ -213,10 +219,14 @@ impl Inbound {
             bytes += size(batch);
             commands += batch.commands.len();
             let full = commands > COMMANDS_PER_ENTRY || bytes > BYTES_PER_ENTRY;
-            if full && !taken.is_empty() {
+            let alone = is_reconfig(batch);
+            if (full || alone) && !taken.is_empty() {
                 break;
             }
             taken.extend(self.batches.pop_front());
+            if alone {
+                break;
+            }
         }
         self.bytes -= taken.iter().map(size).sum::<usize>();
         taken
@@ -234,6 +244,11 @@ impl Inbound {
         self.batches.clear();
         self.bytes = 0;
     }
+}
+
+/// Whether it is a reconfig, which comes alone.
+pub fn is_reconfig(batch: &log::Batch) -> bool {
+    batch.commands.iter().any(|command| command.op == op::RECONFIG)
 }
 
 fn size(batch: &log::Batch) -> usize {

@@ -21,8 +21,12 @@ use super::{Engine, Outputs, set_command};
 const STAGGER_MS: u64 = 20;
 /// Time after which a campaign is tried again, in ms, and how often, before the election timeout is
 /// left to see to it.
-const RETRY_MS: u64 = 40;
-const TRIES: u32 = 20;
+const RETRY_MS: u64 = 10;
+const TRIES: u32 = 60;
+
+/// How long a server has to come with another disk before it is taken for the one that had its
+/// number, in ms.
+const STRANGER_MS: u64 = 2_000;
 
 /// Setting with the cluster's own random number; 0 until its first leader has chosen one.
 pub const CLUSTER_SETTING: &str = "cluster";
@@ -50,7 +54,8 @@ pub struct Standing {
     disk: u64,
     admitted: bool,
     linked: BTreeMap<u64, Introduction>,
-    strangers: BTreeMap<u64, u64>,
+    /// The disk, and since when the server comes with it.
+    strangers: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Standing {
@@ -99,13 +104,26 @@ impl Standing {
     }
 
     /// A server came with another disk than the one that is bound to its number.
-    pub fn stranger(&mut self, id: u64, disk: u64) {
-        self.strangers.insert(id, disk);
+    pub fn stranger(&mut self, id: u64, disk: u64, now_ms: u64) {
+        let known = self.strangers.get(&id);
+        if known.is_none_or(|(known, _)| *known != disk) {
+            self.strangers.insert(id, (disk, now_ms));
+        }
     }
 
-    /// Disks that are not bound, by the number of the server that came with them.
-    pub fn strangers(&self) -> &BTreeMap<u64, u64> {
-        &self.strangers
+    /// Disks that are not bound, by the number of the server that came with them, if it does so for
+    /// some time: a server with a wrong number must not take another's place at once.
+    pub fn strangers(&self, now_ms: u64) -> BTreeMap<u64, u64> {
+        let strangers = self.strangers.iter();
+        strangers
+            .filter(|(_, (_, since_ms))| now_ms >= since_ms + STRANGER_MS)
+            .map(|(id, (disk, _))| (*id, *disk))
+            .collect()
+    }
+
+    /// This disk is bound to that number now.
+    pub fn bound(&mut self, id: u64, disk: u64) {
+        self.strangers.retain(|stranger, (found, _)| *stranger != id || *found != disk);
     }
 
     /// Servers that are linked, with their disks, and this one with its own.

@@ -36,11 +36,11 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, MessageType};
 
-use crate::machine::{Attached, Change, CommandId, Image, LogId, Machine, OriginId, Outcome, Sink};
+use crate::machine::{Attached, Change, CommandId, Ensemble, Image, LogId, Machine, OriginId, Outcome, Sink};
 use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
-use crate::wire::{SessionId, WatcherEvent, op, perms};
+use crate::wire::{SessionId, WatcherEvent, Zxid, op, perms};
 
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
@@ -53,7 +53,7 @@ pub use status::{PeerStatus, Role, Status};
 
 use barrier::{Barrier, Purpose};
 use expiry::{Expiry, Telling};
-use forward::{Forward, Inbound, Waiter};
+use forward::{Forward, Inbound, Waiter, is_reconfig};
 use lease::Lease;
 use log::MemLog;
 use members::{CLUSTER_SETTING, Failover, Standing};
@@ -109,6 +109,9 @@ pub struct Options {
     pub sync_limit_ms: u64,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
+    /// The lines of the servers that make up the ensemble until a reconfig says otherwise; empty:
+    /// this server stands alone.
+    pub ensemble: String,
     /// Settings that all replicas must share; the leader writes them into the log.
     pub settings: Vec<(&'static str, i64)>,
     /// Where everything is counted.
@@ -137,6 +140,7 @@ impl Default for Options {
             sync_limit_ms: 10_000,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
+            ensemble: String::new(),
             settings: Vec::new(),
             metrics: Arc::default(),
         }
@@ -224,6 +228,8 @@ pub struct Outputs {
     pub take_snapshot: Option<(SnapshotMeta, Image)>,
     /// Snapshots to be sent to others beside the messages; [`Event::SnapshotSent`] must follow.
     pub send_snapshot: Vec<SendSnapshot>,
+    /// Other servers make up the ensemble from now on.
+    pub ensemble: Option<Ensemble>,
     /// When a turn is wanted even if nothing happens before, in ms.
     pub wake_at_ms: Option<u64>,
 }
@@ -291,6 +297,10 @@ pub struct Engine {
     standing: Standing,
     failover: Option<Failover>,
     handing_over: bool,
+    /// A tick has passed since the membership was looked at.
+    reconcile_due: bool,
+    /// The version of the ensemble that the links were told of.
+    linked_version: Option<Zxid>,
     /// A snapshot of another server, until this one has a leader to be given it by.
     received: Option<Box<(SnapshotMeta, Machine)>>,
     /// Servers that are sent a snapshot, and its index, until they have caught up with it.
@@ -370,6 +380,8 @@ impl Engine {
             standing: Standing::new(id, origin.disk, admitted || !is_new),
             failover: None,
             handing_over: false,
+            reconcile_due: false,
+            linked_version: None,
             received: None,
             transfers: BTreeMap::new(),
             applied,
@@ -409,7 +421,7 @@ impl Engine {
                     tracing::info!("this server takes part from now on");
                 }
             }
-            Event::Stranger { id, disk } => self.standing.stranger(id, disk),
+            Event::Stranger { id, disk } => self.standing.stranger(id, disk, self.now_ms),
             Event::Unreachable(id) => {
                 self.standing.unlinked(id);
                 self.replica.unreachable(id);
@@ -441,6 +453,7 @@ impl Engine {
         }
         self.fail_over(out);
         self.clean(wall_ms);
+        self.reconcile(wall_ms);
         loop {
             let offered = self.offer_received();
             if self.replica.has_other_leader() {
@@ -483,6 +496,7 @@ impl Engine {
                 break;
             }
         }
+        self.tell_of_ensemble(out);
         self.hold();
         self.ask_for_snapshot(out);
     }
@@ -507,6 +521,7 @@ impl Engine {
             self.replica.tick();
         }
         self.look_after_transfers();
+        self.reconcile_due = true;
         if self.handing_over && self.replica.is_leader() {
             self.hand_over();
         }
@@ -594,12 +609,8 @@ impl Engine {
             usize::try_from((per_minute * interval_ms / 60_000).max(1)).unwrap_or(usize::MAX);
         let state = self.shared.state.read();
         for removal in state.machine.removable(wall_ms, never_used_ms, limit) {
-            self.internal.push(proto::log::Command {
-                session: 0,
-                generation: 0,
-                op: crate::machine::op::REMOVE,
-                body: removal.encode_to_vec().into(),
-            });
+            let body = removal.encode_to_vec();
+            self.internal.push(own_command(crate::machine::op::REMOVE, body));
         }
     }
 
@@ -625,7 +636,18 @@ impl Engine {
         loop {
             let mut batches = self.inbound.take();
             let others = batches.len();
-            batches.extend(self.forward.next_batch());
+            let own = self.forward.next_batch();
+            if let Some(reconfig) = batches.first().or(own.as_ref()).filter(|b| is_reconfig(b)) {
+                let reconfig = reconfig.clone();
+                let entry = self.plan_reconfig(reconfig, wall_ms);
+                if !entry.is_some_and(|entry| self.propose_entry(entry).is_ok()) {
+                    self.inbound.put_back(batches);
+                    return;
+                }
+                self.forward.sent(usize::from(others == 0));
+                continue;
+            }
+            batches.extend(own.filter(|batch| !is_reconfig(batch)));
             if batches.is_empty() && self.internal.is_empty() {
                 return;
             }
@@ -636,20 +658,32 @@ impl Engine {
                 time_ms: wall_ms,
                 batches,
                 internal,
-                change: None,
+                ..Default::default()
             };
-            let Some(at) = self.replica.propose(entry.encode_to_vec()) else {
+            if let Err(entry) = self.propose_entry(entry) {
                 // No room now; the next turn tries again.
                 let mut batches = entry.batches;
                 batches.truncate(others);
                 self.inbound.put_back(batches);
                 self.internal = entry.internal;
                 return;
-            };
-            self.proposed.push_back((at, entry));
+            }
             self.forward.sent(commands);
-            self.shared.metrics.proposal_count.add(1);
         }
+    }
+
+    /// Puts an entry into the log, or gives it back.
+    fn propose_entry(&mut self, entry: proto::log::Entry) -> Result<(), Box<proto::log::Entry>> {
+        let at = match entry.change {
+            Some(_) => self.replica.propose_change(&entry),
+            None => self.replica.propose(entry.encode_to_vec()),
+        };
+        let Some(at) = at else {
+            return Err(Box::new(entry));
+        };
+        self.proposed.push_back((at, entry));
+        self.shared.metrics.proposal_count.add(1);
+        Ok(())
     }
 
     /// Sends what was submitted here to the leader, if that is another server.
@@ -812,10 +846,6 @@ impl Engine {
                         None if is_change => entry::decode_commands(&raft_entry.context),
                         None => entry::decode_commands(&raft_entry.data),
                     };
-                    if is_change {
-                        let change = entry.change.clone().unwrap_or_default();
-                        self.replica.apply_change(&change);
-                    }
                     commands += 1 + entry
                         .batches
                         .iter()
@@ -823,8 +853,16 @@ impl Engine {
                         .sum::<usize>();
                     self.snapshot.bytes += raft_entry.data.len() as u64;
                     local.forward.look_for_gap(&entry.batches);
+                    let before = machine.ensemble().map(Ensemble::version);
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
+                    // A change that comes with a client's reconfig stands and falls with it.
+                    let stands = entry.batches.is_empty()
+                        || machine.ensemble().map(Ensemble::version) != before;
+                    if is_change && stands {
+                        let change = entry.change.clone().unwrap_or_default();
+                        self.replica.apply_change(&change);
+                    }
                 }
             }
             self.snapshot.entries += commands as u64;
@@ -936,12 +974,22 @@ impl Engine {
             // Never 0, which means that there is none.
             differing.push((CLUSTER_SETTING.to_owned(), number | 1));
         }
-        if !differing.is_empty() && self.settings_term != self.replica.term() {
+        let configured = &self.shared.options.ensemble;
+        let unnamed = state.machine.ensemble().is_none() && !configured.is_empty();
+        if (!differing.is_empty() || unnamed) && self.settings_term != self.replica.term() {
             self.settings_term = self.replica.term();
             let commands = differing.iter().map(set_command);
             self.internal.extend(commands);
+            if unnamed {
+                let body = proto::log::Configure {
+                    text: self.shared.options.ensemble.clone(),
+                    expected: 0,
+                };
+                let body = body.encode_to_vec();
+                self.internal.push(own_command(crate::machine::op::CONFIGURE, body));
+            }
         }
-        !differing.is_empty()
+        !differing.is_empty() || unnamed
     }
 
     fn ask_for_snapshot(&mut self, out: &mut Outputs) {
@@ -1012,11 +1060,16 @@ fn set_command((name, value): &(String, i64)) -> proto::log::Command {
         name: name.clone(),
         value: *value,
     };
+    own_command(crate::machine::op::SET, body.encode_to_vec())
+}
+
+/// A command of the leader's own.
+fn own_command(op: i32, body: Vec<u8>) -> proto::log::Command {
     proto::log::Command {
         session: 0,
         generation: 0,
-        op: crate::machine::op::SET,
-        body: body.encode_to_vec().into(),
+        op,
+        body: body.into(),
     }
 }
 

@@ -10,7 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::proto::log::membership_step::Kind;
 use crate::proto::log::{Membership, MembershipStep};
 
+use prost::Message as _;
+
+use crate::machine::Ensemble;
+use crate::proto::log::{self, MembershipChange};
+use crate::wire::{Request, op};
+
+use super::members::disk_setting;
 use super::status::PeerStatus;
+use super::{Engine, Outputs, set_command};
 
 /// Entries that a server may lack and still be given a vote: some milliseconds of work.
 const NEARLY: u64 = 1_000;
@@ -62,7 +70,8 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
     };
 
     // A lost disk: what was acknowledged with it does not count any more.
-    if let Some(server) = strangers.keys().find(|server| is_member(server))
+    let lost = |server: &&u64| is_member(server) && !active(server);
+    if let Some(server) = strangers.keys().find(lost)
         && (learners.contains(server) || can_lose(server))
     {
         return Some(step(Kind::Remove, *server));
@@ -95,6 +104,180 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
         false => Kind::Remove,
     };
     Some(step(kind, *surplus))
+}
+
+impl From<&Ensemble> for Target {
+    fn from(ensemble: &Ensemble) -> Self {
+        let (observers, voters): (Vec<_>, Vec<_>) =
+            ensemble.members().iter().partition(|member| member.observer);
+        let ids = |members: Vec<_>| {
+            let ids = members.into_iter();
+            ids.map(|member: &crate::wire::ServerLine| u64::from(member.id)).collect()
+        };
+        Self {
+            voters: ids(voters),
+            observers: ids(observers),
+        }
+    }
+}
+
+impl Engine {
+    /// As the leader: takes the next step towards the membership that should be.
+    pub(super) fn reconcile(&mut self, wall_ms: i64) {
+        if !std::mem::take(&mut self.reconcile_due) || self.leading.is_none() {
+            return;
+        }
+        let membership = self.replica.membership();
+        if self.replica.is_changing() {
+            // raft leaves a joint membership by itself, unless the leader changed in between.
+            if !membership.voters_outgoing.is_empty() {
+                let leave = log::Entry {
+                    change: Some(MembershipChange::default()),
+                    time_ms: wall_ms,
+                    ..log::Entry::default()
+                };
+                // If it cannot be proposed now, the next tick tries again.
+                let _ = self.propose_entry(leave);
+            }
+            return;
+        }
+        let (target, bound) = {
+            let state = self.shared.state.read();
+            let Some(ensemble) = state.machine.ensemble() else {
+                return;
+            };
+            let target = Target::from(ensemble);
+            let bound = |id: &u64| state.machine.setting(&disk_setting(*id)) != 0;
+            let bound: Vec<u64> = (1..=255).filter(bound).collect();
+            (target, bound)
+        };
+        let strangers = self.standing.strangers(self.now_ms);
+        let facts = Facts {
+            id: self.id,
+            membership: &membership,
+            peers: &self.replica.peers(),
+            committed: self.replica.committed(),
+            strangers: &strangers,
+        };
+        let Some(step) = next_step(&target, &facts) else {
+            self.hand_over_if_unwanted(&target);
+            let members = self.replica.members();
+            // Whoever is gone may come back with another disk.
+            let gone = bound.into_iter().filter(|id| !members.contains(id));
+            let gone = gone.map(|id| set_command(&(disk_setting(id), 0)));
+            self.internal.extend(gone);
+            return;
+        };
+        tracing::info!(
+            server = step.server,
+            step = step.kind().as_str_name(),
+            "the membership changes"
+        );
+        let mut internal = Vec::new();
+        if let Some(disk) = strangers.get(&step.server) {
+            let bound = match step.kind() {
+                Kind::Remove => 0,
+                Kind::AddLearner | Kind::AddVoter => *disk,
+            };
+            internal.push(set_command(&(disk_setting(step.server), bound as i64)));
+            self.standing.bound(step.server, bound);
+        }
+        let entry = log::Entry {
+            time_ms: wall_ms,
+            internal,
+            change: Some(MembershipChange { steps: vec![step] }),
+            ..log::Entry::default()
+        };
+        // The same.
+        let _ = self.propose_entry(entry);
+    }
+
+    /// A leader that is to leave lets another one lead, which then removes it.
+    fn hand_over_if_unwanted(&mut self, target: &Target) {
+        if !target.voters.contains(&self.id) && self.replica.is_voter() {
+            let peers = self.replica.peers().into_iter();
+            let fit = peers.filter(|peer| peer.active && target.voters.contains(&peer.id));
+            if let Some(best) = fit.max_by_key(|peer| peer.matched) {
+                self.replica.transfer_leadership(best.id);
+            }
+        }
+    }
+
+    /// What to propose for a client's reconfig. `None`: it has to wait.
+    pub(super) fn plan_reconfig(&mut self, batch: log::Batch, wall_ms: i64) -> Option<log::Entry> {
+        let mut entry = log::Entry {
+            time_ms: wall_ms,
+            batches: vec![batch],
+            ..log::Entry::default()
+        };
+        let command = entry.batches[0].commands.first()?;
+        let request = Request::decode(op::RECONFIG, command.body.clone());
+        let after = match &request {
+            Ok(Request::Reconfig(reconfig)) => {
+                let state = self.shared.state.read();
+                let present = state.machine.ensemble();
+                present.and_then(|ensemble| ensemble.after(reconfig).ok())
+            }
+            _ => None,
+        };
+        // Whatever is wrong with it, the machine says so.
+        let Some(target) = after.as_ref().map(Target::from) else {
+            return Some(entry);
+        };
+        if self.replica.is_changing() {
+            return None;
+        }
+        let membership = self.replica.membership();
+        let peers = self.replica.peers();
+        let staying = |voter: &&u64| target.voters.contains(voter);
+        let staying: Vec<u64> = membership.voters.iter().filter(staying).copied().collect();
+        let is_there = |voter: &&u64| {
+            **voter == self.id || peers.iter().any(|peer| peer.id == **voter && peer.active)
+        };
+        if staying.iter().filter(is_there).count() <= staying.len() / 2 {
+            entry.no_quorum = true;
+            return Some(entry);
+        }
+        if !target.voters.contains(&self.id) {
+            self.hand_over_if_unwanted(&target);
+            return None;
+        }
+        let step = |kind: Kind, server: u64| MembershipStep {
+            kind: kind.into(),
+            server,
+        };
+        let mut steps = Vec::new();
+        for id in membership.voters.iter().chain(&membership.learners) {
+            let is_voter = membership.voters.contains(id);
+            if target.observers.contains(id) && is_voter {
+                steps.push(step(Kind::AddLearner, *id));
+            } else if !target.observers.contains(id) && !target.voters.contains(id) {
+                steps.push(step(Kind::Remove, *id));
+            }
+        }
+        // Who joins learns first, and is given its vote when it has nearly caught up.
+        let joining = target.voters.iter().chain(&target.observers);
+        let joining = joining.filter(|id| {
+            !membership.voters.contains(id) && !membership.learners.contains(id)
+        });
+        steps.extend(joining.map(|id| step(Kind::AddLearner, *id)));
+        if !steps.is_empty() {
+            entry.change = Some(MembershipChange { steps });
+        }
+        Some(entry)
+    }
+
+    /// Tells the links if other servers make up the ensemble.
+    pub(super) fn tell_of_ensemble(&mut self, out: &mut Outputs) {
+        let state = self.shared.state.read();
+        let Some(ensemble) = state.machine.ensemble() else {
+            return;
+        };
+        if self.linked_version != Some(ensemble.version()) {
+            self.linked_version = Some(ensemble.version());
+            out.ensemble = Some(ensemble.clone());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -230,6 +230,12 @@ impl Replica {
         })
     }
 
+    /// Whether a change of membership is on its way, or there is a joint membership to be left.
+    pub fn is_changing(&self) -> bool {
+        let joint = !self.raw.store().membership().voters_outgoing.is_empty();
+        joint || self.raw.raft.has_pending_conf()
+    }
+
     /// A change of membership comes into force.
     ///
     /// # Panics

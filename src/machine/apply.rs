@@ -303,6 +303,9 @@ impl Machine {
         }
         let ensemble = self.ensemble.as_ref().ok_or(ErrorCode::Unimplemented)?;
         let after = ensemble.after(request)?;
+        if self.no_quorum {
+            return Err(ErrorCode::NewConfigNoQuorum);
+        }
         self.check(NodeId::CONFIG, perms::WRITE, caller)?;
         self.publish(after, write);
         let znode = self.tree.get(NodeId::CONFIG);

@@ -55,27 +55,24 @@ impl Ensemble {
     /// # Errors
     ///
     /// `BadVersion` if another version is expected; `BadArguments` as [`Self::parse`], if servers
-    /// are both joining or leaving and listed in full, or if too few are left that vote.
+    /// are both joining or leaving and listed in full, or if nobody is left that votes. (ZooKeeper
+    /// refuses to leave one alone, unless `standaloneEnabled` is false.)
     pub fn after(&self, request: &Reconfig) -> Result<Self, ErrorCode> {
         if ![-1, self.version.0].contains(&request.version) {
             return Err(ErrorCode::BadVersion);
         }
         let joining = request.joining.as_deref().unwrap_or_default();
         let leaving = request.leaving.as_deref().unwrap_or_default();
-        let after = match &request.members {
-            None => self.step(joining, leaving)?,
+        match &request.members {
+            None => self.step(joining, leaving),
             Some(_) if !joining.is_empty() || !leaving.is_empty() => {
-                return Err(ErrorCode::BadArguments);
+                Err(ErrorCode::BadArguments)
             }
-            Some(text) => Self {
+            Some(text) => Ok(Self {
                 version: self.version,
                 ..Self::parse(text)?
-            },
-        };
-        if after.voters() < VOTERS_MIN {
-            return Err(ErrorCode::BadArguments);
+            }),
         }
-        Ok(after)
     }
 
     /// By id.

@@ -187,6 +187,7 @@ impl Machine {
             applied: header.applied,
             zxid: header.zxid,
             time_ms: header.time_ms,
+            no_quorum: false,
             changes: Vec::new(),
             closed: None,
         };

@@ -148,6 +148,8 @@ pub struct Machine {
     zxid: Zxid,
     /// The leader's clock in the last entry that had commands, in ms since 1970.
     time_ms: i64,
+    /// The leader refuses the reconfig in the present entry.
+    no_quorum: bool,
     /// What the present command changed; empty between commands.
     changes: Vec<PendingChange>,
     /// The session the present command closed.
@@ -172,6 +174,7 @@ impl Machine {
             applied: LogId::default(),
             zxid: Zxid(0),
             time_ms: 0,
+            no_quorum: false,
             changes: Vec::new(),
             closed: None,
         }
@@ -187,6 +190,7 @@ impl Machine {
         if !entry.batches.is_empty() || !entry.internal.is_empty() {
             self.time_ms = entry.time_ms;
         }
+        self.no_quorum = entry.no_quorum;
         for batch in &entry.batches {
             self.apply_batch(batch, sink);
         }

@@ -61,6 +61,7 @@ pub enum ErrorCode {
     MarshallingError = -5,
     Unimplemented = -6,
     BadArguments = -8,
+    NewConfigNoQuorum = -13,
     NoNode = -101,
     NoAuth = -102,
     BadVersion = -103,
