@@ -361,6 +361,7 @@ impl World {
             batches,
             internal: Vec::new(),
             change: None,
+            no_quorum: false,
         })
     }
 
@@ -380,6 +381,7 @@ impl World {
             batches: Vec::new(),
             internal,
             change: None,
+            no_quorum: false,
         })
     }
 

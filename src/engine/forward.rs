@@ -248,7 +248,10 @@ impl Inbound {
 
 /// Whether it is a reconfig, which comes alone.
 pub fn is_reconfig(batch: &log::Batch) -> bool {
-    batch.commands.iter().any(|command| command.op == op::RECONFIG)
+    batch
+        .commands
+        .iter()
+        .any(|command| command.op == op::RECONFIG)
 }
 
 fn size(batch: &log::Batch) -> usize {

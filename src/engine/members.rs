@@ -123,7 +123,8 @@ impl Standing {
 
     /// This disk is bound to that number now.
     pub fn bound(&mut self, id: u64, disk: u64) {
-        self.strangers.retain(|stranger, (found, _)| *stranger != id || *found != disk);
+        self.strangers
+            .retain(|stranger, (found, _)| *stranger != id || *found != disk);
     }
 
     /// Servers that are linked, with their disks, and this one with its own.

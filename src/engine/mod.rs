@@ -36,7 +36,9 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, MessageType};
 
-use crate::machine::{Attached, Change, CommandId, Ensemble, Image, LogId, Machine, OriginId, Outcome, Sink};
+use crate::machine::{
+    Attached, Change, CommandId, Ensemble, Image, LogId, Machine, OriginId, Outcome, Sink,
+};
 use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
@@ -610,7 +612,8 @@ impl Engine {
         let state = self.shared.state.read();
         for removal in state.machine.removable(wall_ms, never_used_ms, limit) {
             let body = removal.encode_to_vec();
-            self.internal.push(own_command(crate::machine::op::REMOVE, body));
+            self.internal
+                .push(own_command(crate::machine::op::REMOVE, body));
         }
     }
 
@@ -986,7 +989,8 @@ impl Engine {
                     expected: 0,
                 };
                 let body = body.encode_to_vec();
-                self.internal.push(own_command(crate::machine::op::CONFIGURE, body));
+                self.internal
+                    .push(own_command(crate::machine::op::CONFIGURE, body));
             }
         }
         !differing.is_empty() || unnamed

@@ -10,8 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::proto::log::membership_step::Kind;
 use crate::proto::log::{Membership, MembershipStep};
 
-use prost::Message as _;
-
 use crate::machine::Ensemble;
 use crate::proto::log::{self, MembershipChange};
 use crate::wire::{Request, op};
@@ -108,11 +106,14 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
 
 impl From<&Ensemble> for Target {
     fn from(ensemble: &Ensemble) -> Self {
-        let (observers, voters): (Vec<_>, Vec<_>) =
-            ensemble.members().iter().partition(|member| member.observer);
+        let (observers, voters): (Vec<_>, Vec<_>) = ensemble
+            .members()
+            .iter()
+            .partition(|member| member.observer);
         let ids = |members: Vec<_>| {
             let ids = members.into_iter();
-            ids.map(|member: &crate::wire::ServerLine| u64::from(member.id)).collect()
+            ids.map(|member: &crate::wire::ServerLine| u64::from(member.id))
+                .collect()
         };
         Self {
             voters: ids(voters),
@@ -257,9 +258,8 @@ impl Engine {
         }
         // Who joins learns first, and is given its vote when it has nearly caught up.
         let joining = target.voters.iter().chain(&target.observers);
-        let joining = joining.filter(|id| {
-            !membership.voters.contains(id) && !membership.learners.contains(id)
-        });
+        let joining = joining
+            .filter(|id| !membership.voters.contains(id) && !membership.learners.contains(id));
         steps.extend(joining.map(|id| step(Kind::AddLearner, *id)));
         if !steps.is_empty() {
             entry.change = Some(MembershipChange { steps });

@@ -15,10 +15,6 @@ use super::digest::{Part, Term};
 use crate::wire::request::Reconfig;
 use crate::wire::{ErrorCode, ServerLine, Zxid};
 
-/// Voters that an ensemble must be left with by a request: with fewer it could lose none. ZooKeeper
-/// has the same limit unless `standaloneEnabled` is false.
-const VOTERS_MIN: usize = 2;
-
 /// The servers of an ensemble, and since when they are.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ensemble {
@@ -65,9 +61,7 @@ impl Ensemble {
         let leaving = request.leaving.as_deref().unwrap_or_default();
         match &request.members {
             None => self.step(joining, leaving),
-            Some(_) if !joining.is_empty() || !leaving.is_empty() => {
-                Err(ErrorCode::BadArguments)
-            }
+            Some(_) if !joining.is_empty() || !leaving.is_empty() => Err(ErrorCode::BadArguments),
             Some(text) => Ok(Self {
                 version: self.version,
                 ..Self::parse(text)?

@@ -80,6 +80,7 @@ impl Rig {
             batches,
             internal: Vec::new(),
             change: None,
+            no_quorum: false,
         };
         self.machine.apply(self.at, &entry, &mut Journal::default());
     }
@@ -109,6 +110,7 @@ impl Rig {
             batches: vec![batch],
             internal: Vec::new(),
             change: None,
+            no_quorum: false,
         })
     }
 
@@ -124,6 +126,7 @@ impl Rig {
             batches: Vec::new(),
             internal: vec![command],
             change: None,
+            no_quorum: false,
         })
     }
 
@@ -596,6 +599,7 @@ fn arbitrary_entry() -> impl Strategy<Value = log::Entry> {
             batches,
             internal: internal.into_iter().collect(),
             change: None,
+            no_quorum: false,
         },
     )
 }
@@ -629,6 +633,7 @@ fn first_entry() -> log::Entry {
         batches: vec![batch],
         internal,
         change: None,
+        no_quorum: false,
     }
 }
 

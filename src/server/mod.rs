@@ -441,6 +441,13 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             super_digest: config.super_digest.clone(),
             skip_acl: config.skip_acl,
         },
+        ensemble: match config.quorum {
+            None => String::new(),
+            Some(_) => {
+                let lines: Vec<String> = config.members.iter().map(Member::line).collect();
+                lines.join("\n")
+            }
+        },
         settings: vec![
             ("enforce_quota", config.enforce_quota.into()),
             ("extended_types", config.extended_types.into()),

@@ -508,6 +508,7 @@ mod tests {
                 batches: vec![batch],
                 internal: vec![],
                 change: None,
+                no_quorum: false,
             };
             self.model.apply(self.number, 1, &entry).remove(0).outcome
         }

@@ -73,6 +73,7 @@ impl World {
             batches: vec![batch],
             internal: Vec::new(),
             change: None,
+            no_quorum: false,
         };
         let at = LogId {
             term: 1,
