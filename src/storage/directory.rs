@@ -25,7 +25,7 @@ pub(super) struct Directory {
     facts: Facts,
     identity: Identity,
     keep: usize,
-    /// Index of the last snapshot that was loaded or written.
+    /// Index of the newest snapshot that was loaded, written or received.
     good: u64,
     /// Whether space was short when it was opened.
     short: bool,
@@ -103,9 +103,10 @@ impl Directory {
         stop.is_some_and(|stop| stop.last_group == recovery.last_group)
     }
 
-    /// A snapshot was written.
+    /// A snapshot was written, or received.
     pub(super) fn wrote(&mut self, index: u64) {
-        self.good = index;
+        // One may be received while an older one is being written.
+        self.good = self.good.max(index);
     }
 
     /// Whether the newest snapshot is one that was loaded or written by this run. The older ones

@@ -181,6 +181,14 @@ pub enum Fault {
     #[error("snapshot {path} cannot be loaded: {reason}")]
     RejectedSnapshot { path: PathBuf, reason: String },
 
+    /// A snapshot was asked for that is not there.
+    #[error("there is no snapshot of entry {index}, term {term}, in {dir}")]
+    NoSnapshot { dir: PathBuf, index: u64, term: u64 },
+
+    /// Files were asked for where there are none.
+    #[error("this server keeps everything in memory and has no snapshot files")]
+    InMemory,
+
     /// No source of randomness for new ids.
     #[error("cannot draw a random id: {0}")]
     Random(String),

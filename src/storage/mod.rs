@@ -41,7 +41,8 @@ pub use self::disk::{Disk, File, RealDisk};
 pub use self::fault::Fault;
 pub use self::recovery::{Known, Recovery, recover};
 pub use self::snapshot::{
-    SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots, write_snapshot,
+    CompressedChunk, SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots,
+    write_snapshot,
 };
 pub use self::thread::LogHandle;
 pub use self::wal::{Replay, Wal, WalOptions, WalStart};

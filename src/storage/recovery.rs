@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Warnings;
 use super::disk::Disk;
-use super::snapshot::{SnapshotFile, list_snapshots};
+use super::snapshot::{SnapshotFile, list_snapshots, remove_leftovers};
 use super::wal::{Wal, WalOptions, WalStart};
 use super::{Fault, Identity, Progress, SnapshotMeta, SnapshotReader};
 use crate::proto::log::{HardState, LogEntry, Membership};
@@ -68,6 +68,7 @@ pub fn recover<M>(
     let (log_in, snapshots_in) = dirs;
     disk.create_dir(snapshots_in)
         .map_err(|error| Fault::io("create", snapshots_in, error))?;
+    remove_leftovers(&**disk, snapshots_in)?;
     let files = list_snapshots(&**disk, snapshots_in)?;
     // A snapshot may have got its name just before the last stop. The log below it may be removed
     // from now on, so the name must stay.

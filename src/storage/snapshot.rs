@@ -46,7 +46,7 @@ pub struct SnapshotFile {
     pub path: PathBuf,
 }
 
-/// The snapshots in `dir`, newest first. Leftovers of writing that was interrupted are removed.
+/// The snapshots in `dir`, newest first; not those that are being written.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -60,11 +60,6 @@ pub fn list_snapshots(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotFile>, 
             continue;
         };
         let path = dir.join(&name);
-        if rest.ends_with(".tmp") {
-            disk.remove(&path)
-                .map_err(|error| Fault::io("remove", &path, error))?;
-            continue;
-        }
         let Some((index, term)) = rest.split_once('.') else {
             continue;
         };
@@ -78,6 +73,24 @@ pub fn list_snapshots(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotFile>, 
     }
     files.sort_unstable_by(|a, b| b.cmp(a));
     Ok(files)
+}
+
+/// Removes what was being written when the last run ended.
+///
+/// # Errors
+/// The directory cannot be read, or a file not removed.
+pub(super) fn remove_leftovers(disk: &dyn Disk, dir: &Path) -> Result<(), Fault> {
+    let names = disk
+        .list(dir)
+        .map_err(|error| Fault::io("list", dir, error))?;
+    for name in names {
+        if name.starts_with("snapshot.") && name.ends_with(".tmp") {
+            let path = dir.join(&name);
+            disk.remove(&path)
+                .map_err(|error| Fault::io("remove", &path, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes all but the newest `keep` snapshots of `dir`.
@@ -116,6 +129,16 @@ pub fn write_snapshot(
     writer.finish()
 }
 
+/// A chunk as it is in the file of a snapshot: what goes from server to server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CompressedChunk {
+    pub body: Bytes,
+    /// Bytes before compression.
+    pub raw_len: u32,
+    /// Of the frame, which the number of the chunk is part of.
+    pub checksum: u32,
+}
+
 /// A snapshot being written. Dropped before [`SnapshotWriter::finish`], it leaves no file.
 pub struct SnapshotWriter {
     disk: Arc<dyn Disk>,
@@ -145,8 +168,32 @@ impl SnapshotWriter {
         cluster: u64,
         meta: &SnapshotMeta,
     ) -> Result<Self, Fault> {
+        Self::create_as("tmp", disk, dir, cluster, meta)
+    }
+
+    /// Starts the copy of another server's snapshot. Its temporary name is another one, because
+    /// this server may be writing one of its own meanwhile; there may be one copy at a time.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn receive(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        cluster: u64,
+        meta: &SnapshotMeta,
+    ) -> Result<Self, Fault> {
+        Self::create_as("received.tmp", disk, dir, cluster, meta)
+    }
+
+    fn create_as(
+        suffix: &str,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        cluster: u64,
+        meta: &SnapshotMeta,
+    ) -> Result<Self, Fault> {
         let name = format!("snapshot.{:016x}.{:016x}", meta.index, meta.term);
-        let temporary = dir.join(format!("{name}.tmp"));
+        let temporary = dir.join(format!("{name}.{suffix}"));
         let header = Header {
             index: meta.index,
             term: meta.term,
@@ -214,6 +261,40 @@ impl SnapshotWriter {
         Ok(())
     }
 
+    /// Adds the next chunk of another file as it is.
+    ///
+    /// # Errors
+    /// It is not the next one, or was damaged since it was read there; the writer can go on. Or the
+    /// disk fails.
+    pub fn push_compressed(&mut self, chunk: &CompressedChunk) -> Result<(), Fault> {
+        let head = frame_head(CHUNK, chunk.raw_len, &chunk.body);
+        let problem = if frame_checksum(self.header.chunks, &head, &chunk.body) != chunk.checksum {
+            "a chunk was damaged on its way"
+        } else if !is_chunk_possible(chunk.raw_len, chunk.body.len()) {
+            "a chunk cannot be as long as it claims"
+        } else {
+            self.frame(CHUNK, chunk.raw_len, &chunk.body)?;
+            self.header.chunks += 1;
+            self.raw_bytes += u64::from(chunk.raw_len);
+            return Ok(());
+        };
+        Err(Fault::CorruptSnapshot {
+            path: self.temporary.clone(),
+            offset: self.position + self.buffer.len() as u64,
+            reason: problem.to_owned(),
+        })
+    }
+
+    /// Chunks so far.
+    pub fn chunks(&self) -> u64 {
+        self.header.chunks
+    }
+
+    /// Bytes of all chunks so far, before compression.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
     /// Seals the file, makes it durable and gives it its name. Returns its length in bytes.
     ///
     /// # Errors
@@ -254,13 +335,10 @@ impl SnapshotWriter {
     }
 
     fn frame(&mut self, kind: u32, raw: u32, body: &[u8]) -> Result<(), Fault> {
-        let mut head = [0; FRAME];
-        head[..4].copy_from_slice(&kind.to_le_bytes());
-        head[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        head[8..12].copy_from_slice(&raw.to_le_bytes());
-        let checksum = frame_checksum(self.header.chunks, &head[..12], body);
-        head[12..].copy_from_slice(&checksum.to_le_bytes());
+        let head = frame_head(kind, raw, body);
+        let checksum = frame_checksum(self.header.chunks, &head, body);
         self.buffer.extend_from_slice(&head);
+        self.buffer.extend_from_slice(&checksum.to_le_bytes());
         self.buffer.extend_from_slice(body);
         if self.buffer.len() >= BUFFER {
             self.flush()?;
@@ -297,12 +375,15 @@ impl Drop for SnapshotWriter {
     }
 }
 
-/// The chunks of a snapshot file, each checked as it is read, the trailer after the last.
+/// The chunks of a snapshot file, each checked as it is read, the trailer after the last. The file
+/// stays readable when it is removed meanwhile.
 pub struct SnapshotReader {
     path: PathBuf,
     file: Box<dyn File>,
     len: u64,
     header: Header,
+    /// Where the first frame begins.
+    start: u64,
     position: u64,
     chunks: u64,
     raw_bytes: u64,
@@ -328,6 +409,7 @@ impl SnapshotReader {
             file,
             len,
             header: Header::default(),
+            start: 0,
             position: 0,
             chunks: 0,
             raw_bytes: 0,
@@ -357,6 +439,46 @@ impl SnapshotReader {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How many chunks there are.
+    pub fn chunks(&self) -> u64 {
+        self.header.chunks
+    }
+
+    /// Length of the file.
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// The next chunk as it is in the file, checked; nothing after the last, nor after a fault.
+    pub fn next_compressed(&mut self) -> Option<Result<CompressedChunk, Fault>> {
+        if self.ended {
+            return None;
+        }
+        let result = self.frame().transpose();
+        self.ended = !matches!(result, Some(Ok(_)));
+        result
+    }
+
+    /// Goes to where so many chunks have been read. Those before are not checked.
+    ///
+    /// # Errors
+    /// The file cannot be read, or ends before.
+    pub fn skip_to(&mut self, chunk: u64) -> Result<(), Fault> {
+        (self.position, self.chunks, self.raw_bytes) = (self.start, 0, 0);
+        self.ended = false;
+        while self.chunks < chunk {
+            let head = self.read(self.position, FRAME)?;
+            let mut fields = &head[..];
+            if fields.get_u32_le() != CHUNK {
+                return Err(self.corrupt(self.position, "there are fewer chunks"));
+            }
+            self.position += FRAME as u64 + u64::from(fields.get_u32_le());
+            self.raw_bytes += u64::from(fields.get_u32_le());
+            self.chunks += 1;
+        }
+        Ok(())
     }
 
     /// Reports bytes read and the file's length as chunks are read.
@@ -401,12 +523,13 @@ impl SnapshotReader {
         if (self.header.index, self.header.term) != (expected.index, expected.term) {
             return Err(self.corrupt(0, "the header and the name disagree"));
         }
-        self.position = (PREFIX + len).next_multiple_of(512) as u64;
+        self.start = (PREFIX + len).next_multiple_of(512) as u64;
+        self.position = self.start;
         Ok(())
     }
 
     /// The next chunk, or nothing after the trailer.
-    fn advance(&mut self) -> Result<Option<Bytes>, Fault> {
+    fn frame(&mut self) -> Result<Option<CompressedChunk>, Fault> {
         let at = self.position;
         let head = self.read(at, FRAME)?;
         let mut fields = &head[..];
@@ -423,15 +546,17 @@ impl SnapshotReader {
             progress.report(self.position, self.len);
         }
         match kind {
-            CHUNK if raw > CHUNK_BYTES_MAX || u64::from(raw) > RATIO_MAX * u64::from(len) => {
+            CHUNK if !is_chunk_possible(raw, body.len()) => {
                 Err(self.corrupt(at, &format!("{len} bytes cannot be a chunk of {raw}")))
             }
             CHUNK => {
-                let chunk = zstd::bulk::decompress(&body, raw as usize)
-                    .map_err(|error| self.corrupt(at, &format!("decompression: {error}")))?;
                 self.chunks += 1;
                 self.raw_bytes += u64::from(raw);
-                Ok(Some(chunk.into()))
+                Ok(Some(CompressedChunk {
+                    body,
+                    raw_len: raw,
+                    checksum,
+                }))
             }
             TRAILER => {
                 let trailer = Trailer::decode(body)
@@ -476,13 +601,32 @@ impl Iterator for SnapshotReader {
     type Item = Result<Bytes, Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let result = self.advance().transpose();
-        self.ended = !matches!(result, Some(Ok(_)));
-        result
+        let at = self.position;
+        let chunk = match self.next_compressed()? {
+            Ok(chunk) => chunk,
+            Err(fault) => return Some(Err(fault)),
+        };
+        let result = zstd::bulk::decompress(&chunk.body, chunk.raw_len as usize);
+        self.ended = result.is_err();
+        Some(match result {
+            Ok(chunk) => Ok(chunk.into()),
+            Err(error) => Err(self.corrupt(at, &format!("decompression: {error}"))),
+        })
     }
+}
+
+/// All of a frame's head but the checksum.
+fn frame_head(kind: u32, raw: u32, body: &[u8]) -> [u8; FRAME - 4] {
+    let mut head = [0; FRAME - 4];
+    head[..4].copy_from_slice(&kind.to_le_bytes());
+    head[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    head[8..].copy_from_slice(&raw.to_le_bytes());
+    head
+}
+
+/// Whether a chunk of so many bytes can be in so many compressed ones.
+fn is_chunk_possible(raw: u32, len: usize) -> bool {
+    raw <= CHUNK_BYTES_MAX && u64::from(raw) <= RATIO_MAX * len as u64
 }
 
 fn frame_checksum(number: u64, head: &[u8], body: &[u8]) -> u32 {
@@ -573,6 +717,8 @@ mod tests {
         fs::write(home.0.path().join("snapshot.old"), "not ours").unwrap();
         let indexes = |home: &Home| home.list().iter().map(|f| f.index).collect::<Vec<u64>>();
         assert_eq!(indexes(&home), [300, 20, 5]);
+        assert!(home.0.path().join("snapshot.9.tmp").exists());
+        remove_leftovers(&RealDisk, home.0.path()).unwrap();
         assert!(!home.0.path().join("snapshot.9.tmp").exists());
         assert!(home.0.path().join("snapshot.old").exists());
         purge_snapshots(&RealDisk, home.0.path(), 2).unwrap();
@@ -587,6 +733,54 @@ mod tests {
         writer.push(b"a chunk").unwrap();
         drop(writer);
         assert_eq!(fs::read_dir(home.0.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_copy_of_a_snapshot_is_the_same_but_for_the_cluster() {
+        let home = Home::new();
+        let file = home.write(7, &[b"first", b"", b"third"]);
+        let whole = fs::read(&file.path).unwrap();
+        let mut reader = SnapshotReader::open(&RealDisk, &file).unwrap();
+        assert_eq!((reader.chunks(), reader.bytes()), (3, whole.len() as u64));
+        // Removed, it can still be read.
+        fs::remove_file(&file.path).unwrap();
+        let copy = Home::new();
+        let mut writer =
+            SnapshotWriter::receive(Home::disk(), copy.0.path(), 0xc1, &reader.meta()).unwrap();
+        let mut chunks = std::iter::from_fn(|| reader.next_compressed());
+        let chunks: Result<Vec<CompressedChunk>, Fault> = chunks.by_ref().collect();
+        let chunks = chunks.unwrap();
+        for chunk in &chunks {
+            // Neither out of turn nor damaged.
+            let problem = "a chunk was damaged on its way";
+            let mut wrong = vec![chunks[(writer.chunks() as usize + 1) % 3].clone()];
+            wrong.extend((0..chunk.body.len()).map(|position| {
+                let mut body = chunk.body.to_vec();
+                body[position] ^= 1;
+                CompressedChunk {
+                    body: body.into(),
+                    ..chunk.clone()
+                }
+            }));
+            wrong.push(CompressedChunk {
+                raw_len: chunk.raw_len + 1,
+                ..chunk.clone()
+            });
+            for wrong in wrong {
+                let refused = writer.push_compressed(&wrong).unwrap_err().to_string();
+                assert!(refused.ends_with(problem), "{refused}");
+            }
+            writer.push_compressed(chunk).unwrap();
+        }
+        assert_eq!((writer.chunks(), writer.raw_bytes()), (3, 10));
+        writer.finish().unwrap();
+        assert_eq!(fs::read(&copy.list()[0].path).unwrap(), whole);
+
+        // From the middle.
+        reader.skip_to(2).unwrap();
+        assert_eq!(reader.next_compressed().unwrap().unwrap(), chunks[2]);
+        assert!(reader.next_compressed().is_none());
+        assert!(reader.skip_to(4).is_err());
     }
 
     #[test]

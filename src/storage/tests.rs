@@ -364,6 +364,74 @@ fn what_no_kept_snapshot_needs_is_removed() {
     );
 }
 
+/// Copies a snapshot from one server's directory to another's.
+fn copy(from: &LogHandle, to: &LogHandle, meta: &SnapshotMeta) -> Result<(), Fault> {
+    let mut reader = from.open_snapshot(meta.index, meta.term)?;
+    assert_eq!(reader.meta(), *meta);
+    let mut writer = to.receive_snapshot(meta)?;
+    while let Some(chunk) = reader.next_compressed() {
+        writer.push_compressed(&chunk?)?;
+    }
+    writer.finish()?;
+    to.snapshot_received(meta.index)
+}
+
+#[test]
+fn a_received_snapshot_is_kept_and_recovered_from() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Running::open(&StorageConfig::new(source.path(), 1));
+    let config = StorageConfig::new(target.path(), 2);
+    let running = Running::open(&config);
+    running.write(1, entries(1..=20, 1));
+    for index in [5, 10, 15] {
+        running.save(meta(index));
+    }
+    source.save(meta(100));
+    copy(&source.log, &running.log, &meta(100)).unwrap();
+    // What this server was writing meanwhile is older, and is no reason to give the other up.
+    running.save(meta(20));
+    let names = fs::read_dir(target.path().join("snapshot")).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    let expected = [15, 20, 100].map(|index| format!("snapshot.{index:016x}.{:016x}", 1));
+    assert_eq!(names, expected);
+
+    // Killed before the log is told of it: it is what the server has.
+    running.log.stop();
+    drop(running);
+    let (found, storage) = Storage::open(config.clone(), load).unwrap();
+    assert_eq!(found.snapshot, Some(meta(100)));
+    assert_eq!(found.machine, b"state");
+    assert_eq!((found.entries, found.hard_state.commit), (vec![], 100));
+    assert!(found.clean_shutdown);
+    let running = Running::start(storage);
+    running.write(1, entries(101..=102, 2));
+    running.log.stop();
+    drop(running);
+    let (found, _storage) = Storage::open(config, load).unwrap();
+    assert_eq!(found.entries, entries(101..=102, 2).entries);
+}
+
+#[test]
+fn a_snapshot_that_is_sent_may_be_removed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::open(&StorageConfig::new(dir.path(), 1));
+    running.write(1, entries(1..=60, 1));
+    running.save(meta(10));
+    let mut reader = running.log.open_snapshot(10, 1).unwrap();
+    for index in [20, 30, 40] {
+        running.save(meta(index));
+    }
+    let gone = running.log.open_snapshot(10, 1).err().unwrap().to_string();
+    assert!(gone.starts_with("there is no snapshot of entry 10, term 1, in "));
+    for _ in 0..2 {
+        reader.skip_to(0).unwrap();
+        let chunks: Result<Vec<Bytes>, Fault> = reader.by_ref().collect();
+        assert_eq!(chunks.unwrap(), ["state"]);
+    }
+}
+
 #[test]
 fn what_gathers_during_a_sync_shares_the_next() {
     let dir = tempfile::tempdir().unwrap();
@@ -425,6 +493,19 @@ fn the_log_in_memory_acknowledges_at_once() {
     log.take_snapshot(meta(1), |_| panic!("nobody asks"), tell);
     assert_eq!(done.try_recv(), Ok(0));
     log.stop();
+}
+
+#[test]
+fn the_log_in_memory_has_no_snapshots() {
+    let log = LogHandle::memory(|_, _| {});
+    let faults = [
+        log.open_snapshot(1, 1).err(),
+        log.receive_snapshot(&meta(1)).err(),
+        log.snapshot_received(1).err(),
+    ];
+    for fault in faults {
+        assert!(matches!(fault, Some(Fault::InMemory)));
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use tracing::warn;
 
 use super::directory::{Directory, free_in, load_ballast, short_of_space};
 use super::disk::{Disk, lower_priority};
-use super::snapshot::{SnapshotWriter, list_snapshots, purge_snapshots};
+use super::snapshot::{SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots};
 use super::wal::Wal;
 use super::{Append, Fault, SnapshotMeta, Storage, StorageConfig};
 use crate::metrics::Metrics;
@@ -162,6 +162,50 @@ impl LogHandle {
         }
     }
 
+    /// Opens a snapshot to be sent to another server. Blocks.
+    ///
+    /// # Errors
+    /// There is none of this entry (any more), it cannot be read, or this log is in memory.
+    pub fn open_snapshot(&self, index: u64, term: u64) -> Result<SnapshotReader, Fault> {
+        let shared = &self.files()?.shared;
+        let dir = shared.config.snapshot_files();
+        let files = list_snapshots(&*shared.disk, &dir)?;
+        let mut files = files.iter();
+        match files.find(|file| (file.index, file.term) == (index, term)) {
+            Some(file) => SnapshotReader::open(&*shared.disk, file),
+            None => Err(Fault::NoSnapshot { dir, index, term }),
+        }
+    }
+
+    /// Begins to copy the snapshot of another server, of which there may be one copy at a time; it
+    /// leaves room on the disk as one's own snapshots do. Blocks.
+    ///
+    /// # Errors
+    /// The disk fails or is full, or this log is in memory.
+    pub fn receive_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, Fault> {
+        self.files()?.shared.writer(meta, SnapshotWriter::receive)
+    }
+
+    /// Takes note of a snapshot that was received and is finished, and removes what is not needed
+    /// any more beside it. Blocks. The log learns of it by the mark in an [`Append`].
+    ///
+    /// # Errors
+    /// The snapshots cannot be listed, or this log is in memory.
+    pub fn snapshot_received(&self, index: u64) -> Result<(), Fault> {
+        let shared = &self.files()?.shared;
+        shared.directory.lock().wrote(index);
+        shared.purge(&shared.config.snapshot_files())?;
+        load_ballast(&*shared.disk, &shared.config.log_dir);
+        Ok(())
+    }
+
+    fn files(&self) -> Result<&Files, Fault> {
+        match &self.target {
+            Target::Files(files) => Ok(files),
+            Target::Memory(_) => Err(Fault::InMemory),
+        }
+    }
+
     /// Writes and syncs what is queued, gives up a snapshot in progress, and marks the stop as
     /// clean. Returns when the threads have ended.
     pub fn stop(&self) {
@@ -198,6 +242,7 @@ struct Running {
 }
 
 type Job = Box<dyn FnOnce(&Shared) + Send>;
+type Create = fn(Arc<dyn Disk>, &Path, u64, &SnapshotMeta) -> Result<SnapshotWriter, Fault>;
 
 /// What the snapshot thread and the handles share.
 struct Shared {
@@ -215,15 +260,7 @@ impl Shared {
         chunks: impl FnOnce(&mut dyn FnMut(Bytes) -> Result<(), Fault>) -> Result<(), Fault>,
     ) -> Result<u64, Fault> {
         let start = Instant::now();
-        let dir = self.config.snapshot_files();
-        let cluster = self.directory.lock().identity().cluster;
-        let newest_is_good = self.directory.lock().newest_is_good();
-        if newest_is_good && short_of_space(&*self.disk, &self.config)? {
-            self.purge(&dir)?;
-        }
-        let left_to_log = (free_in(&*self.disk, &dir)? / 2).min(LEFT_TO_LOG_MAX);
-        let mut writer = SnapshotWriter::create(self.disk.clone(), &dir, cluster, meta)?;
-        writer.leave(left_to_log);
+        let mut writer = self.writer(meta, SnapshotWriter::create)?;
         chunks(&mut |chunk| {
             if self.stopping.load(Ordering::Relaxed) {
                 return Err(Fault::Stopped);
@@ -237,13 +274,29 @@ impl Shared {
 
         // The log thread is gone only after a fault, which is reported there.
         let _ = self.log.send(Command::Mark(meta.mark()));
-        self.purge(&dir)?;
+        self.purge(&self.config.snapshot_files())?;
         load_ballast(&*self.disk, &self.config.log_dir);
         Ok(bytes)
     }
 
+    /// Makes room if it is short, and begins a file that leaves some to the log.
+    fn writer(&self, meta: &SnapshotMeta, create: Create) -> Result<SnapshotWriter, Fault> {
+        let dir = self.config.snapshot_files();
+        let cluster = self.directory.lock().identity().cluster;
+        let newest_is_good = self.directory.lock().newest_is_good();
+        if newest_is_good && short_of_space(&*self.disk, &self.config)? {
+            self.purge(&dir)?;
+        }
+        let left_to_log = (free_in(&*self.disk, &dir)? / 2).min(LEFT_TO_LOG_MAX);
+        let mut writer = create(self.disk.clone(), &dir, cluster, meta)?;
+        writer.leave(left_to_log);
+        Ok(writer)
+    }
+
     /// Removes old snapshots, and lets the log below the oldest that is left go.
     fn purge(&self, dir: &Path) -> Result<(), Fault> {
+        // Held all the time: a snapshot may be finished while another is received.
+        let mut directory = self.directory.lock();
         if self.config.purge {
             let keep = match short_of_space(&*self.disk, &self.config)? {
                 true => SNAPSHOTS_WHEN_SHORT,
@@ -254,7 +307,6 @@ impl Shared {
             }
         }
         let files = list_snapshots(&*self.disk, dir)?;
-        let mut directory = self.directory.lock();
         directory.set_snapshots(&files);
         let _ = self.log.send(Command::Release(directory.floor()));
         Ok(())
