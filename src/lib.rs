@@ -3,7 +3,7 @@
 //! # The map
 //!
 //! ```text
-//!  clients (ZooKeeper protocol)                                      operators
+//!  clients (ZooKeeper protocol), peers (frames of ours)              operators
 //!        │  TCP                                                          │ four-letter words
 //!  ┌─────▼───────────────┐                                         ┌─────▼─────┐
 //!  │ net                 │ one task per connection: bytes ↔ frames │ admin     │
@@ -52,9 +52,10 @@
 //! 5. What is for clients is encoded outside of all locks and sent ([`net`]): by the node itself
 //!    while a connection's task only waits, else by that task, which is woken.
 //!
-//! The core does this for several servers too, which the shell does not connect yet: a follower
+//! The core does this for several servers too, which [`server`] does not start yet: a follower
 //! sends its stream to the leader ([`engine::peer`]), again after a change of leaders, and goes on
-//! answering its clients for as long as [`engine::lease`] says that their sessions are kept.
+//! answering its clients for as long as [`engine::lease`] says that their sessions are kept. What
+//! servers tell each other goes over the links of [`net::peer`].
 //!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
 //! encoded there; a large one goes on in steps between which others have their turn. The log

@@ -1,11 +1,14 @@
-//! Sockets: the listener for clients, its limits, and its graceful end.
+//! Sockets: the listener for clients, its limits, and its graceful end; the links to peers
+//! ([`peer`]).
 //!
-//! Carries bytes to and from [`crate::engine::Connection`]s; decides nothing about the protocol.
+//! Carries bytes to and from [`crate::engine::Connection`]s, and messages to and from other
+//! servers; decides nothing about what they mean.
 
 pub mod client;
 pub mod peer;
 mod room;
 mod sender;
+mod transfer;
 
 use std::collections::HashMap;
 use std::io;

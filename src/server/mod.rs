@@ -155,7 +155,10 @@ impl Server {
             number: 0,
         };
         let network = peers::Network::default();
-        let outgoing = peers::Outgoing(network.clone());
+        let outgoing = peers::Outgoing {
+            network: network.clone(),
+            doorbell: doorbell.clone(),
+        };
         let node = node::start(engine, files, outgoing, doorbell.clone(), clock);
         let node = node.map_err(StartError::Thread)?;
 

@@ -8,14 +8,14 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listen, Member};
-use crate::engine::{self, Event, PeerMessage, SendSnapshot, Shared};
+use crate::engine::{self, Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
 use crate::net::peer::{
     self, Host, Introduction, LinkOptions, Links, Me, PeerAddress, Secret, SecretError,
 };
 use crate::node::{Doorbell, Peers};
-use crate::storage::{Identity, LogHandle};
+use crate::storage::{Fault, Identity, LogHandle, SnapshotReader, SnapshotWriter};
 
-use super::StartError;
+use super::{StartError, load};
 
 /// The highest feature level that this build knows (see the README on rolling upgrades).
 pub const FEATURE_LEVEL: u32 = 1;
@@ -24,17 +24,26 @@ pub const FEATURE_LEVEL: u32 = 1;
 pub type Network = Arc<OnceLock<Links>>;
 
 /// The node's view of the links.
-pub struct Outgoing(pub Network);
+pub struct Outgoing {
+    pub network: Network,
+    pub doorbell: Arc<Doorbell>,
+}
 
 impl Peers for Outgoing {
     fn send(&mut self, to: u64, message: PeerMessage) {
-        if let Some(links) = self.0.get() {
+        if let Some(links) = self.network.get() {
             links.send(to, message);
         }
     }
 
     fn send_snapshot(&mut self, what: SendSnapshot) {
-        tracing::warn!(?what, "snapshots cannot be sent yet");
+        match self.network.get() {
+            Some(links) => links.send_snapshot(what.to, what.index, what.term),
+            None => self.doorbell.event(Event::SnapshotSent {
+                to: what.to,
+                ok: false,
+            }),
+        }
     }
 }
 
@@ -108,6 +117,38 @@ impl Host for Local {
 
     fn lost(&self, id: u64) {
         self.doorbell.event(Event::PeerLost(id));
+    }
+
+    fn open_snapshot(&self, index: u64, term: u64) -> Result<SnapshotReader, Fault> {
+        self.log.open_snapshot(index, term)
+    }
+
+    fn receive_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, Fault> {
+        self.log.receive_snapshot(meta)
+    }
+
+    fn snapshot_received(&self, from: u64, meta: SnapshotMeta) {
+        let loaded = self
+            .log
+            .snapshot_received(&meta)
+            .and_then(|()| self.log.open_snapshot(meta.index, meta.term))
+            .and_then(|reader| load(Some(reader)));
+        match loaded {
+            Ok(machine) => {
+                let received = Box::new((meta, machine));
+                self.doorbell.event(Event::SnapshotReceived(received));
+            }
+            // The leader sends another one.
+            Err(error) => tracing::warn!(
+                server = from, %error,
+                "a snapshot was received and cannot be used"
+            ),
+        }
+    }
+
+    fn snapshot_sent(&self, to: u64, is_stored: bool) {
+        let ok = is_stored;
+        self.doorbell.event(Event::SnapshotSent { to, ok });
     }
 }
 

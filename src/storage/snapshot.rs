@@ -451,6 +451,11 @@ impl SnapshotReader {
         self.len
     }
 
+    /// Bytes of the chunks so far, before compression.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
     /// The next chunk as it is in the file, checked; nothing after the last, nor after a fault.
     pub fn next_compressed(&mut self) -> Option<Result<CompressedChunk, Fault>> {
         if self.ended {

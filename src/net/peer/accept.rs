@@ -161,7 +161,8 @@ async fn serve_lane(shared: &Arc<Shared>, greeted: Greeted, gate: &Gate) -> Stri
             }
             reason.map_or_else(|reason| reason, ToOwned::to_owned)
         }
-        Lane::Snapshot | Lane::Unspecified => "there are no snapshots".to_owned(),
+        Lane::Snapshot => crate::net::transfer::receive(shared, socket, other).await,
+        Lane::Unspecified => unreachable!("such a handshake is refused"),
     }
 }
 

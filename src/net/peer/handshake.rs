@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Either side may refuse instead of its next step, with a text for the operators of the other one.
-//! What a server says of itself is believed only after its proof, so a stranger is told no more
-//! than that this is a zkraft server, and cannot stir anything.
+//! What a server says of itself is believed only after its proof: a stranger is told which server
+//! this is, but cannot stir anything.
 
 use std::fmt;
 use std::io;
@@ -106,7 +106,7 @@ impl From<io::Error> for Failure {
 }
 
 /// This side of a handshake.
-pub(super) struct Party<'a> {
+pub(in crate::net) struct Party<'a> {
     pub me: Introduction,
     pub secret: Option<&'a Secret>,
     /// Whether the other side, which has proved itself, may be connected to; if not, why.
@@ -132,7 +132,7 @@ pub(in crate::net) struct Socket {
 }
 
 /// Opens a connection as the side that dialled. `target`: who should be there.
-pub(super) async fn dial(
+pub(in crate::net) async fn dial(
     stream: TcpStream,
     party: &Party<'_>,
     target: u32,
@@ -185,7 +185,10 @@ pub(super) async fn dial(
 }
 
 /// Opens a connection as the side that was dialled.
-pub(super) async fn accept(stream: TcpStream, party: &Party<'_>) -> Result<Greeted, Failure> {
+pub(in crate::net) async fn accept(
+    stream: TcpStream,
+    party: &Party<'_>,
+) -> Result<Greeted, Failure> {
     let mut socket = Socket::new(stream);
     let version = socket.read_preamble().await?;
     if version != VERSION {
@@ -301,17 +304,9 @@ impl Socket {
         let mut seen = 0;
         loop {
             let input = self.read.more(seen).await?;
-            let common = input.len().min(MAGIC.len());
-            if input[..common] != MAGIC[..common] {
-                return Err(Failure::other(format!(
-                    "no zkraft server is at the other end, but {}; this port is for the servers of \
-                     a cluster only: check the ports of the server.N lines",
-                    who(input)
-                )));
-            }
-            if input.len() >= PREAMBLE {
-                input.advance(MAGIC.len());
-                return Ok(input.get_u32_le());
+            if let Some(version) = version_of(input).map_err(Failure::other)? {
+                input.advance(PREAMBLE);
+                return Ok(version);
             }
             if input.len() == seen {
                 return Err(cut_off());
@@ -319,6 +314,23 @@ impl Socket {
             seen = input.len();
         }
     }
+}
+
+/// The version of the protocol that a connection begins with; `None` if that is still to come.
+///
+/// # Errors
+/// It is no server of ours: who it may be, and how to go on.
+pub fn version_of(start: &[u8]) -> Result<Option<u32>, String> {
+    let common = start.len().min(MAGIC.len());
+    if start[..common] != MAGIC[..common] {
+        return Err(format!(
+            "no zkraft server is at the other end, but {}; this port is for the servers of a \
+             cluster only: check the ports of the server.N lines",
+            who(start)
+        ));
+    }
+    let version = start.get(MAGIC.len()..PREAMBLE);
+    Ok(version.map(|mut version| version.get_u32_le()))
 }
 
 /// Reads a step of a handshake.
@@ -452,6 +464,62 @@ fn who(start: &[u8]) -> String {
         None => {
             let shown = start[..start.len().min(16)].escape_ascii();
             format!("someone who begins with \"{shown}\"")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The format is a promise to later versions.
+    #[test]
+    fn golden_bytes_of_a_beginning() {
+        let me = Introduction {
+            server: 2,
+            disk: 3,
+            boot: 4,
+            level: 1,
+            cluster: 5,
+            formed: true,
+        };
+        let hello = encode(Step::Hello(Hello {
+            me: Some(me.into()),
+            target: 1,
+            lane: Lane::Bulk.into(),
+            nonce: Bytes::from_static(&[7; NONCE_BYTES]),
+            secret: true,
+        }));
+        let mut out = BytesMut::from(&preamble()[..]);
+        frame::put(&hello, &mut out);
+        let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "7a6b7261667450520100000036000000241b5b790a340a1a0802110300000000000000180420\
+             012905000000000000003001100118022210070707070707070707070707070707072801"
+        );
+        assert_eq!(version_of(&out), Ok(Some(VERSION)));
+        assert_eq!(version_of(&out[..11]), Ok(None));
+    }
+
+    #[test]
+    fn strangers_are_recognized() {
+        let cases: [(&[u8], &str); 5] = [
+            (b"HTTP/1.1 200 OK", "but an HTTP server;"),
+            (b"\0\0\0\x2d\0\0\0\0", "but a ZooKeeper client;"),
+            (
+                b"\0\0\0\x0b",
+                "but a ZooKeeper server that looks for its leader;",
+            ),
+            (
+                b"\xff\xff\xff\xff\xff\xff\0\0",
+                "but an election of ZooKeeper servers;",
+            ),
+            (b"ruok\n", "but someone who begins with \"ruok\\n\";"),
+        ];
+        for (start, expected) in cases {
+            let text = version_of(start).unwrap_err();
+            assert!(text.contains(expected), "{text}");
         }
     }
 }

@@ -21,7 +21,7 @@ use super::handshake::{self, Failure, FailureKind, Greeted, Socket};
 use super::notice::Notice;
 use super::presence::{Gate, Place};
 use super::queue::Queue;
-use super::{Introduction, Peer, Shared, stopped};
+use super::{Introduction, Over, Peer, Shared, stopped};
 use crate::engine::PeerMessage;
 use crate::proto::peer::Lane;
 
@@ -263,28 +263,6 @@ impl Outage {
         let doubled = PAUSE_MIN * (1 << self.failures.saturating_sub(1).min(6));
         let pause = doubled.min(PAUSE_MAX);
         pause + pause * spread / 64
-    }
-}
-
-/// Knows when there is to be no link any more.
-struct Over {
-    stop: watch::Receiver<bool>,
-    gone: watch::Receiver<bool>,
-}
-
-impl Over {
-    fn of(shared: &Shared, peer: &Peer) -> Self {
-        Self {
-            stop: shared.stop.clone(),
-            gone: peer.gone.subscribe(),
-        }
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            () = stopped(&mut self.stop) => {}
-            () = stopped(&mut self.gone) => {}
-        }
     }
 }
 

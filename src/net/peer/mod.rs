@@ -6,6 +6,7 @@
 //! link       both lanes to a peer, kept up                     queue     what waits for them
 //! accept     what peers dialled                                presence  who is connected
 //! frame      bytes ↔ frames                                    notice    log lines, not too many
+//! host       what links need of their server
 //! ```
 //!
 //! Each server dials every other one and sends over the connections that it dialled itself, so
@@ -13,35 +14,38 @@
 //! heartbeats, touches), one for what may be large. What is sent over both may arrive in any
 //! order, more than once (after a link broke: not at all), and the engine is made for that.
 //!
-//! Snapshots travel on connections of their own: [`super::transfer`].
+//! Snapshots travel on connections of their own: see `net/transfer`.
 
 mod accept;
 mod dial;
 pub mod frame;
-mod handshake;
+pub(super) mod handshake;
+mod host;
 mod link;
-mod notice;
+pub(super) mod notice;
 mod presence;
 mod queue;
 mod resolve;
 mod secret;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::engine::PeerMessage;
-use crate::proto::peer;
+use crate::net::transfer;
 
+pub use self::handshake::version_of;
+pub use self::host::{Host, Introduction, Me};
 pub use self::resolve::{PeerAddress, Resolver, listen};
 pub use self::secret::{Secret, SecretError};
 
@@ -49,121 +53,16 @@ use self::notice::Notices;
 use self::presence::{Count, Presence};
 use self::queue::Queue;
 
-/// This server, as it introduces itself.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Me {
-    pub server: u32,
-    /// Random number made with the data directory.
-    pub disk: u64,
-    /// Number of this start.
-    pub boot: u64,
-    /// The highest feature level that it knows.
-    pub level: u32,
-}
-
-/// What a server said of itself in the handshake.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Introduction {
-    pub server: u32,
-    pub disk: u64,
-    pub boot: u64,
-    pub level: u32,
-    /// 0: it knew of no cluster yet.
-    pub cluster: u64,
-    /// Whether it had any log or snapshot.
-    pub formed: bool,
-    /// The disk that it held to be that of the server it spoke to; 0: it knew of none.
-    pub knows: u64,
-}
-
-impl From<peer::Introduction> for Introduction {
-    fn from(said: peer::Introduction) -> Self {
-        let peer::Introduction {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        } = said;
-        Self {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        }
-    }
-}
-
-impl From<Introduction> for peer::Introduction {
-    fn from(said: Introduction) -> Self {
-        let Introduction {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        } = said;
-        Self {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        }
-    }
-}
-
-/// What the links need of their server, and what they tell it. Called from tasks of the network:
-/// must not block, and must not wait for the links.
-pub trait Host: Send + Sync + 'static {
-    /// 0: not known yet. When that changes, or [`Host::is_formed`] or [`Host::knows`] does, this
-    /// server introduces itself again to its peers before anything else is sent.
-    fn cluster(&self) -> u64;
-
-    /// Whether this server has any log or snapshot.
-    fn is_formed(&self) -> bool;
-
-    /// The disk that this server holds to be that of another one; 0: it knows of none.
-    fn knows(&self, server: u32) -> u64;
-
-    /// Whether a server may be connected, in either direction; asked for each connection.
-    ///
-    /// # Errors
-    /// Why not and how to go on: told to the other side, and logged there.
-    fn admit(&self, other: &Introduction) -> Result<(), String>;
-
-    /// This server dialled here, and was admitted: called before anything else is heard from it.
-    fn introduced(&self, other: &Introduction);
-
-    /// Both lanes to this server are up.
-    fn linked(&self, other: &Introduction);
-
-    fn heard(&self, from: u64, message: PeerMessage);
-
-    /// Something that was sent to this server may not arrive: a link broke, or more was to be sent
-    /// than it took.
-    fn unreachable(&self, id: u64);
-
-    /// A link broke, and when this server was dialled again, its system said that nobody listens:
-    /// the process is gone.
-    fn lost(&self, id: u64);
-}
-
 /// How links are kept.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
     /// What proves that servers belong together.
     pub secret: Option<Secret>,
     pub resolver: Resolver,
+    /// At which rate snapshots are sent, all together; 0 is as fast as can be.
+    pub snapshot_bytes_per_second: u64,
+    /// How long a snapshot is tried to be sent without getting on.
+    pub snapshot_patience: Duration,
 }
 
 impl Default for LinkOptions {
@@ -171,6 +70,8 @@ impl Default for LinkOptions {
         Self {
             secret: None,
             resolver: Resolver::system(),
+            snapshot_bytes_per_second: 64 << 20,
+            snapshot_patience: Duration::from_secs(60),
         }
     }
 }
@@ -238,6 +139,10 @@ impl Links {
             peers: Mutex::default(),
             stop,
             alive: watch::Sender::new(()),
+            transfers: transfer::Transfers::new(
+                options.snapshot_bytes_per_second,
+                options.snapshot_patience,
+            ),
         });
         shared.spawn(accept::serve(listener, shared.clone()));
         Self(shared)
@@ -283,6 +188,16 @@ impl Links {
         }
     }
 
+    /// Sends a snapshot; [`Host::snapshot_sent`] tells how that ended. Never blocks. Waits for its
+    /// turn: two snapshots are sent at a time, but one only to each server.
+    pub fn send_snapshot(&self, to: u64, index: u64, term: u64) {
+        let shared = self.0.clone();
+        self.0.spawn(async move {
+            let is_stored = transfer::send(&shared, to, index, term).await;
+            shared.host.snapshot_sent(to, is_stored);
+        });
+    }
+
     pub fn status(&self) -> Vec<LinkStatus> {
         let peers: Vec<_> = self.0.peers.lock().values().cloned().collect();
         let status = |peer: &Arc<Peer>| {
@@ -322,15 +237,16 @@ impl fmt::Debug for Links {
 
 /// What all tasks of the links share.
 pub(super) struct Shared {
-    pub me: Me,
+    me: Me,
     pub host: Arc<dyn Host>,
+    pub transfers: transfer::Transfers,
     secret: Option<Secret>,
     resolver: Resolver,
     runtime: tokio::runtime::Handle,
     presence: Presence,
     notices: Notices,
     peers: Mutex<BTreeMap<u64, Arc<Peer>>>,
-    stop: watch::Receiver<bool>,
+    pub stop: watch::Receiver<bool>,
     /// Has a receiver in each task.
     alive: watch::Sender<()>,
 }
@@ -395,7 +311,7 @@ fn is_of_other_cluster(me: &Introduction, other: &Introduction) -> bool {
 }
 
 /// Returns once all is to end.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -411,6 +327,8 @@ pub(super) struct Peer {
     gone: watch::Sender<bool>,
     state: Mutex<LinkState>,
     sent: Count,
+    /// Held by the transfer of a snapshot to it.
+    pub transfer: tokio::sync::Mutex<()>,
 }
 
 struct LinkState {
@@ -439,6 +357,7 @@ impl Peer {
                 other: None,
             }),
             sent: Count::default(),
+            transfer: tokio::sync::Mutex::default(),
         }
     }
 
@@ -448,6 +367,28 @@ impl Peer {
         if *current != addresses {
             *current = addresses;
             self.call.now();
+        }
+    }
+}
+
+/// Knows when there is to be no connection to a peer any more.
+pub(super) struct Over {
+    stop: watch::Receiver<bool>,
+    gone: watch::Receiver<bool>,
+}
+
+impl Over {
+    pub fn of(shared: &Shared, peer: &Peer) -> Self {
+        Self {
+            stop: shared.stop.clone(),
+            gone: peer.gone.subscribe(),
+        }
+    }
+
+    pub async fn wait(&mut self) {
+        tokio::select! {
+            () = stopped(&mut self.stop) => {}
+            () = stopped(&mut self.gone) => {}
         }
     }
 }

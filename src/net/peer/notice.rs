@@ -61,7 +61,7 @@ impl Notices {
 }
 
 /// What a peer said, fit for a line of the log.
-pub(super) fn printable(text: &str) -> String {
+pub(in crate::net) fn printable(text: &str) -> String {
     const CHARS_MAX: usize = 500;
     let shown = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(CHARS_MAX).map(shown).collect()

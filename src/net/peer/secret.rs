@@ -135,6 +135,23 @@ mod tests {
         assert!(!secret.verify(Role::Dialler, moved, &proof));
     }
 
+    /// Servers of different versions must come to the same.
+    #[test]
+    fn golden_bytes_of_proofs() {
+        let secret = Secret::new(b"0123456789abcdef").unwrap();
+        let hex = |role| -> String {
+            let proof = secret.prove(role, SAID);
+            proof.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        assert_eq!(
+            [hex(Role::Dialler), hex(Role::Acceptor)],
+            [
+                "49f71f3bbba352c5c9443ef763dca72fa8cb16ffaece963329f5b95cc0493178",
+                "d79b6944d54644caa2c18831ca98e023eb47a965e33dc3c33901e118c522762e"
+            ]
+        );
+    }
+
     #[test]
     fn the_secret_is_read_from_a_file_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();

@@ -14,8 +14,10 @@ use tokio::time::{sleep, timeout};
 
 use super::handshake::{self, Greeted, Party};
 use super::*;
+use crate::engine::SnapshotMeta;
 use crate::proto::log::{Batch, Command};
 use crate::proto::peer::{Handshake, Lane, Refusal, Touched, handshake::Step};
+use crate::storage::{Fault, SnapshotReader, SnapshotWriter};
 
 /// Nothing here takes as long, on any machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,6 +84,22 @@ impl Host for TestHost {
 
     fn lost(&self, _: u64) {
         self.told.lock().lost += 1;
+    }
+
+    fn open_snapshot(&self, _: u64, _: u64) -> Result<SnapshotReader, Fault> {
+        Err(Fault::InMemory)
+    }
+
+    fn receive_snapshot(&self, _: &SnapshotMeta) -> Result<SnapshotWriter, Fault> {
+        Err(Fault::InMemory)
+    }
+
+    fn snapshot_received(&self, _: u64, _: SnapshotMeta) {
+        unreachable!("none is received");
+    }
+
+    fn snapshot_sent(&self, _: u64, _: bool) {
+        unreachable!("none is sent");
     }
 }
 
@@ -629,8 +647,9 @@ async fn names_are_resolved_at_each_attempt() {
 async fn several_addresses_are_tried() {
     let two = TestServer::start(2).await;
     let (one, three) = (TestServer::start(1).await, TestServer::start(3).await);
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = nobody.local_addr().unwrap().port();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().port();
+    drop(listener);
     let addresses = vec![at(nobody), at(three.port), at(two.port)];
     one.links.set_peers([(2, addresses.clone())].into());
     one.linked().await;

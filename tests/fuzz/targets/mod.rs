@@ -12,6 +12,7 @@
 //! | `request` | `Request::decode`, all opcodes | a client |
 //! | `multi` | multi and multiRead, down to the tree | a client |
 //! | `connection` | whole conversations of several clients | clients |
+//! | `peer` | frames, handshakes, messages, transfers | other servers, and strangers |
 //! | `words` | the four-letter words | operators |
 //! | `config` | `zoo.cfg` | operators |
 //! | `log` | segments of the log | the disk |
@@ -31,6 +32,7 @@ mod input;
 mod log;
 mod memory;
 mod multi;
+mod peer;
 mod request;
 mod server;
 mod snapshot;
@@ -76,6 +78,13 @@ pub const ALL: &[Target] = &[
         run: connection::run,
         seeds: connection::seeds,
         memory: (2 << 20, 512),
+    },
+    Target {
+        name: "peer",
+        run: peer::run,
+        seeds: peer::seeds,
+        // An entry of the log takes two bytes at least, and some hundred in memory.
+        memory: (64 << 10, 512),
     },
     Target {
         name: "words",

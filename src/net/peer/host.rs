@@ -1,0 +1,135 @@
+//! What the links need of their server, and how servers introduce themselves.
+
+use crate::engine::{PeerMessage, SnapshotMeta};
+use crate::proto::peer;
+use crate::storage::{Fault, SnapshotReader, SnapshotWriter};
+
+/// This server, as it introduces itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Me {
+    pub server: u32,
+    /// Random number made with the data directory.
+    pub disk: u64,
+    /// Number of this start.
+    pub boot: u64,
+    /// The highest feature level that it knows.
+    pub level: u32,
+}
+
+/// What a server said of itself in the handshake.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Introduction {
+    pub server: u32,
+    pub disk: u64,
+    pub boot: u64,
+    pub level: u32,
+    /// 0: it knew of no cluster yet.
+    pub cluster: u64,
+    /// Whether it had any log or snapshot.
+    pub formed: bool,
+    /// The disk that it held to be that of the server it spoke to; 0: it knew of none.
+    pub knows: u64,
+}
+
+impl From<peer::Introduction> for Introduction {
+    fn from(said: peer::Introduction) -> Self {
+        let peer::Introduction {
+            server,
+            disk,
+            boot,
+            level,
+            cluster,
+            formed,
+            knows,
+        } = said;
+        Self {
+            server,
+            disk,
+            boot,
+            level,
+            cluster,
+            formed,
+            knows,
+        }
+    }
+}
+
+impl From<Introduction> for peer::Introduction {
+    fn from(said: Introduction) -> Self {
+        let Introduction {
+            server,
+            disk,
+            boot,
+            level,
+            cluster,
+            formed,
+            knows,
+        } = said;
+        Self {
+            server,
+            disk,
+            boot,
+            level,
+            cluster,
+            formed,
+            knows,
+        }
+    }
+}
+
+/// What the links need of their server, and what they tell it. Called from tasks of the network:
+/// must not block, and must not wait for the links. The exception is what has to do with snapshots:
+/// these calls may block, in threads that are made for it.
+pub trait Host: Send + Sync + 'static {
+    /// 0: not known yet. When that changes, or [`Host::is_formed`] or [`Host::knows`] does, this
+    /// server introduces itself again to its peers before anything else is sent.
+    fn cluster(&self) -> u64;
+
+    /// Whether this server has any log or snapshot.
+    fn is_formed(&self) -> bool;
+
+    /// The disk that this server holds to be that of another one; 0: it knows of none.
+    fn knows(&self, server: u32) -> u64;
+
+    /// Whether a server may be connected, in either direction; asked for each connection.
+    ///
+    /// # Errors
+    /// Why not and how to go on: told to the other side, and logged there.
+    fn admit(&self, other: &Introduction) -> Result<(), String>;
+
+    /// This server dialled here, and was admitted: called before anything else is heard from it.
+    fn introduced(&self, other: &Introduction);
+
+    /// Both lanes to this server are up.
+    fn linked(&self, other: &Introduction);
+
+    fn heard(&self, from: u64, message: PeerMessage);
+
+    /// Something that was sent to this server may not arrive: a link broke, or more was to be sent
+    /// than it took.
+    fn unreachable(&self, id: u64);
+
+    /// A link broke, and when this server was dialled again, its system said that nobody listens:
+    /// the process is gone.
+    fn lost(&self, id: u64);
+
+    /// Opens a snapshot that is to be sent. May block.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    fn open_snapshot(&self, index: u64, term: u64) -> Result<SnapshotReader, Fault>;
+
+    /// Begins to store a snapshot that another server offers. One at a time. May block.
+    ///
+    /// # Errors
+    /// It is not stored; the other server is told why.
+    fn receive_snapshot(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, Fault>;
+
+    /// A snapshot from another server is durable under its name. May block. The other server is
+    /// told after this returns; if it does not hear of it, this is called for the same again.
+    fn snapshot_received(&self, from: u64, meta: SnapshotMeta);
+
+    /// How [`super::Links::send_snapshot`] ended: whether the other server has the snapshot. Must not
+    /// block.
+    fn snapshot_sent(&self, to: u64, is_stored: bool);
+}
