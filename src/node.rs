@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Append, Engine, Event, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
-use crate::machine::Image;
+use crate::machine::{Ensemble, Image};
 use crate::net::Clock;
 use crate::proto::log::HardState;
 
@@ -30,6 +30,8 @@ pub trait Log: Send {
 pub trait Peers: Send {
     /// Sends a message, which may get lost.
     fn send(&mut self, to: u64, message: PeerMessage);
+    /// Other servers make up the ensemble from now on.
+    fn set_ensemble(&mut self, ensemble: &Ensemble);
     /// Begins to send a snapshot; [`Event::SnapshotSent`] tells how it ended.
     fn send_snapshot(&mut self, what: SendSnapshot);
 }
@@ -40,6 +42,7 @@ pub struct NoPeers;
 
 impl Peers for NoPeers {
     fn send(&mut self, _to: u64, _message: PeerMessage) {}
+    fn set_ensemble(&mut self, _ensemble: &Ensemble) {}
     fn send_snapshot(&mut self, _what: SendSnapshot) {}
 }
 
@@ -191,6 +194,9 @@ impl Work {
         self.engine.turn(now_ms, clock.wall_ms(), &mut out);
         for append in out.append {
             self.log.append(append);
+        }
+        if let Some(ensemble) = &out.ensemble {
+            self.peers.set_ensemble(ensemble);
         }
         for (to, message) in out.sends {
             self.peers.send(to, message);

@@ -208,6 +208,13 @@ impl Shared {
         self.state.read().machine.setting(CLUSTER_SETTING) as u64
     }
 
+    /// Whether a server is one of the ensemble, as far as that is known here.
+    pub fn is_member(&self, server: u32) -> bool {
+        let state = self.state.read();
+        let ensemble = state.machine.ensemble();
+        ensemble.is_none_or(|ensemble| ensemble.members().iter().any(|line| line.id == server))
+    }
+
     /// The disk that a server must come with; 0: that is not known here.
     pub fn bound_disk(&self, server: u64) -> u64 {
         self.state.read().machine.setting(&disk_setting(server)) as u64

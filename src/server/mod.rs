@@ -155,8 +155,10 @@ impl Server {
             number: 0,
         };
         let network = peers::Network::default();
+        let known = peers::Known::new(peers::addresses(&config.members).into());
         let outgoing = peers::Outgoing {
             network: network.clone(),
+            known: known.clone(),
             doorbell: doorbell.clone(),
         };
         let node = node::start(engine, files, outgoing, doorbell.clone(), clock);
@@ -174,7 +176,7 @@ impl Server {
                         secret,
                         ..LinkOptions::default()
                     },
-                    peers: peers::addresses(&config.members),
+                    known,
                     network: network.clone(),
                 };
                 runtime.spawn(async move {

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listen, Member};
 use crate::engine::{self, Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
+use crate::machine::Ensemble;
 use crate::net::peer::{
     self, Host, Introduction, LinkOptions, Links, Me, PeerAddress, Secret, SecretError,
 };
@@ -20,12 +22,17 @@ use super::{StartError, load};
 /// The highest feature level that this build knows (see the README on rolling upgrades).
 pub const FEATURE_LEVEL: u32 = 1;
 
+/// The addresses of the other servers, as far as they are known before there are links.
+pub type Known = Arc<Mutex<BTreeMap<u64, Vec<PeerAddress>>>>;
+
 /// The links, once this server listens for its peers.
 pub type Network = Arc<OnceLock<Links>>;
 
 /// The node's view of the links.
 pub struct Outgoing {
     pub network: Network,
+    /// The addresses to start the links with.
+    pub known: Known,
     pub doorbell: Arc<Doorbell>,
 }
 
@@ -33,6 +40,19 @@ impl Peers for Outgoing {
     fn send(&mut self, to: u64, message: PeerMessage) {
         if let Some(links) = self.network.get() {
             links.send(to, message);
+        }
+    }
+
+    fn set_ensemble(&mut self, ensemble: &Ensemble) {
+        let lines = ensemble.members().iter();
+        let peers = lines.map(|line| (u64::from(line.id), quorum_addresses(&line.peers)));
+        let peers = peers.collect();
+        let mut known = self.known.lock();
+        if let Some(links) = self.network.get() {
+            links.set_peers(peers);
+        } else {
+            // They are started with these.
+            *known = peers;
         }
     }
 
@@ -78,6 +98,13 @@ impl Host for Local {
     }
 
     fn admit(&self, other: &Introduction) -> Result<(), String> {
+        if !self.shared.is_member(other.server) {
+            return Err(format!(
+                "server {} does not belong to this ensemble: add it with reconfig, and it will be \
+                 let in",
+                other.server
+            ));
+        }
         let bound = self.shared.bound_disk(other.server.into());
         if bound == 0 || bound == other.disk {
             return Ok(());
@@ -130,7 +157,7 @@ impl Host for Local {
     fn snapshot_received(&self, from: u64, meta: SnapshotMeta) {
         let loaded = self
             .log
-            .snapshot_received(&meta)
+            .snapshot_received(meta.index)
             .and_then(|()| self.log.open_snapshot(meta.index, meta.term))
             .and_then(|reader| load(Some(reader)));
         match loaded {
@@ -172,17 +199,18 @@ pub fn me(identity: Identity, boot: u64) -> Me {
 
 /// The addresses of the configured members.
 pub fn addresses(members: &[Member]) -> BTreeMap<u64, Vec<PeerAddress>> {
-    let address = |address: &crate::config::PeerAddress| PeerAddress {
+    members
+        .iter()
+        .map(|member| (u64::from(member.id), quorum_addresses(&member.peers)))
+        .collect()
+}
+
+fn quorum_addresses(peers: &[crate::wire::server_line::PeerAddress]) -> Vec<PeerAddress> {
+    let address = |address: &crate::wire::server_line::PeerAddress| PeerAddress {
         host: address.host.clone(),
         port: address.quorum_port,
     };
-    members
-        .iter()
-        .map(|member| {
-            let addresses = member.peers.iter().map(address).collect();
-            (u64::from(member.id), addresses)
-        })
-        .collect()
+    peers.iter().map(address).collect()
 }
 
 /// What the links are started with.
@@ -191,7 +219,7 @@ pub struct Linking {
     pub me: Me,
     pub host: Arc<dyn Host>,
     pub options: LinkOptions,
-    pub peers: BTreeMap<u64, Vec<PeerAddress>>,
+    pub known: Known,
     pub network: Network,
 }
 
@@ -206,7 +234,7 @@ pub async fn link(linking: Linking, stop: watch::Receiver<bool>) -> Result<(), S
         me,
         host,
         options,
-        peers,
+        known,
         network,
     } = linking;
     let own = PeerAddress {
@@ -221,7 +249,9 @@ pub async fn link(linking: Linking, stop: watch::Receiver<bool>) -> Result<(), S
     })?;
     tracing::info!(address = %own, "listening for the other servers");
     let links = Links::start(&Handle::current(), listener, me, host, options, stop);
-    links.set_peers(peers);
+    // Under the lock, so that no later news of them falls between.
+    let peers = known.lock();
+    links.set_peers(peers.clone());
     let set = network.set(links);
     debug_assert!(set.is_ok(), "links are started once");
     Ok(())

@@ -482,6 +482,7 @@ mod tests {
             level: 1,
             cluster: 5,
             formed: true,
+            knows: 0,
         };
         let hello = encode(Step::Hello(Hello {
             me: Some(me.into()),

@@ -34,6 +34,12 @@ struct TestHost {
 }
 
 impl Host for TestHost {
+    fn knows(&self, _server: u32) -> u64 {
+        0
+    }
+
+    fn introduced(&self, _other: &Introduction) {}
+
     fn cluster(&self) -> u64 {
         7
     }
@@ -208,6 +214,7 @@ fn party(me: Me) -> Party<'static> {
         },
         secret: None,
         vet: &|_| Ok(()),
+        knows: &|_| 0,
     }
 }
 
