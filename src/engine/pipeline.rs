@@ -53,6 +53,16 @@ pub enum HeaderZxid {
 }
 
 impl Kind {
+    fn is_waiting_sync(&self) -> bool {
+        matches!(
+            self,
+            Self::Sync {
+                released: false,
+                ..
+            }
+        )
+    }
+
     /// Whether it may grow large while it waits.
     fn is_list(&self) -> bool {
         matches!(
@@ -68,11 +78,16 @@ pub struct Pipeline {
     queue: VecDeque<Pending>,
     /// Lists among them.
     lists: usize,
+    /// Syncs among them that still wait for their round.
+    syncs: usize,
+    /// A write came while some did.
+    holds_write: bool,
 }
 
 impl Pipeline {
     pub fn push(&mut self, pending: Pending) {
         self.lists += usize::from(pending.kind.is_list());
+        self.syncs += usize::from(pending.kind.is_waiting_sync());
         self.queue.push_back(pending);
     }
 
@@ -105,10 +120,20 @@ impl Pipeline {
         }
     }
 
-    /// Whether nothing may come behind: a large read is answered before anything else is read.
+    /// Whether nothing may come behind: a large read is answered before anything else is read, and
+    /// a sync before a write that stands behind it.
     pub fn is_stopped(&self) -> bool {
         let last = self.queue.back();
-        last.is_some_and(|last| matches!(last.kind, Kind::Large(_)))
+        let large = last.is_some_and(|last| matches!(last.kind, Kind::Large(_)));
+        large || (self.holds_write && self.syncs > 0)
+    }
+
+    /// A write is the next request. True: it must not be taken in yet. Its command could be applied
+    /// before the round ends that a sync before it waits for, and what stands between the two would
+    /// see it.
+    pub fn holds_write(&mut self) -> bool {
+        self.holds_write = self.syncs > 0;
+        self.holds_write
     }
 
     /// Lists that wait for a write.
@@ -119,7 +144,8 @@ impl Pipeline {
     /// Takes the write at the head, whose command was just applied.
     ///
     /// Commands are applied in the order they were submitted, and everything before a write is
-    /// answered inside the apply of the write before it; so it can only be at the head.
+    /// answered inside the apply of the write before it, or was before the write was taken in; so it
+    /// can only be at the head.
     pub fn applied(&mut self) -> Option<Pending> {
         match self.queue.front() {
             Some(Pending {
@@ -140,6 +166,7 @@ impl Pipeline {
             });
         if let Some(released) = waiting {
             *released = true;
+            self.syncs -= 1;
         }
     }
 
@@ -183,8 +210,7 @@ impl Pipeline {
 
     /// Forgets everything: the connection is closed.
     pub fn clear(&mut self) {
-        self.queue.clear();
-        self.lists = 0;
+        *self = Self::default();
     }
 }
 
@@ -220,6 +246,25 @@ mod tests {
         assert_eq!(runnable(&mut pipeline), [3]);
         assert_eq!(pipeline.applied().map(|pending| pending.xid), Some(4));
         assert!(pipeline.is_empty());
+    }
+
+    #[test]
+    fn a_write_is_not_taken_in_behind_a_sync_that_waits() {
+        let sync = |xid| {
+            let (path, released) = (None, false);
+            pending(xid, Kind::Sync { path, released })
+        };
+        let mut pipeline = Pipeline::default();
+        assert!(!pipeline.holds_write());
+        pipeline.push(sync(1));
+        pipeline.push(sync(2));
+        assert!(!pipeline.is_stopped(), "reads may come");
+        assert!(pipeline.holds_write() && pipeline.is_stopped());
+        pipeline.release_sync();
+        assert!(pipeline.is_stopped());
+        pipeline.release_sync();
+        assert!(!pipeline.is_stopped() && !pipeline.holds_write());
+        assert_eq!(runnable(&mut pipeline), [1, 2]);
     }
 
     #[test]

@@ -14,10 +14,10 @@ use crate::machine::Machine;
 use crate::metrics::Metrics;
 use crate::proto::log;
 use crate::watch::{ConnectionId, Watches};
-use crate::wire::{SessionId, op};
+use crate::wire::SessionId;
 
 use super::Options;
-use super::connection::{Connection, Wake};
+use super::connection::{Connection, Wake, is_write};
 use super::lease;
 use super::members::{CLUSTER_SETTING, disk_setting};
 use super::outbox::Unsent;
@@ -185,7 +185,9 @@ impl Shared {
         self.held.load(Ordering::SeqCst) && self.held.swap(false, Ordering::SeqCst)
     }
 
-    pub(super) fn confirmed_ms(&self) -> u64 {
+    /// When the newest confirmed touch was sent, in ms of the engine's clock; for ever while this
+    /// server alone decides.
+    pub fn confirmed_ms(&self) -> u64 {
         self.confirmed_ms.load(Ordering::SeqCst)
     }
 
@@ -353,19 +355,7 @@ impl Shared {
     }
 
     pub(super) fn note_latency(&self, opcode: i32, latency_ms: u64) {
-        let write = matches!(
-            opcode,
-            op::CREATE
-                | op::CREATE2
-                | op::CREATE_CONTAINER
-                | op::CREATE_TTL
-                | op::DELETE
-                | op::SET_DATA
-                | op::SET_ACL
-                | op::MULTI
-                | op::RECONFIG
-                | op::CLOSE_SESSION
-        );
+        let write = is_write(opcode);
         self.metrics.request_latency.note(latency_ms);
         let metrics = &self.metrics;
         let histogram = if write {

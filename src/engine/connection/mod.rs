@@ -276,6 +276,7 @@ impl Connection {
                 _ if !matches!(inner.phase, Phase::Open) => {
                     break Next::Single(split_frame(input, length));
                 }
+                _ if is_write(opcode) && inner.pipeline.holds_write() => break Next::Stop,
                 op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2 | op::PING
                     if may_run =>
                 {
@@ -530,6 +531,23 @@ enum Next {
 fn split_frame(input: &mut BytesMut, length: usize) -> Bytes {
     input.advance(4);
     input.split_to(length).freeze()
+}
+
+/// Whether it is answered when its command is applied.
+pub(super) fn is_write(opcode: i32) -> bool {
+    matches!(
+        opcode,
+        op::CREATE
+            | op::CREATE2
+            | op::CREATE_CONTAINER
+            | op::CREATE_TTL
+            | op::DELETE
+            | op::SET_DATA
+            | op::SET_ACL
+            | op::MULTI
+            | op::RECONFIG
+            | op::CLOSE_SESSION
+    )
 }
 
 fn is_read(opcode: i32) -> bool {

@@ -32,6 +32,8 @@ struct Cluster {
     /// How many were sent, and whether they arrive.
     transfers: u64,
     broken_transfers: bool,
+    /// Whether questions for what is committed are lost.
+    lost_read_indexes: bool,
 }
 
 impl Cluster {
@@ -81,6 +83,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             lost_forwards: 0,
             lost_appends: None,
+            lost_read_indexes: false,
             snapshots: BTreeMap::new(),
             transfers: 0,
             broken_transfers: false,
@@ -177,13 +180,14 @@ impl Cluster {
                     self.lost_forwards -= 1;
                     continue;
                 }
-                let appends = matches!(
-                    &message,
-                    PeerMessage::Raft(m) if m.get_msg_type() == MessageType::MsgAppend
-                );
+                let is =
+                    |kind| matches!(&message, PeerMessage::Raft(m) if m.get_msg_type() == kind);
+                let appends = is(MessageType::MsgAppend);
+                let asks = is(MessageType::MsgReadIndex);
                 if self.cut.contains(&(from, to))
                     || !self.node(to).up
                     || (appends && self.lost_appends == Some(to))
+                    || (asks && self.lost_read_indexes)
                 {
                     continue;
                 }
@@ -387,6 +391,27 @@ fn a_write_through_a_follower_is_seen_by_all_and_answered_there() {
         assert!(cluster.has(server, "/a") && cluster.knows(server, given.session));
     }
     cluster.agree();
+}
+
+#[test]
+fn a_write_behind_a_sync_takes_effect_after_it() {
+    let mut cluster = Cluster::new(3);
+    let follower = cluster.follower();
+    let (mut client, _) = cluster.client(follower);
+    let sync = Request::Sync {
+        path: Some("/".into()),
+    };
+    cluster.lost_read_indexes = true;
+    cluster.send(&client, 1, &sync);
+    cluster.send(&client, 2, &exists("/a"));
+    assert_eq!(cluster.send(&client, 3, &create("/a", 0)), 0);
+    assert_eq!(client.frames(), []);
+    cluster.lost_read_indexes = false;
+    cluster.pass(1_000);
+    let missing = ErrorCode::NoNode;
+    assert_eq!(client.frames(), [ok(1), failed(2, missing)]);
+    cluster.send(&client, 3, &create("/a", 0));
+    assert_eq!(client.frames(), [ok(3)]);
 }
 
 #[test]
