@@ -113,15 +113,15 @@ impl Expiry {
         self.clock.real_ms = now_ms;
         self.before = self.clock;
         for (session, timeout_ms) in sessions {
-            self.track(session, timeout_ms);
+            self.track(session, timeout_ms, now_ms);
         }
     }
 
     /// Keeps time for a session that was created or attached now.
-    pub fn track(&mut self, session: SessionId, timeout_ms: i32) {
+    pub fn track(&mut self, session: SessionId, timeout_ms: i32, now_ms: u64) {
         self.forget(session);
         let timeout_ms = u64::try_from(timeout_ms).unwrap_or(0);
-        let deadline_ms = self.deadline(self.clock.counted_ms, timeout_ms);
+        let deadline_ms = self.deadline(self.counted(now_ms), timeout_ms);
         self.sessions.insert(
             session,
             Tracked {
@@ -153,8 +153,7 @@ impl Expiry {
 
     /// The session was heard at this time of the engine's clock.
     pub fn touch(&mut self, session: SessionId, heard_ms: u64) {
-        let counted_ms = self.clock.counted_ms - self.before.counted_ms;
-        let heard_ms = self.before.at(heard_ms, counted_ms);
+        let heard_ms = self.counted(heard_ms);
         let Some(tracked) = self.sessions.get(&session).copied() else {
             return;
         };
@@ -190,6 +189,16 @@ impl Expiry {
             }
         }
         expired
+    }
+
+    /// The counted time at a real time: of the present and the time since the last call of
+    /// [`Self::advance`], what the next one will count.
+    fn counted(&self, real_ms: u64) -> u64 {
+        if real_ms > self.clock.real_ms {
+            return self.clock.at(real_ms, self.counted_max_ms);
+        }
+        let counted_ms = self.clock.counted_ms - self.before.counted_ms;
+        self.before.at(real_ms, counted_ms)
     }
 
     fn deadline(&self, heard_ms: u64, timeout_ms: u64) -> u64 {
@@ -298,7 +307,29 @@ mod tests {
     fn an_attached_session_starts_afresh() {
         let mut expiry = expiry();
         assert_eq!(run(&mut expiry, 0, 5900), None);
-        expiry.track(SESSION, 10_000);
+        expiry.track(SESSION, 10_000, 5_900);
         assert_eq!(run(&mut expiry, 5950, 40_000), Some(16_000));
+    }
+
+    #[test]
+    fn what_is_heard_between_two_ticks_counts_from_then() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 1_950), None);
+        // Heard by the last tick, the deadline would be at 6,000.
+        expiry.touch(SESSION, 2_010);
+        assert_eq!(run(&mut expiry, 2_050, 40_000), Some(8_000));
+        expiry.track(SESSION, 3_950, 8_060);
+        assert_eq!(run(&mut expiry, 8_100, 40_000), Some(14_000));
+    }
+
+    #[test]
+    fn what_is_heard_after_a_pause_before_the_first_tick_counts_from_then() {
+        let mut expiry = expiry();
+        assert_eq!(run(&mut expiry, 0, 1_500), None);
+        expiry.touch(SESSION, 61_500);
+        // As much of the pause is counted as will be: the time is 2,500 then.
+        assert_eq!(expiry.advance(61_500), 60_000 - 1_000);
+        let end_ms = run(&mut expiry, 61_550, 90_000).unwrap();
+        assert_eq!(end_ms, 8_000 + 59_000);
     }
 }

@@ -1172,7 +1172,9 @@ impl Sink for Local<'_> {
     }
 
     fn session_attached(&mut self, attached: &Attached) {
-        self.expiry.track(attached.session, attached.timeout_ms);
+        let now_ms = self.now_ms;
+        self.expiry
+            .track(attached.session, attached.timeout_ms, now_ms);
         // Whatever connection held the session here, it is not the one it belongs to now.
         self.unbind(attached.session);
     }

@@ -144,8 +144,8 @@ impl Pipeline {
     /// Takes the write at the head, whose command was just applied.
     ///
     /// Commands are applied in the order they were submitted, and everything before a write is
-    /// answered inside the apply of the write before it, or was before the write was taken in; so it
-    /// can only be at the head.
+    /// answered inside the apply of the write before it, or was before the write was taken in; so
+    /// it can only be at the head.
     pub fn applied(&mut self) -> Option<Pending> {
         match self.queue.front() {
             Some(Pending {
