@@ -4,6 +4,7 @@
 //! (appended and synced records) and, for state, the machine's own answers; the truth they compare
 //! with is the [`Model`], fed with the committed log. A checker never influences the run.
 
+pub mod cluster;
 pub mod log;
 pub mod recipes;
 pub mod replies;
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use zkraft::engine::Engine;
 use zkraft::proto;
-use zkraft::wire::{Id, SessionId, Zxid, op};
+use zkraft::proto::log::{LogEntry, Record};
+use zkraft::wire::{ConnectRequest, Id, SessionId, Zxid, op};
 
 use crate::client::Sent;
 use crate::model::{self, Model, Outcome};
@@ -43,7 +45,9 @@ pub struct Violation {
 /// Groups of invariants; the numbers are those of architecture §2.6.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Group {
-    /// 4–8: the log, and nothing said before it is durable.
+    /// 1–4: one leader, one log.
+    Consensus,
+    /// 4–8: the log of a server, and nothing said before it is durable.
     Log,
     /// 9–15: the state is what the log says.
     State,
@@ -73,11 +77,17 @@ pub fn broken<T>(group: Group, what: impl Into<String>) -> Result<T, Violation> 
 
 /// All checkers of a run, and what they know.
 pub struct Checks {
+    /// Follows whoever applies most.
     pub model: Model,
-    pub log: log::LogCheck,
+    pub logs: Vec<log::LogCheck>,
+    pub cluster: cluster::ClusterCheck,
     pub state: state::StateCheck,
     pub sessions: sessions::SessionCheck,
     pub recipes: recipes::RecipeCheck,
+    /// What each server has applied.
+    applied: Vec<u64>,
+    /// Where sessions were attached in the log.
+    attached: BTreeMap<u64, Vec<SessionId>>,
     pub(crate) conns: BTreeMap<ConnId, replies::Conn>,
     /// Which attachment belongs to which connection.
     attachments: BTreeMap<(SessionId, u64), ConnId>,
@@ -88,31 +98,32 @@ pub struct Checks {
     acknowledged: Zxid,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
-    /// For how long the server's process has run, in ms.
-    pub ran_ms: u64,
 }
 
 impl Checks {
-    pub fn new() -> Self {
+    pub fn new(servers: usize) -> Self {
         Self {
             model: Model::new(),
-            log: log::LogCheck::default(),
+            logs: (0..servers).map(|_| log::LogCheck::default()).collect(),
+            cluster: cluster::ClusterCheck::default(),
             state: state::StateCheck::new(),
-            sessions: sessions::SessionCheck::default(),
+            sessions: sessions::SessionCheck::new(servers),
             recipes: recipes::RecipeCheck::default(),
+            applied: vec![0; servers],
+            attached: BTreeMap::new(),
             conns: BTreeMap::new(),
             attachments: BTreeMap::new(),
             sessions_seen: BTreeSet::new(),
             shown: BTreeMap::new(),
             acknowledged: Zxid(0),
             seen: (0, 0, 0),
-            ran_ms: 0,
         }
     }
 
     /// A client opened a connection and sent its handshake.
-    pub fn opened(&mut self, conn: ConnId, handshake: zkraft::wire::ConnectRequest) {
-        self.conns.insert(conn, replies::Conn::new(conn, handshake));
+    pub fn opened(&mut self, conn: ConnId, server: usize, handshake: ConnectRequest) {
+        let opened = replies::Conn::new(conn, server, handshake);
+        self.conns.insert(conn, opened);
     }
 
     /// A client sent a request. `conn` is open as far as the client knows.
@@ -124,48 +135,101 @@ impl Checks {
     }
 
     /// The server read a frame of this connection, after its process had run for so long.
-    pub fn received(&mut self, conn: ConnId, ran_ms: u64) {
-        self.ran_ms = ran_ms;
-        let Some((session, generation)) = self.conns.get(&conn).and_then(replies::Conn::attachment)
-        else {
-            return;
+    pub fn received(&mut self, conn: ConnId, ran_ms: u64, now_ms: u64) -> Verdict {
+        let Some(conn) = self.conns.get_mut(&conn) else {
+            return Ok(());
         };
-        if self
-            .model
-            .sessions
-            .get(&session)
-            .is_some_and(|now| now.generation == generation)
-        {
-            self.sessions.heard(session, ran_ms);
+        let server = conn.server;
+        let Some((session, generation)) = conn.attachment() else {
+            let applied = self.applied[server];
+            conn.came_at = self
+                .cluster
+                .committed(applied)
+                .map_or(Zxid(0), |at| at.zxid);
+            return Ok(());
+        };
+        let present = self.model.sessions.get(&session);
+        if present.is_some_and(|now| now.generation == generation) {
+            self.sessions.heard(server, session, ran_ms, now_ms);
         }
+        self.sessions.taken(server, (session, generation), now_ms)
     }
 
-    /// The server applied entries: lets the model follow and compares.
-    pub fn applied(&mut self, engine: &Engine, deep: bool) -> Verdict {
+    /// A server's engine wants this written.
+    pub fn appended(&mut self, server: usize, number: u64, record: &Record) -> Verdict {
+        let log = &mut self.logs[server];
+        log.appended(number, record)?;
+        for entry in &record.entries {
+            let before = (entry.index as usize).checked_sub(2);
+            let before = before.map_or(0, |place| log.written()[place].term);
+            self.cluster.wrote(server, before, entry)?;
+        }
+        Ok(())
+    }
+
+    /// A server turns out to lead. True: it does so since now.
+    pub fn leads(&mut self, server: usize, term: u64, ran_ms: u64) -> Result<bool, Violation> {
+        let news = self.cluster.leads(server, term, &self.logs[server])?;
+        if news {
+            self.sessions.leads(server, ran_ms);
+        }
+        Ok(news)
+    }
+
+    /// A server has applied entries: lets the model follow and compares. `ran_ms`: how long its
+    /// process has run.
+    pub fn applied(&mut self, server: usize, engine: &Engine, ran_ms: u64, deep: bool) -> Verdict {
         let shared = engine.shared();
         let state = shared.state.read();
-        let applied = state.machine.applied();
-        if applied.index < self.model.index {
-            // After a restart the log may not say yet how far it was committed; until that is
-            // found out again nobody may be served.
-            if shared.is_serving() {
-                let (now, before) = (applied.index, self.model.index);
-                return broken(
-                    Group::Log,
-                    format!("6: applied went back from {before} to {now}"),
-                );
+        let now = state.machine.applied().index;
+        let most = self.logs[server].applied();
+        // After a restart the log may not say yet how far it was committed; until that is found
+        // out again nobody may be served.
+        if now < most && shared.is_serving() {
+            let what = format!("6: applied went back from {most} to {now}");
+            return broken(Group::Log, what);
+        }
+        self.logs[server].check_applied(now)?;
+        let before = std::mem::replace(&mut self.applied[server], now);
+        for index in before + 1..=now {
+            if index > self.model.index {
+                let entry = self.logs[server].entry(index).cloned();
+                self.commit(&entry.expect("it is durable"), engine.term())?;
+            } else {
+                self.cluster
+                    .applied_again(server, index, &self.logs[server])?;
             }
-            return Ok(());
         }
-        self.log.check_applied(applied.index)?;
-        while self.model.index < applied.index {
-            let entry = self.log.entry(self.model.index + 1).clone();
-            self.apply(&entry)?;
+        if now > before {
+            for session in self
+                .attached
+                .range(before + 1..=now)
+                .flat_map(|(_, all)| all)
+            {
+                self.sessions.told(server, *session, ran_ms);
+            }
         }
-        self.state.compare(&self.model, &state.machine, deep)
+        self.cluster.is_state(server, now, state.machine.digest())?;
+        if now == self.model.index {
+            self.state.compare(&self.model, &state.machine, deep)?;
+        }
+        Ok(())
     }
 
-    fn apply(&mut self, entry: &proto::log::LogEntry) -> Verdict {
+    /// A server starts, with the state at this index.
+    pub fn started(&mut self, server: usize, applied: u64) {
+        self.applied[server] = applied;
+    }
+
+    /// Somebody was the first to apply this, in this term.
+    fn commit(&mut self, entry: &LogEntry, term: u64) -> Verdict {
+        self.cluster.commit(entry.clone(), term, &self.logs)?;
+        self.apply(entry)?;
+        self.cluster.became(self.state.digest(), self.model.zxid);
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: &LogEntry) -> Verdict {
         let content = match proto::log::Entry::decode(entry.data.as_ref()) {
             Ok(content) => content,
             Err(error) => {
@@ -174,6 +238,7 @@ impl Checks {
         };
         self.state.replay(entry, &content);
         let before = self.model.zxid;
+        self.ending(entry, &content);
         for done in self.model.apply(entry.index, entry.term, &content) {
             match &done.outcome {
                 Outcome::Attached {
@@ -188,7 +253,7 @@ impl Checks {
                         return broken(Group::Sessions, format!("session id {session} came twice"));
                     }
                     self.attachments.insert((*session, *generation), conn);
-                    self.sessions.attached(*session, self.ran_ms);
+                    self.attached.entry(entry.index).or_default().push(*session);
                     let session = (*session, *generation);
                     if let Some(conn) = self.conns.get_mut(&conn) {
                         conn.attached(session, done)?;
@@ -225,15 +290,36 @@ impl Checks {
         Ok(())
     }
 
+    /// The leader ends sessions in this entry, which is about to be applied.
+    fn ending(&mut self, entry: &LogEntry, content: &proto::log::Entry) {
+        for command in content
+            .internal
+            .iter()
+            .filter(|command| command.op == op::CLOSE_SESSION)
+        {
+            let attachment = (SessionId(command.session), command.generation);
+            let session = self.model.sessions.get(&attachment.0);
+            if let Some(session) = session.filter(|now| now.generation == attachment.1) {
+                let place = (entry.index, entry.term);
+                self.sessions.ended(place, attachment, session.timeout_ms);
+            }
+        }
+    }
+
     /// A frame left the server for the client of this connection.
     pub fn frame(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
         let conn = self
             .conns
             .get_mut(&conn)
             .expect("a connection that was opened");
+        let applied = self.applied[conn.server];
         let view = replies::View {
             model: &self.model,
-            durable: self.log.durable,
+            durable: self.logs[conn.server].durable(),
+            zxid: self
+                .cluster
+                .committed(applied)
+                .map_or(Zxid(0), |at| at.zxid),
         };
         let shown = conn.frame(frame, &view)?;
         self.seen.0 += u64::from(shown.event);
@@ -252,13 +338,13 @@ impl Checks {
         Ok(())
     }
 
-    /// The server closed this connection by itself.
-    pub fn closed_by_server(&mut self, conn: ConnId) -> Verdict {
+    /// The server closed this connection by itself. `silent`: it had not heard of a majority.
+    pub fn closed_by_server(&mut self, conn: ConnId, silent: bool) -> Verdict {
         let conn = self
             .conns
             .get_mut(&conn)
             .expect("a connection that was opened");
-        conn.closed(&self.model)
+        conn.closed(&self.model, silent)
     }
 
     /// Whether the session of this connection has ended or has another connection.

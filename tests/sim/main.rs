@@ -1,4 +1,4 @@
-//! The simulator: the core of a server under faults, in one thread, from one seed.
+//! The simulator: the core of one server or of several under faults, in one thread, from one seed.
 //!
 //! A run ([`world::World`]) draws its parameters and every delay, fault and request from its seed;
 //! the same seed gives the same run to the byte. The checkers ([`check`]) compare everything that
@@ -19,6 +19,7 @@ mod reply;
 mod rng;
 mod sabotage;
 mod seeds;
+mod stats;
 mod trace;
 mod workload;
 mod world;
@@ -27,7 +28,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use check::{Group, Violation};
 use sabotage::Sabotage;
-use world::{Stats, World};
+use stats::Stats;
+use world::World;
 
 /// Fresh seeds in an ordinary run of the tests.
 const FRESH: u64 = 60;
@@ -88,7 +90,7 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// Not a test of its own: what a range of seeds finds, one line per seed.
+/// Not a test of its own: what a range of seeds finds, one line per violation.
 #[test]
 fn survey() {
     let Some(count) = number("SIM_SURVEY") else {
@@ -96,17 +98,15 @@ fn survey() {
     };
     let first = number("SIM_FIRST").unwrap_or(1);
     std::panic::set_hook(Box::new(|_| {}));
+    let mut all = Stats::default();
     for seed in first..first + count {
         let run = Run::new(seed, Sabotage::None, false);
-        let verdict = run
-            .violation
-            .map_or("ok".into(), |v| format!("{:?}: {}", v.group, v.what));
-        println!(
-            "{seed} {:?} {}",
-            run.stats,
-            &verdict[..verdict.len().min(300)]
-        );
+        all.add(&run.stats);
+        if let Some(Violation { group, what }) = run.violation {
+            println!("{seed} {group:?}: {}", &what[..what.len().min(500)]);
+        }
     }
+    println!("{all}");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn fixed_seeds() {
         run.check();
         all.add(&run.stats);
     }
-    println!("{all:?}");
+    println!("{all}");
     // Runs in which nothing happens would prove nothing.
     let missing = all.missing();
     assert!(missing.is_empty(), "no run had any {missing:?}");
@@ -134,7 +134,7 @@ fn fresh_seeds() {
         run.check();
         all.add(&run.stats);
     }
-    println!("{all:?}");
+    println!("{all}");
 }
 
 /// One seed, `SIM_SEED`, with every event printed.

@@ -7,10 +7,12 @@ use crate::workload::{Anything, Bank, Counter, Holder, Idle, Lock, Queue, Quota,
 
 #[derive(Clone, Debug)]
 pub struct Params {
+    pub servers: usize,
     /// Time under faults, in µs.
     pub faulty_us: u64,
     pub session_tick_ms: u64,
     pub timeouts_ms: (i32, i32),
+    pub sync_limit_ms: u64,
     pub snap_count: u64,
     pub cleaner_ms: u64,
     pub settings: Vec<(&'static str, i64)>,
@@ -32,12 +34,38 @@ pub struct Params {
     pub disk_fault_every_us: u64,
     pub full_disk_every_us: u64,
     pub clock_jump_every_us: u64,
+    pub partition_every_us: u64,
+    pub flap_every_us: u64,
+    pub client_cut_every_us: u64,
+    /// Servers' clocks are off by this at most, in millionths.
+    pub drift_ppm: u64,
+    /// Clients that only ping, in percent.
+    pub idle: u64,
+    pub peers: PeerParams,
+}
+
+/// The network between servers.
+#[derive(Clone, Debug)]
+pub struct PeerParams {
+    /// One way, in µs, at most; and of a late frame, in ‰ of all.
+    pub latency_us: u64,
+    pub late_us: u64,
+    pub late_permille: u64,
+    pub lost_permille: u64,
+    pub repeated_permille: u64,
+    /// As a TCP connection does; otherwise frames overtake each other.
+    pub keeps_order: bool,
 }
 
 impl Params {
     pub fn draw(rng: &mut Rng) -> Self {
-        let session_tick_ms = *rng.pick(&[100, 300, 1000, 2000]);
-        let timeouts_ms = (2 * session_tick_ms as i32, 20 * session_tick_ms as i32);
+        let servers = *rng.pick(&[1, 1, 1, 1, 2, 3, 3, 3, 3, 4, 5, 7]);
+        // What servers tell each other must have time within a third of the shortest timeout.
+        let (session_tick_ms, longest) = match servers {
+            1 => (*rng.pick(&[100, 300, 1000, 2000]), 20),
+            _ => (*rng.pick(&[500, 1000, 2000]), 8),
+        };
+        let timeouts_ms = (2 * session_tick_ms as i32, longest * session_tick_ms as i32);
         let mut settings = Vec::new();
         for name in ["extended_types", "enforce_quota", "reconfig_enabled"] {
             if rng.percent(60) {
@@ -48,11 +76,15 @@ impl Params {
             true => *rng.pick(choices) * 1_000_000,
             false => 0,
         };
+        let snap_count = *rng.pick(&[20, 100, 500, 1_000_000]);
         Self {
+            servers,
             faulty_us: rng.between(3, 12) * 1_000_000,
             session_tick_ms,
             timeouts_ms,
-            snap_count: *rng.pick(&[20, 100, 500, 1_000_000]),
+            sync_limit_ms: *rng.pick(&[1, 2, 5]) * session_tick_ms,
+            // A server that lacks what another's log does not reach back to cannot be helped yet.
+            snap_count: if servers == 1 { snap_count } else { u64::MAX },
             cleaner_ms: *rng.pick(&[300, 1000, 5000]),
             settings,
             segment_bytes: *rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
@@ -69,6 +101,19 @@ impl Params {
             disk_fault_every_us: every(rng, &[3, 6, 12]),
             full_disk_every_us: every(rng, &[5, 10]),
             clock_jump_every_us: every(rng, &[2, 5]),
+            partition_every_us: every(rng, &[1, 3, 6]),
+            flap_every_us: every(rng, &[3, 6]),
+            client_cut_every_us: every(rng, &[3, 6]),
+            drift_ppm: *rng.pick(&[0, 50, 500]),
+            idle: *rng.pick(&[5, 5, 5, 40]),
+            peers: PeerParams {
+                latency_us: *rng.pick(&[100, 1_000, 10_000]),
+                late_us: *rng.pick(&[50_000, 300_000, 2_000_000]),
+                late_permille: *rng.pick(&[0, 2, 20]),
+                lost_permille: *rng.pick(&[0, 0, 5, 50, 200]),
+                repeated_permille: *rng.pick(&[0, 0, 10, 200]),
+                keeps_order: rng.percent(50),
+            },
         }
     }
 
@@ -79,15 +124,15 @@ impl Params {
     }
 
     fn client(&self, id: usize, rng: &mut Rng) -> Client {
-        let workload: Box<dyn Workload> = match rng.below(20) {
+        let workload: Box<dyn Workload> = match rng.below(19) {
+            _ if rng.percent(self.idle) => Box::new(Idle),
             0..6 => Box::new(Anything::new(rng)),
             6..9 => Box::new(Lock::default()),
             9..11 => Box::new(Queue::default()),
             11..13 => Box::new(Counter::default()),
             13..15 => Box::new(Bank::new()),
             15..17 => Box::new(Holder::default()),
-            17..19 => Box::new(Quota::new(rng)),
-            _ => Box::new(Idle),
+            _ => Box::new(Quota::new(rng)),
         };
         let rare = |rng: &mut Rng, choices: &[u64]| match rng.percent(40) {
             true => *rng.pick(choices),
@@ -112,6 +157,7 @@ impl Params {
             intrudes: rare(rng, &[5, 20]),
             garbage: rare(rng, &[2, 10]),
             auths: rare(rng, &[2, 20]),
+            trusts: if self.servers == 1 { 1 } else { 4 },
         };
         let rng = rng.fork();
         Client::new(id, manners, workload, rng)

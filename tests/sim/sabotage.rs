@@ -4,7 +4,9 @@
 //! would do wrong itself is shown by spoiling what it sends, which looks the same to a client.
 
 use bytes::{Bytes, BytesMut};
-use zkraft::proto::log::LogEntry;
+use zkraft::engine::PeerMessage;
+use zkraft::proto::peer::Touched;
+use zkraft::storage::Recovery;
 
 use crate::check::Group;
 use crate::params::Params;
@@ -39,6 +41,18 @@ pub enum Sabotage {
     FastClock,
     /// In a pause the session clock runs on, while nobody reads the sockets.
     DeafPause,
+    /// A server speaks as if everything were durable as soon as it is handed to the disk.
+    SpeakBeforeWrite,
+    /// A start forgets for whom the server has voted.
+    ForgetVote,
+    /// A server takes itself for the only one.
+    LoneVoter,
+    /// Writes for the leader are repeated under new numbers.
+    RenumberForwards,
+    /// Servers believe that their touches are confirmed, whoever gets them.
+    ForgedTouched,
+    /// Servers do not tell the leader whom they have heard.
+    ForgetHeard,
 }
 
 /// Every sabotage, and the checkers that may notice it first.
@@ -46,7 +60,10 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::AckBeforeSync, &[Group::Log]),
     (Sabotage::ForgetWrites, &[Group::Log]),
     (Sabotage::LoseLastEntry, &[Group::Log]),
-    (Sabotage::SnapshotOneShort, &[Group::State, Group::Panic]),
+    (
+        Sabotage::SnapshotOneShort,
+        &[Group::State, Group::Log, Group::Panic],
+    ),
     (Sabotage::SwapReplies, &[Group::Replies]),
     (Sabotage::EventAfterReply, &[Group::Watches]),
     (Sabotage::DropEvent, &[Group::Watches]),
@@ -56,6 +73,12 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::UnderstateZxid, &[Group::Replies]),
     (Sabotage::FastClock, &[Group::Sessions]),
     (Sabotage::DeafPause, &[Group::Sessions]),
+    (Sabotage::SpeakBeforeWrite, &[Group::Log]),
+    (Sabotage::ForgetVote, &[Group::Log, Group::Consensus]),
+    (Sabotage::LoneVoter, &[Group::Consensus]),
+    (Sabotage::RenumberForwards, &[Group::Replies, Group::Panic]),
+    (Sabotage::ForgedTouched, &[Group::Sessions]),
+    (Sabotage::ForgetHeard, &[Group::Sessions]),
 ];
 
 impl Sabotage {
@@ -66,19 +89,79 @@ impl Sabotage {
             Self::SnapshotOneShort => {
                 params.crash_every_us = 2_000_000;
                 params.snap_count = 20;
+                params.servers = 1;
             }
             Self::DeafPause => {
                 params.pause_every_us = 2_000_000;
                 params.timeouts_ms = (500, 2000);
                 params.session_tick_ms = 250;
+                params.servers = 1;
             }
+            Self::FastClock => params.servers = 1,
+            Self::ForgetVote => {
+                params.servers = 3;
+                params.crash_every_us = 500_000;
+            }
+            Self::SpeakBeforeWrite | Self::LoneVoter | Self::RenumberForwards => {
+                params.servers = 3;
+            }
+            Self::ForgedTouched => {
+                params.servers = 3;
+                params.partition_every_us = 2_000_000;
+                // Shorter than a server without a leader goes on believing in one.
+                params.session_tick_ms = 50;
+                params.timeouts_ms = (300, 600);
+                params.peers.latency_us = 100;
+                // Who waits for a write gives such a server up.
+                params.idle = 80;
+                // A start would serve before it has caught up, which is noticed first.
+                (params.crash_every_us, params.restart_every_us) = (0, 0);
+                (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
+            }
+            Self::ForgetHeard => params.servers = 3,
             _ => {}
         }
     }
 
-    pub fn recovered(self, entries: &mut Vec<LogEntry>) {
-        if self == Self::LoseLastEntry {
-            entries.pop();
+    pub fn recovered<M>(self, recovery: &mut Recovery<M>) {
+        match self {
+            Self::LoseLastEntry => drop(recovery.entries.pop()),
+            Self::ForgetVote => recovery.hard_state.vote = 0,
+            _ => {}
+        }
+    }
+
+    /// Who has a vote, as this server knows it.
+    pub fn voters(self, voters: Vec<u64>, server: u32) -> Vec<u64> {
+        match self {
+            Self::LoneVoter if server == 3 => vec![3],
+            _ => voters,
+        }
+    }
+
+    /// Spoils what goes to another server.
+    pub fn message(self, message: PeerMessage) -> PeerMessage {
+        match (self, message) {
+            (Self::ForgetHeard, PeerMessage::Touch(mut touch)) => {
+                touch.heard.clear();
+                PeerMessage::Touch(touch)
+            }
+            (Self::RenumberForwards, PeerMessage::Forward(mut batch)) => {
+                batch.commands.extend(batch.commands.clone());
+                PeerMessage::Forward(batch)
+            }
+            (_, message) => message,
+        }
+    }
+
+    /// What a server gets back at once for this message.
+    pub fn forged_answer(self, message: &PeerMessage) -> Option<PeerMessage> {
+        match (self, message) {
+            (Self::ForgedTouched, PeerMessage::Touch(touch)) => {
+                let (number, commit) = (touch.number, 0);
+                Some(PeerMessage::Touched(Touched { number, commit }))
+            }
+            _ => None,
         }
     }
 

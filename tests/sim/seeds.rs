@@ -2,34 +2,17 @@
 //!
 //! | seed | bug it found | fixed by |
 //! |---|---|---|
-//! | 41 | a session ended early: what was heard just before a connection broke was lost | engine |
-//! | 1795645406468 | none: at the end, tasks slept on in a pause that was cut | world |
-//! | 1795427258038 | none: the model forgot that last writes of a dying client may count | model |
+//! | 1 | a write behind a sync was applied before it, and never answered | engine |
+//!
+//! Seeds change their meaning with what is drawn from them. Those from before runs had several
+//! servers found that a session ended early, since what was heard just before a connection broke
+//! was lost; that tasks slept on in a pause that was cut; that the model forgot that last writes of
+//! a dying client may count.
 //!
 //! The differential test of machine and model (`differential.rs`) found that a delete of `//a`
 //! removed `/a`; its test is in `tests/scripts/delete.txt`.
 
-/// Run in every build, beside fresh ones. 206 has a connection with more requests than are read at
-/// once, which few seeds have.
+/// Run in every build, beside fresh ones.
 pub const FIXED: &[u64] = &[
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
-    12,
-    13,
-    14,
-    15,
-    16,
-    41,
-    206,
-    1795427258038,
-    1795645406468,
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
 ];

@@ -1,32 +1,27 @@
-//! The world of a run: time, network, one server on its disk, its clients, and what goes wrong.
+//! The world of a run: time, networks, servers on their disks, their clients, and what goes wrong.
 //!
-//! One queue of (time, event), one thread, one seed. The server is the real engine over the real
-//! log and snapshot code; only the threads between them are played here: the node thread's turns,
-//! the log thread's writes and syncs, the connection tasks' reading and writing, each with delays
-//! of its own. Faults come for a while; then everything heals, and must work again.
+//! One queue of (time, event), one thread, one seed. A server is the real engine over the real log
+//! and snapshot code; only the threads between them are played here: the node thread's turns, the
+//! log thread's writes and syncs, the connection tasks' reading and writing, each with delays of
+//! its own. Faults come for a while; then everything heals, and must work again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use zkraft::engine::{Connection, Engine, Shared, SnapshotMeta};
-use zkraft::proto::log;
-use zkraft::storage::{SnapshotWriter, Wal};
+use zkraft::engine::Connection;
 use zkraft::wire::SessionId;
 
 use crate::check::{Checks, ConnId, Group, Verdict, broken};
 use crate::client::Client;
-use crate::disk::FaultyDisk;
 use crate::params::Params;
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
+use crate::stats::Stats;
 use crate::trace::Trace;
 
 /// Heartbeats of the engine, in ms.
 pub const TICK_MS: u64 = 50;
-/// The clock on the wall when a run begins, in ms since 1970.
-const EPOCH_MS: i64 = 1_700_000_000_000;
 
 /// Writes a line of the trace.
 macro_rules! note {
@@ -35,28 +30,24 @@ macro_rules! note {
     };
 }
 
+mod host;
+mod network;
 mod process;
 mod storage;
 mod trouble;
 mod wires;
 
+use host::{Host, Process};
+use network::Network;
+
 /// What happens at some time.
 #[derive(Debug)]
 enum What {
-    Tick {
+    /// In a process of a server, if it still runs.
+    Step {
+        server: usize,
         boot: u64,
-    },
-    Turn {
-        boot: u64,
-    },
-    Synced {
-        boot: u64,
-    },
-    Seal {
-        boot: u64,
-    },
-    SnapshotWritten {
-        boot: u64,
+        step: Step,
     },
     /// A connection's task looks what there is to send.
     Output {
@@ -81,10 +72,43 @@ enum What {
     Wake {
         client: usize,
     },
-    Start,
-    PowerLoss,
-    Resume,
+    /// A frame of another server arrives.
+    Peer {
+        from: usize,
+        to: usize,
+        frame: Bytes,
+    },
+    /// A link between two servers breaks again.
+    Flap {
+        link: (usize, usize),
+        times: u64,
+        every_us: u64,
+    },
+    Start {
+        server: usize,
+    },
+    PowerLoss {
+        server: usize,
+    },
+    /// The end of a pause.
+    Awake {
+        server: usize,
+    },
+    /// The end of a trouble with the disk.
+    Resume {
+        server: usize,
+    },
     Fault(Trouble),
+}
+
+/// What the threads of a process do.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Tick,
+    Turn,
+    Synced,
+    Seal,
+    SnapshotWritten,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,48 +121,18 @@ enum Trouble {
     Disk,
     Full,
     ClockJump,
+    Partition,
+    Flap,
+    /// Clients cannot reach a server.
+    ClientCut,
 }
 
-/// The server's process.
-struct Server {
-    boot: u64,
-    engine: Engine,
-    shared: Arc<Shared>,
-    wal: Wal,
-    /// For the log thread.
-    queue: Vec<log::Record>,
-    queued_number: u64,
-    queued_sync: bool,
-    /// Written and not reported yet.
-    written: Option<Written>,
-    /// The log refuses to go on; its next use will say so.
-    suspect: bool,
-    snapshot: Option<(SnapshotMeta, SnapshotWriter)>,
-    turn_due: bool,
-    serving: bool,
-    wakes: Wakes,
-    written_us: u64,
-}
-
-/// A group on its way to the disk.
-struct Written {
-    number: u64,
-    /// Of the last entry in it.
-    index: u64,
-    state: log::HardState,
-    sync: bool,
-}
-
-/// What the engine has called for from inside.
-#[derive(Clone, Default)]
-struct Wakes {
-    node: Arc<AtomicBool>,
-    outputs: Arc<Mutex<Vec<ConnId>>>,
-}
-
-/// A TCP connection.
+/// A TCP connection of a client.
 struct Link {
     client: usize,
+    /// Where it goes.
+    to: usize,
+    opened_us: u64,
     /// The server's side, while its process has the socket.
     server: Option<Arc<Connection>>,
     /// Frames in the socket's buffer.
@@ -162,83 +156,20 @@ pub struct World {
     now_us: u64,
     queue: BTreeMap<(u64, u64), What>,
     events: u64,
-    disk: FaultyDisk,
-    boot: u64,
-    server: Option<Server>,
-    /// Until when the server's process is stopped.
-    paused_until_us: u64,
-    /// Time in which the process did not run, in µs.
-    not_run_us: u64,
-    down_since_us: Option<u64>,
-    wall_skew_ms: i64,
+    hosts: Vec<Host>,
+    network: Network,
     clients: Vec<Client>,
     links: BTreeMap<ConnId, Link>,
-    /// The connection each client uses.
+    /// The connection each client uses, and the server it went to last.
     present: Vec<Option<ConnId>>,
+    seats: Vec<usize>,
     next_conn: u32,
     checks: Checks,
     pub trace: Trace,
     healed: bool,
-    disk_trouble_until_us: u64,
-    /// The power goes in the middle of some call, or has gone.
-    power_fails: bool,
+    /// Since when all has been well, once it is healed.
+    calm_us: u64,
     pub stats: Stats,
-}
-
-/// What a run contained: a run without faults or replies proves nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    pub frames: u64,
-    pub watch_events: u64,
-    pub entries: u64,
-    pub crashes: u64,
-    pub clean_stops: u64,
-    pub snapshots: u64,
-    pub pauses: u64,
-    pub disk_faults: u64,
-    /// Clients that were told that their session is over.
-    pub expirations: u64,
-    /// Handshakes that were refused.
-    pub refusals: u64,
-    /// Commands that came through an attachment that was not the present one.
-    pub moved: u64,
-    /// Connections whose requests were not read for a while, since too many wait.
-    pub floods: u64,
-}
-
-impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 12] {
-        [
-            ("frames", &mut self.frames),
-            ("watch events", &mut self.watch_events),
-            ("entries", &mut self.entries),
-            ("crashes", &mut self.crashes),
-            ("clean stops", &mut self.clean_stops),
-            ("snapshots", &mut self.snapshots),
-            ("pauses", &mut self.pauses),
-            ("disk faults", &mut self.disk_faults),
-            ("expirations", &mut self.expirations),
-            ("refusals", &mut self.refusals),
-            ("moved commands", &mut self.moved),
-            ("flooded connections", &mut self.floods),
-        ]
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        let mut other = *other;
-        for ((_, sum), (_, part)) in self.parts().into_iter().zip(other.parts()) {
-            *sum += *part;
-        }
-    }
-
-    /// What never happened.
-    pub fn missing(mut self) -> Vec<&'static str> {
-        let parts = self.parts().into_iter();
-        parts
-            .filter(|(_, count)| **count == 0)
-            .map(|(name, _)| name)
-            .collect()
-    }
 }
 
 impl World {
@@ -247,32 +178,27 @@ impl World {
         let mut params = Params::draw(&mut rng);
         sabotage.arrange(&mut params);
         let clients = params.clients(&mut rng);
-        let mut chance = rng.fork();
-        let disk = FaultyDisk::new(move |below| chance.below(below));
+        let host = |place| Host::new(place, &params, &mut rng);
+        let hosts: Vec<Host> = (0..params.servers).map(host).collect();
         let mut world = Self {
-            params,
             sabotage,
             rng: rng.fork(),
             now_us: 0,
             queue: BTreeMap::new(),
             events: 0,
-            disk,
-            boot: 0,
-            server: None,
-            paused_until_us: 0,
-            not_run_us: 0,
-            down_since_us: Some(0),
-            wall_skew_ms: 0,
+            checks: Checks::new(hosts.len()),
+            hosts,
+            network: Network::default(),
             present: vec![None; clients.len()],
+            seats: vec![0; clients.len()],
             clients,
             links: BTreeMap::new(),
             next_conn: 1,
-            checks: Checks::new(),
             trace: Trace::new(print),
             healed: false,
-            disk_trouble_until_us: 0,
-            power_fails: false,
+            calm_us: 0,
             stats: Stats::default(),
+            params,
         };
         note!(world, "seed {seed}: {:?}", world.params);
         for client in &world.clients {
@@ -284,7 +210,20 @@ impl World {
 
     /// The whole run.
     pub fn run(&mut self) -> Verdict {
-        self.at(0, What::Start);
+        let verdict = self.run_to_the_end();
+        self.count();
+        verdict
+    }
+
+    fn run_to_the_end(&mut self) -> Verdict {
+        for server in 0..self.hosts.len() {
+            let at = if server == 0 {
+                0
+            } else {
+                self.rng.below(500_000)
+            };
+            self.at(at, What::Start { server });
+        }
         for client in 0..self.clients.len() {
             let at = self.rng.below(1_000_000);
             self.at(at, What::Wake { client });
@@ -295,7 +234,7 @@ impl World {
         self.heal()?;
 
         // Everyone must be back and served within a session timeout, some waiting for slow clients
-        // to notice that their connection is gone, and the server's own start.
+        // to notice that their connection is gone, and the servers' own start and election.
         let longest_us = self.params.timeouts_ms.1 as u64 * 1000;
         let bound_us = self.now_us + 2 * longest_us + 20_000_000;
         self.run_until(bound_us, |world| {
@@ -321,6 +260,15 @@ impl World {
         if !orphans.is_empty() {
             return broken(Group::Sessions, format!("24: {orphans:?} are never ended"));
         }
+
+        // All servers come to the same state; what they have then is compared. Before, their tasks
+        // have time for what is to be sent or closed.
+        self.run_until(self.now_us + 200_000, |_| false)?;
+        self.run_until(self.now_us + 20_000_000, Self::is_converged)?;
+        if !self.is_converged() {
+            let states: Vec<_> = (0..self.hosts.len()).map(|at| self.state(at)).collect();
+            return broken(Group::Liveness, format!("25: no agreement: {states:?}"));
+        }
         note!(self, "end");
         for (conn, link) in &self.links {
             if link.server.is_some() && self.checks.is_superseded(*conn) {
@@ -328,20 +276,57 @@ impl World {
                 return broken(Group::Sessions, what);
             }
         }
-        self.compare(true)?;
+        for server in 0..self.hosts.len() {
+            self.compare(server, true)?;
+        }
         let Self {
             checks,
             clients,
             now_us,
-            stats,
             ..
         } = self;
         checks.recipes.look(clients, *now_us)?;
-        checks.recipes.end(&checks.model)?;
+        checks.recipes.end(&checks.model)
+    }
+
+    /// What is counted at the end.
+    fn count(&mut self) {
+        let Self { checks, stats, .. } = self;
+        stats.simulated_ms = self.now_us / 1000;
         stats.entries = checks.model.index;
         (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
-        stats.expirations = clients.iter().map(|client| client.expirations).sum();
-        Ok(())
+        stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
+        if self.hosts.len() > 1 {
+            stats.clusters = 1;
+            stats.leader_changes = checks.cluster.leader_changes();
+        }
+    }
+
+    /// All servers serve, know the same leader, and have applied everything.
+    fn is_converged(&self) -> bool {
+        let leader = self.leader();
+        leader.is_some()
+            && (0..self.hosts.len()).all(|server| {
+                let id = leader.map(|leader| u64::from(self.hosts[leader].id));
+                self.state(server) == Some((true, id.unwrap_or(0), self.checks.model.index))
+            })
+    }
+
+    /// Whether a server serves, who leads as far as it knows, and what it has applied.
+    fn state(&self, server: usize) -> Option<(bool, u64, u64)> {
+        let process = self.hosts[server].process.as_ref()?;
+        let applied = process.shared.state.read().machine.applied().index;
+        Some((process.serving, process.engine.leader(), applied))
+    }
+
+    /// The server that leads, as far as it knows.
+    fn leader(&self) -> Option<usize> {
+        let engine = |server: usize| Some(&self.hosts[server].process.as_ref()?.engine);
+        let leads = |server: &usize| {
+            engine(*server).is_some_and(|engine| engine.leader() == *server as u64 + 1)
+        };
+        let leaders = (0..self.hosts.len()).filter(leads);
+        leaders.max_by_key(|server| engine(*server).map(|engine| engine.term()))
     }
 
     /// Sessions that no living client has.
@@ -376,68 +361,86 @@ impl World {
     }
 
     fn happen(&mut self, what: What) -> Verdict {
-        let of_server = matches!(
-            what,
-            What::Tick { .. }
-                | What::Turn { .. }
-                | What::Synced { .. }
-                | What::Seal { .. }
-                | What::SnapshotWritten { .. }
-                | What::Output { .. }
-        );
+        let process_of = match &what {
+            What::Step { server, .. } => Some(*server),
+            What::Peer { to, .. } => Some(*to),
+            What::Output { conn } | What::Up { conn, .. } | What::UpClosed { conn } => {
+                self.links.get(conn).map(|link| link.to)
+            }
+            _ => None,
+        };
         // Sabotaged: the node thread runs on while nobody reads the sockets.
-        let runs_on = self.sabotage == Sabotage::DeafPause && !matches!(what, What::Output { .. });
-        if of_server && self.now_us < self.paused_until_us && !runs_on {
-            let until = self.paused_until_us;
-            self.at(until, what);
+        let runs_on = self.sabotage == Sabotage::DeafPause && matches!(what, What::Step { .. });
+        if let Some(server) = process_of
+            && self.hosts[server].is_paused(self.now_us)
+            && !runs_on
+        {
+            self.hosts[server].asleep.push(what);
             return Ok(());
         }
         match what {
-            What::Tick { boot } if self.is_boot(boot) => self.tick(),
-            What::Turn { boot } if self.is_boot(boot) => self.turn(),
-            What::Synced { boot } if self.is_boot(boot) => self.synced(),
-            What::Seal { boot } if self.is_boot(boot) => self.seal(),
-            What::SnapshotWritten { boot } if self.is_boot(boot) => self.snapshot_written(),
-            What::Tick { .. }
-            | What::Turn { .. }
-            | What::Synced { .. }
-            | What::Seal { .. }
-            | What::SnapshotWritten { .. } => Ok(()),
+            What::Step { server, boot, step } if self.hosts[server].is_boot(boot) => match step {
+                Step::Tick => self.tick(server),
+                Step::Turn => self.turn(server),
+                Step::Synced => self.synced(server),
+                Step::Seal => self.seal(server),
+                Step::SnapshotWritten => self.snapshot_written(server),
+            },
+            What::Step { .. } => Ok(()),
             What::Output { conn } => self.output(conn),
             What::Up { conn, frame } => self.up(conn, frame),
             What::UpClosed { conn } => self.up_closed(conn),
             What::Down { conn, frame } => self.down(conn, frame),
             What::DownClosed { conn } => self.down_closed(conn),
             What::Wake { client } => self.wake(client),
-            What::Start => self.start(),
-            What::PowerLoss if !self.healed => {
-                self.stop("crash", true);
+            What::Peer { from, to, frame } => self.peer_frame(from, to, frame),
+            What::Flap {
+                link,
+                times,
+                every_us,
+            } => {
+                self.flap_once(link, times, every_us);
                 Ok(())
             }
-            What::PowerLoss => Ok(()),
-            What::Resume => self.resume(),
+            What::Start { server } => self.start(server),
+            What::PowerLoss { server } => {
+                if !self.healed {
+                    self.stop(server, "crash", true);
+                }
+                Ok(())
+            }
+            What::Awake { server } => {
+                self.awake(server);
+                Ok(())
+            }
+            What::Resume { server } => {
+                self.resume(server);
+                Ok(())
+            }
             What::Fault(trouble) => self.trouble(trouble),
         }
     }
 
-    /// The server's monotonic clock, in ms.
-    fn clock_ms(&self) -> u64 {
-        self.sabotage.clock_ms(1_000_000 + self.now_us / 1000)
+    /// A server's monotonic clock, in ms.
+    fn clock_ms(&self, server: usize) -> u64 {
+        self.sabotage
+            .clock_ms(self.hosts[server].clock_ms(self.now_us))
     }
 
-    fn wall_ms(&self) -> i64 {
-        EPOCH_MS + (self.now_us / 1000) as i64 + self.wall_skew_ms
+    /// Time that a server's process ran, in ms.
+    fn ran_ms(&self, server: usize) -> u64 {
+        self.hosts[server].ran_ms(self.now_us)
     }
 
-    /// Time that the server's process ran, in ms.
-    fn ran_ms(&self) -> u64 {
-        (self.now_us - self.not_run_us.min(self.now_us)) / 1000
+    fn process(&mut self, server: usize) -> &mut Process {
+        let process = self.hosts[server].process.as_mut();
+        process.expect("whoever asks knows that it runs")
     }
 
-    fn is_boot(&self, boot: u64) -> bool {
-        self.server
-            .as_ref()
-            .is_some_and(|server| server.boot == boot)
+    /// Something of this server's process happens later.
+    fn step_at(&mut self, at_us: u64, server: usize, step: Step) {
+        let boot = self.hosts[server].boot;
+        self.at(at_us, What::Step { server, boot, step });
     }
 
     fn at(&mut self, at_us: u64, what: What) {

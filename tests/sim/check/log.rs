@@ -1,8 +1,13 @@
-//! The log (architecture §2.6, 4–8).
+//! The log of one server (architecture §2.6, 4–8).
 //!
 //! Follows what the engine hands to the disk, what is synced, and what a restart finds. What was
-//! synced must be found; what was applied must have been synced and may never change.
+//! synced must be found; what was applied must have been synced and may never change; nothing may
+//! be promised to another server before it is synced. What the servers' logs have to do with each
+//! other is in [`super::cluster`].
 
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Message, MessageType};
 use zkraft::proto::log::{HardState, LogEntry, Record};
 
 use super::{Group, Verdict, broken};
@@ -10,74 +15,75 @@ use super::{Group, Verdict, broken};
 #[derive(Debug, Default)]
 pub struct LogCheck {
     /// Entry 1 is at place 0. Everything that was handed to the disk and not replaced or lost.
-    entries: Vec<LogEntry>,
-    /// The last index on the disk for sure.
-    pub durable: u64,
-    /// The last index that was applied.
+    written: Vec<LogEntry>,
+    /// The same, but only what is on the disk for sure.
+    durable: Vec<LogEntry>,
+    /// What was handed over and may not be on the disk yet, by its number.
+    pending: VecDeque<(u64, Record)>,
+    /// The last index that was ever applied.
     applied: u64,
     written_state: HardState,
     durable_state: HardState,
 }
 
 impl LogCheck {
-    pub fn entry(&self, index: u64) -> &LogEntry {
-        &self.entries[index as usize - 1]
+    /// An entry that is on the disk for sure.
+    pub fn entry(&self, index: u64) -> Option<&LogEntry> {
+        self.durable
+            .get(usize::try_from(index).ok()?.checked_sub(1)?)
     }
 
-    pub fn last(&self) -> u64 {
-        self.entries.len() as u64
+    /// Everything that was handed to the disk.
+    pub fn written(&self) -> &[LogEntry] {
+        &self.written
     }
 
-    /// The engine wants this written.
-    pub fn appended(&mut self, record: &Record) -> Verdict {
+    /// The last index on the disk for sure.
+    pub fn durable(&self) -> u64 {
+        self.durable.len() as u64
+    }
+
+    /// The last index that was ever applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The engine wants this written, under a number that rises.
+    pub fn appended(&mut self, number: u64, record: &Record) -> Verdict {
         for entry in &record.entries {
-            if entry.index == 0 || entry.index > self.last() + 1 {
-                let (last, index) = (self.last(), entry.index);
-                return broken(
-                    Group::Log,
-                    format!("entry {index} is appended after {last}"),
-                );
+            let (last, index) = (self.written.len() as u64, entry.index);
+            if index == 0 || index > last + 1 {
+                let what = format!("entry {index} is appended after {last}");
+                return broken(Group::Log, what);
             }
-            if entry.index <= self.applied && entry != self.entry(entry.index) {
-                let index = entry.index;
+            if index <= self.applied && *entry != self.written[index as usize - 1] {
                 return broken(Group::Log, format!("4: applied entry {index} is replaced"));
             }
-            self.entries.truncate(entry.index as usize - 1);
-            self.entries.push(entry.clone());
+            put(&mut self.written, entry);
         }
         if let Some(state) = record.hard_state {
             goes_on(&self.written_state, &state)?;
             self.written_state = state;
         }
+        self.pending.push_back((number, record.clone()));
         Ok(())
     }
 
-    /// The last record of a clean stop: it carries the newest hard state.
-    pub fn rewritten(&mut self, record: &Record) -> Verdict {
-        match record.hard_state {
-            Some(state) if record.entries.is_empty() => {
-                goes_on(&self.written_state, &state)?;
-                self.written_state = state;
-                Ok(())
-            }
-            _ => Ok(()),
+    /// Everything up to this number is synced.
+    pub fn synced(&mut self, number: u64) {
+        while let Some((_, record)) = self.pending.pop_front_if(|(first, _)| *first <= number) {
+            record
+                .entries
+                .iter()
+                .for_each(|entry| put(&mut self.durable, entry));
+            self.durable_state = record.hard_state.unwrap_or(self.durable_state);
         }
-    }
-
-    /// Everything up to this index, and this hard state, is synced.
-    pub fn synced(&mut self, last: u64, state: HardState) {
-        self.durable = self.durable.max(last);
-        self.durable_state = state;
-    }
-
-    pub fn written_state(&self) -> HardState {
-        self.written_state
     }
 
     /// 5: nothing is applied that is not durable.
     pub fn check_applied(&mut self, applied: u64) -> Verdict {
-        if applied > self.durable {
-            let durable = self.durable;
+        let durable = self.durable();
+        if applied > durable {
             let what = format!("5: applied {applied}, but only {durable} is durable");
             return broken(Group::Log, what);
         }
@@ -85,35 +91,68 @@ impl LogCheck {
         Ok(())
     }
 
-    /// A restart found these entries after a snapshot of everything up to `base`.
+    /// 7: a message leaves for another server. What it promises must be durable.
+    pub fn said(&self, message: &Message) -> Verdict {
+        let kind = message.get_msg_type();
+        let state = &self.durable_state;
+        let early = match kind {
+            // They say which term they would like, and change nothing.
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => false,
+            _ if message.term > state.term => true,
+            MessageType::MsgAppendResponse => !message.reject && message.index > self.durable(),
+            MessageType::MsgRequestVoteResponse => {
+                // Of an earlier term it may have waited for what came after it.
+                let other = message.term == state.term && state.vote != message.to;
+                !message.reject && other
+            }
+            MessageType::MsgRequestVote => message.term == state.term && state.vote != message.from,
+            _ => false,
+        };
+        if early {
+            let durable = self.durable();
+            let what = format!("7: {kind:?} leaves, but durable is {durable}, {state:?}");
+            return broken(Group::Log, format!("{what}: {message:?}"));
+        }
+        Ok(())
+    }
+
+    /// A restart found these entries after a snapshot of everything up to `base`: what was durable,
+    /// and of the rest some of what came first.
     pub fn recovered(&mut self, base: u64, entries: &[LogEntry], state: HardState) -> Verdict {
         let last = entries.last().map_or(base, |entry| entry.index);
-        if last < self.durable {
-            let durable = self.durable;
-            let what = format!("8: entries up to {durable} were durable, {last} is left");
-            return broken(Group::Log, what);
+        if base > self.applied {
+            let applied = self.applied;
+            return broken(Group::Log, format!("8: snapshot {base}; applied {applied}"));
         }
-        if base > self.applied || last > self.last() {
-            let (applied, written) = (self.applied, self.last());
-            let what = format!("8: found {base}..{last}; applied {applied}, written {written}");
-            return broken(Group::Log, what);
+        let found = |log: &[LogEntry]| {
+            log.len() as u64 == last && log[base.min(last) as usize..] == *entries
+        };
+        let (durable, before) = (self.durable(), self.durable_state);
+        let pending = self.pending.len();
+        while !found(&self.durable) {
+            let Some((_, record)) = self.pending.pop_front() else {
+                let what = format!("8: entries up to {durable} were durable, {pending} more came");
+                return broken(Group::Log, format!("{what}; found {base}..{last}"));
+            };
+            record
+                .entries
+                .iter()
+                .for_each(|entry| put(&mut self.durable, entry));
         }
-        for (index, entry) in (base + 1..).zip(entries) {
-            if entry != self.entry(index) {
-                return broken(
-                    Group::Log,
-                    format!("8: entry {index} was found as {entry:?}"),
-                );
-            }
-        }
-        goes_on(&self.durable_state, &state)?;
-        self.entries.truncate(last as usize);
+        goes_on(&before, &state)?;
         // Recovery syncs what it found before it builds on it.
-        self.durable = last;
+        self.pending.clear();
+        self.written.clone_from(&self.durable);
         self.written_state = state;
         self.durable_state = state;
         Ok(())
     }
+}
+
+/// Adds an entry; one with an index that exists replaces the tail.
+fn put(log: &mut Vec<LogEntry>, entry: &LogEntry) {
+    log.truncate(entry.index as usize - 1);
+    log.push(entry.clone());
 }
 
 /// 6: term, vote within a term, and commit never go back.

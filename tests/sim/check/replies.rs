@@ -21,8 +21,10 @@ use crate::reply::{self, Frame};
 /// What the checkers of replies see of the rest.
 pub struct View<'a> {
     pub model: &'a Model,
-    /// The last log index that is on the disk for sure.
+    /// The last log index that is on the server's disk for sure.
     pub durable: u64,
+    /// What the server has applied.
+    pub zxid: Zxid,
 }
 
 /// What a frame has shown to the client.
@@ -40,6 +42,10 @@ pub struct Shown {
 #[derive(Debug)]
 pub struct Conn {
     id: ConnId,
+    /// The server that it goes to.
+    pub server: usize,
+    /// What that server had applied when it read the handshake.
+    pub came_at: Zxid,
     handshake: ConnectRequest,
     phase: Phase,
     /// The log index at which its attachment was refused.
@@ -81,9 +87,11 @@ struct Expected {
 }
 
 impl Conn {
-    pub fn new(id: ConnId, handshake: ConnectRequest) -> Self {
+    pub fn new(id: ConnId, server: usize, handshake: ConnectRequest) -> Self {
         Self {
             id,
+            server,
+            came_at: Zxid(0),
             handshake,
             phase: Phase::Waiting,
             refused_at: None,
@@ -210,8 +218,9 @@ impl Conn {
     }
 
     /// The server closed the connection: there must be a reason (§2, §8.5).
-    pub fn closed(&mut self, model: &Model) -> Verdict {
-        let ahead = self.handshake.last_zxid_seen > model.zxid;
+    /// `silent`: the server had not heard of a majority for long.
+    pub fn closed(&mut self, model: &Model, silent: bool) -> Verdict {
+        let ahead = self.handshake.last_zxid_seen > self.came_at;
         let moved = self
             .attachment
             .as_ref()
@@ -222,8 +231,8 @@ impl Conn {
                     .is_none_or(|now| now.generation != *generation)
             });
         let cause = match self.phase {
-            Phase::Waiting => ahead || moved,
-            Phase::Open => self.last_word || moved,
+            Phase::Waiting => ahead || moved || silent,
+            Phase::Open => self.last_word || moved || silent,
             Phase::Refused | Phase::Gone => true,
         };
         if !cause {
@@ -246,7 +255,7 @@ impl Conn {
             return self.violation("§2.1: the readOnly byte comes if and only if it was sent");
         }
         let asked = &self.handshake;
-        if asked.last_zxid_seen > view.model.zxid {
+        if asked.last_zxid_seen > view.zxid {
             return self.violation("s4: a handshake that has seen the future was answered");
         }
         if answer.timeout_ms == 0 {
@@ -281,7 +290,7 @@ impl Conn {
         {
             return self.violation(format!("accepted as {answer:?}, but the log says {done:?}"));
         }
-        self.watcher.begin(view.model);
+        self.watcher.begin(view.model, done.zxid);
         self.phase = Phase::Open;
         Ok(Shown {
             attached: true,

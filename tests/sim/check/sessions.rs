@@ -1,10 +1,13 @@
 //! The lives of sessions (architecture §2.6, 24; protocol facts §8.2–8.4).
 //!
-//! Time is the server's own: a pause of its process does not count, since it could hear nobody
-//! then, and a start gives everyone a full timeout. Within that time a session that was heard may
-//! not be ended, however its client moved between connections.
+//! A leader may end a session only when it has heard nothing of it for its timeout: neither on a
+//! connection of its own nor in what other servers tell. Time is the leader's own: a pause of its
+//! process does not count, since it could hear nobody then, and who begins to lead gives everyone
+//! a full timeout. While nothing goes wrong in the cluster, what any server heard counts as if the
+//! leader had heard it. And once the majority has ended a session, no server takes its requests any
+//! more, but for as long as `engine::lease` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use zkraft::proto::log;
 use zkraft::wire::{SessionId, op};
@@ -13,38 +16,88 @@ use super::{Group, Verdict, broken};
 use crate::model::Model;
 use crate::world::TICK_MS;
 
+/// How long it may take until the leader knows what another server has heard, in ms, while nothing
+/// goes wrong, besides the time that frames take.
+const TOLD_WITHIN_MS: u64 = 200 + 3 * TICK_MS;
+/// Times at which a session was heard that are remembered.
+const TIMES_MAX: usize = 200;
+/// Clocks run differently, and count in ms.
+const CLOCKS_MS: u64 = 30;
+
 #[derive(Debug, Default)]
 pub struct SessionCheck {
-    /// When each session was heard last, in ms of the time that the server ran.
+    servers: Vec<Knows>,
+    /// When each session was heard anywhere, in ms of the true time, oldest first.
+    heard: BTreeMap<SessionId, VecDeque<u64>>,
+    /// When the end of a session was proposed, by place in the log.
+    proposed: BTreeMap<(u64, u64), u64>,
+    /// Ends that are committed, by session and generation: when they were proposed, and the
+    /// session's timeout.
+    ended: BTreeMap<(SessionId, u64), (u64, u64)>,
+}
+
+/// What a server knows, in ms of the time that it ran.
+#[derive(Clone, Debug, Default)]
+struct Knows {
     heard: BTreeMap<SessionId, u64>,
-    /// When the server began to serve, likewise.
-    serving: u64,
+    leading: u64,
+}
+
+/// When a leader proposes something.
+#[derive(Clone, Copy, Debug)]
+pub struct When {
+    /// Time that the server ran.
+    pub ran_ms: u64,
+    /// The true time.
+    pub now_ms: u64,
+    /// Since when nothing has gone wrong in the cluster, by the true time.
+    pub calm_ms: Option<u64>,
+    /// How long a frame may be on its way between servers.
+    pub latency_ms: u64,
 }
 
 impl SessionCheck {
-    /// The server got a frame on the session's present connection.
-    pub fn heard(&mut self, session: SessionId, ran_ms: u64) {
-        let heard = self.heard.entry(session).or_default();
+    pub fn new(servers: usize) -> Self {
+        Self {
+            servers: vec![Knows::default(); servers],
+            ..Self::default()
+        }
+    }
+
+    /// A server got a frame on the session's present connection.
+    pub fn heard(&mut self, server: usize, session: SessionId, ran_ms: u64, now_ms: u64) {
+        self.told(server, session, ran_ms);
+        let times = self.heard.entry(session).or_default();
+        if times.len() == TIMES_MAX {
+            times.pop_front();
+        }
+        times.push_back(now_ms);
+    }
+
+    /// A server heard of the session in another way: it applied its creation or attachment, or was
+    /// told by a server that had heard its client.
+    pub fn told(&mut self, server: usize, session: SessionId, ran_ms: u64) {
+        let heard = self.servers[server].heard.entry(session).or_default();
         *heard = ran_ms.max(*heard);
     }
 
-    /// The session was created or attached. The client was heard when its handshake came, which
-    /// may be long ago; the engine counts from its last tick.
-    pub fn attached(&mut self, session: SessionId, ran_ms: u64) {
-        self.heard(session, ran_ms.saturating_sub(TICK_MS));
+    /// A server leads from now on: everyone has a full timeout (§8.4).
+    pub fn leads(&mut self, server: usize, ran_ms: u64) {
+        self.servers[server].leading = ran_ms;
     }
 
-    /// The server serves after a start: everyone has a full timeout from now (§8.4).
-    pub fn serving(&mut self, ran_ms: u64) {
-        self.serving = ran_ms;
-    }
-
-    /// The leader wrote these commands of its own into the log.
-    pub fn proposed(&self, commands: &[log::Command], ran_ms: u64, model: &Model) -> Verdict {
-        for command in commands
-            .iter()
-            .filter(|command| command.op == op::CLOSE_SESSION)
-        {
+    /// A leader wrote these commands of its own into the log, at this index and term.
+    pub fn proposed(
+        &mut self,
+        server: usize,
+        place: (u64, u64),
+        commands: &[log::Command],
+        when: When,
+        model: &Model,
+    ) -> Verdict {
+        let ends = |command: &&log::Command| command.op == op::CLOSE_SESSION;
+        for command in commands.iter().filter(ends) {
+            self.proposed.insert(place, when.now_ms);
             let id = SessionId(command.session);
             let Some(session) = model.sessions.get(&id) else {
                 continue;
@@ -52,15 +105,64 @@ impl SessionCheck {
             if session.generation != command.generation {
                 continue;
             }
-            let heard = self.heard.get(&id).copied().unwrap_or(0).max(self.serving);
-            let silent_ms = ran_ms.saturating_sub(heard);
-            if silent_ms < session.timeout_ms as u64 {
-                let timeout_ms = session.timeout_ms;
+            let timeout_ms = session.timeout_ms as u64;
+            let knows = &self.servers[server];
+            let heard = knows
+                .heard
+                .get(&id)
+                .copied()
+                .unwrap_or(0)
+                .max(knows.leading);
+            let silent_ms = when.ran_ms.saturating_sub(heard);
+            if silent_ms < timeout_ms {
                 return broken(
                     Group::Sessions,
                     format!("24: {id} ended after {silent_ms} ms of {timeout_ms} ms"),
                 );
             }
+            self.heard_elsewhere(id, timeout_ms, when)?;
+        }
+        Ok(())
+    }
+
+    /// The end of a session is committed.
+    pub fn ended(&mut self, place: (u64, u64), attachment: (SessionId, u64), timeout_ms: i32) {
+        if let Some(proposed_ms) = self.proposed.get(&place) {
+            self.ended
+                .insert(attachment, (*proposed_ms, timeout_ms as u64));
+        }
+    }
+
+    /// A server took in a request of this attachment.
+    pub fn taken(&self, server: usize, attachment: (SessionId, u64), now_ms: u64) -> Verdict {
+        let Some((proposed_ms, timeout_ms)) = self.ended.get(&attachment) else {
+            return Ok(());
+        };
+        let late_ms = now_ms.saturating_sub(*proposed_ms);
+        if late_ms > timeout_ms / 3 + CLOCKS_MS {
+            let id = attachment.0;
+            return broken(
+                Group::Sessions,
+                format!("24: server {server} serves {id} {late_ms} ms after its end"),
+            );
+        }
+        Ok(())
+    }
+
+    /// While all is well, the leader soon knows what any server hears.
+    fn heard_elsewhere(&self, id: SessionId, timeout_ms: u64, when: When) -> Verdict {
+        let slack_ms = TOLD_WITHIN_MS + 3 * when.latency_ms;
+        let (Some(calm_ms), Some(times)) = (when.calm_ms, self.heard.get(&id)) else {
+            return Ok(());
+        };
+        let known = times.iter().rfind(|time| **time + slack_ms <= when.now_ms);
+        let Some(known) = known.filter(|time| **time >= calm_ms + slack_ms) else {
+            return Ok(());
+        };
+        let silent_ms = when.now_ms - known;
+        if silent_ms + CLOCKS_MS < timeout_ms {
+            let what = format!("24: {id} ended {silent_ms} ms after some server had heard it");
+            return broken(Group::Sessions, format!("{what}, of {timeout_ms} ms"));
         }
         Ok(())
     }

@@ -46,6 +46,11 @@ impl StateCheck {
         self.restored.apply(at, content, &mut Deaf);
     }
 
+    /// Of the state after the last entry.
+    pub fn digest(&self) -> u64 {
+        self.replayed.digest()
+    }
+
     /// The machine and the model, after the same entries. `deep`: every znode.
     pub fn compare(&mut self, model: &Model, machine: &Machine, deep: bool) -> Verdict {
         let digests = [machine, &self.replayed, &self.restored].map(Machine::digest);

@@ -40,9 +40,9 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Nothing that happened before can be watched.
-    pub fn begin(&mut self, model: &Model) {
-        self.seen = model.changes.len();
+    /// The connection is attached at this zxid: nothing that happened before can be watched.
+    pub fn begin(&mut self, model: &Model, at: Zxid) {
+        self.seen = model.changes.partition_point(|change| change.zxid <= at);
     }
 
     pub fn count(&self) -> usize {

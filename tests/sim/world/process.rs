@@ -1,4 +1,4 @@
-//! The server's process: its start from the disk, its node thread's turns, its end.
+//! A server's process: its start from the disk, its node thread's turns, its end.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,26 +8,21 @@ use prost::Message as _;
 use zkraft::engine::{Append, AuthOptions, CleanerOptions, Engine, Event, Options, Outputs, Setup};
 use zkraft::machine::{Machine, OriginId};
 use zkraft::proto::log;
-use zkraft::storage::{Fault, Identity, Known, SnapshotReader, WalOptions, recover};
+use zkraft::storage::{Fault, Known, SnapshotReader, WalOptions, recover};
 
 use super::storage::{LOG_DIR, SEAL_US, SNAPSHOT_DIR};
 use super::*;
-
-const SERVER: u32 = 1;
-pub(super) const IDENTITY: Identity = Identity {
-    cluster: 0xc1,
-    server: SERVER,
-    disk: 0xd15c,
-};
+use crate::check::sessions::When;
 
 impl World {
     /// Recovers from the disk and starts.
-    pub(super) fn start(&mut self) -> Verdict {
-        if self.server.is_some() {
+    pub(super) fn start(&mut self, server: usize) -> Verdict {
+        if self.hosts[server].process.is_some() {
             return Ok(());
         }
-        self.boot += 1;
-        let boot = self.boot;
+        self.hosts[server].boot += 1;
+        let boot = self.hosts[server].boot;
+        let identity = self.hosts[server].identity();
         let load = |reader: Option<SnapshotReader>| match reader {
             None => Ok(Machine::new()),
             Some(reader) => {
@@ -38,13 +33,13 @@ impl World {
                 })
             }
         };
-        let disk: Arc<dyn zkraft::storage::Disk> = Arc::new(self.disk.clone());
+        let disk: Arc<dyn zkraft::storage::Disk> = Arc::new(self.hosts[server].disk.clone());
         let options = WalOptions {
             segment_bytes: self.params.segment_bytes,
             ..WalOptions::default()
         };
         let known = Known {
-            identity: IDENTITY,
+            identity,
             incarnation: None,
             last_group: None,
         };
@@ -52,42 +47,49 @@ impl World {
         let (mut recovery, wal) = match recover(&disk, dirs, options, known, None, load) {
             Ok(recovered) => recovered,
             Err(fault) => {
-                note!(self, "start {boot} fails: {fault}");
+                note!(self, "{server}: start {boot} fails: {fault}");
                 let expected = matches!(
                     fault,
                     Fault::Io { .. } | Fault::DiskFull { .. } | Fault::Sync { .. }
                 );
                 if !expected || self.healed {
-                    return broken(Group::Log, format!("8: cannot start: {fault}"));
+                    return broken(Group::Log, format!("8: {server} cannot start: {fault}"));
                 }
-                self.disk_died();
+                self.disk_died(server);
                 let at = self.now_us + self.rng.between(100_000, 1_000_000);
-                self.at(at, What::Start);
+                self.at(at, What::Start { server });
                 return Ok(());
             }
         };
-        self.sabotage.recovered(&mut recovery.entries);
+        self.sabotage.recovered(&mut recovery);
         let base = recovery.snapshot.as_ref().map_or(0, |meta| meta.index);
         note!(
             self,
-            "start {boot}: snapshot {base}, {} entries, {:?}, {} warnings",
+            "{server}: start {boot}: snapshot {base}, {} entries, {:?}, {} warnings",
             recovery.entries.len(),
             recovery.hard_state,
             recovery.warnings.len()
         );
-        self.checks
-            .log
-            .recovered(base, &recovery.entries, recovery.hard_state)?;
+        let torn = recovery
+            .warnings
+            .iter()
+            .filter(|warning| warning.starts_with("cut a torn"));
+        self.stats.torn_tails += torn.count() as u64;
+        let applied = recovery.machine.applied().index;
+        self.checks.logs[server].recovered(base, &recovery.entries, recovery.hard_state)?;
+        self.checks.started(server, applied);
 
+        let voters = self.hosts.iter().map(|host| u64::from(host.id)).collect();
+        let voters = self.sabotage.voters(voters, identity.server);
         let membership = recovery.membership.unwrap_or_else(|| log::Membership {
-            voters: vec![u64::from(SERVER)],
+            voters,
             ..log::Membership::default()
         });
         let passwords = AtomicU64::new(self.rng.next());
         let setup = Setup {
             origin: OriginId {
-                server: SERVER,
-                disk: IDENTITY.disk,
+                server: identity.server,
+                disk: identity.disk,
                 incarnation: recovery.incarnation,
             },
             options: self.options(),
@@ -97,36 +99,20 @@ impl World {
             hard_state: recovery.hard_state,
             membership,
             entries: recovery.entries,
-            snapshot_due: recovery.snapshot_due,
+            // A snapshot of several would leave those behind that lack what it replaces.
+            snapshot_due: recovery.snapshot_due && self.hosts.len() == 1,
             admitted: true,
         };
-        let engine = Engine::new(setup, self.clock_ms());
-        let shared = engine.shared();
-        let wakes = Wakes::default();
-        let node = wakes.node.clone();
-        shared.on_submission(Box::new(move || node.store(true, Ordering::Relaxed)));
-        self.server = Some(Server {
-            boot,
-            engine,
-            shared,
-            wal,
-            queue: Vec::new(),
-            queued_number: 0,
-            queued_sync: false,
-            written: None,
-            suspect: false,
-            snapshot: None,
-            turn_due: false,
-            serving: false,
-            wakes,
-            written_us: self.now_us,
-        });
-        if let Some(since) = self.down_since_us.take() {
-            self.not_run_us += self.now_us - since;
+        let engine = Engine::new(setup, self.clock_ms(server));
+        let host = &mut self.hosts[server];
+        host.process = Some(Process::new(boot, engine, wal, self.now_us));
+        if let Some(since) = host.down_since_us.take() {
+            host.not_run_us += self.now_us - since;
         }
-        self.at(self.now_us + TICK_MS * 1000, What::Tick { boot });
-        self.at(self.now_us + SEAL_US, What::Seal { boot });
-        self.turn()
+        self.calm_us = self.now_us;
+        self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
+        self.step_at(self.now_us + SEAL_US, server, Step::Seal);
+        self.turn(server)
     }
 
     pub(super) fn options(&self) -> Options {
@@ -136,6 +122,7 @@ impl World {
             session_tick_ms: self.params.session_tick_ms,
             min_session_timeout_ms: self.params.timeouts_ms.0,
             max_session_timeout_ms: self.params.timeouts_ms.1,
+            sync_limit_ms: self.params.sync_limit_ms,
             snap_count: self.params.snap_count,
             cleaner: CleanerOptions {
                 interval_ms: self.params.cleaner_ms,
@@ -149,28 +136,29 @@ impl World {
     }
 
     /// The process ends. `power`: the machine with it.
-    pub(super) fn stop(&mut self, why: &str, power: bool) {
-        let Some(server) = self.server.take() else {
+    pub(super) fn stop(&mut self, server: usize, why: &str, power: bool) {
+        let host = &mut self.hosts[server];
+        let Some(process) = host.process.take() else {
             return;
         };
         note!(
             self,
-            "stop: {why}{}",
+            "{server}: stop: {why}{}",
             if power { ", power lost" } else { "" }
         );
-        drop(server);
+        drop(process);
         self.stats.crashes += 1;
-        self.down_since_us = Some(self.now_us);
-        if self.paused_until_us > self.now_us {
-            // The rest of the pause was counted in advance.
-            self.cut_pause();
-            self.paused_until_us = self.now_us;
-        }
+        host.down_since_us = Some(self.now_us);
+        // The rest of a pause was counted in advance.
+        let asleep = host.cut_pause(self.now_us);
         if power {
-            self.lose_power();
+            host.lose_power();
+        }
+        for what in asleep {
+            self.at(self.now_us, what);
         }
         let silent = power && self.rng.percent(50);
-        let conns: Vec<ConnId> = self.links.keys().copied().collect();
+        let conns: Vec<ConnId> = self.conns_to(server);
         for conn in conns {
             self.checks.gone(conn);
             let Some(link) = self.links.get_mut(&conn) else {
@@ -183,24 +171,21 @@ impl World {
             self.close_down(conn);
         }
         let after_us = self.rng.between(10_000, 2_000_000);
-        self.at(self.now_us + after_us, What::Start);
+        self.at(self.now_us + after_us, What::Start { server });
     }
 
     /// The process is told to stop: it writes and syncs what it has and the newest hard state.
-    pub(super) fn stop_cleanly(&mut self) -> Verdict {
-        let Some(server) = &mut self.server else {
+    pub(super) fn stop_cleanly(&mut self, server: usize) -> Verdict {
+        let Some(process) = &mut self.hosts[server].process else {
             return Ok(());
         };
-        let state = server.engine.hard_state();
-        let mut records = std::mem::take(&mut server.queue);
-        records.push(log::Record {
-            hard_state: Some(state),
+        let last = log::Record {
+            hard_state: Some(process.engine.hard_state()),
             ..log::Record::default()
-        });
-        let last = records.iter().flat_map(|record| &record.entries).last();
-        let written = server.written.as_ref().map_or(0, |written| written.index);
-        let index = last.map_or(written, |entry| entry.index);
-        let wal = &mut server.wal;
+        };
+        let mut records = std::mem::take(&mut process.queue);
+        records.push(last.clone());
+        let wal = &mut process.wal;
         let closed = wal
             .write(&records)
             .and_then(|_| wal.sync())
@@ -208,17 +193,16 @@ impl World {
             .and_then(|()| wal.sync());
         match closed {
             Err(fault) => {
-                note!(self, "{fault}");
-                self.log_failed(&fault)
+                note!(self, "{server}: {fault}");
+                self.log_failed(server, &fault)
             }
             Ok(()) => {
-                for record in &records {
-                    self.checks.log.rewritten(record)?;
-                }
-                self.checks.log.synced(index, state);
+                let log = &mut self.checks.logs[server];
+                log.appended(u64::MAX, &last)?;
+                log.synced(u64::MAX);
                 self.stats.clean_stops += 1;
                 let power = self.rng.percent(50);
-                self.stop("told to", power);
+                self.stop(server, "told to", power);
                 Ok(())
             }
         }
@@ -226,75 +210,95 @@ impl World {
 
     /// A fault of the disk ends the process; sometimes the machine goes down with it. If not, the
     /// next start reads from the cache also what the disk does not have.
-    pub(super) fn disk_died(&mut self) {
+    pub(super) fn disk_died(&mut self, server: usize) {
         self.stats.disk_faults += 1;
-        let power = self.power_fails || self.rng.percent(50);
+        let power = self.hosts[server].power_fails || self.rng.percent(50);
         if !power && self.rng.percent(50) {
             // The dangerous order: a start from the cache, then a loss of power.
             let after_us = self.rng.between(0, 4_000_000);
-            self.at(self.now_us + after_us, What::PowerLoss);
+            self.at(self.now_us + after_us, What::PowerLoss { server });
         }
-        if self.server.is_some() {
-            self.stop("the disk failed", power);
+        if self.hosts[server].process.is_some() {
+            self.stop(server, "the disk failed", power);
         } else if power {
-            self.lose_power();
+            self.hosts[server].lose_power();
         }
     }
 
-    pub(super) fn tick(&mut self) -> Verdict {
-        let now_ms = self.clock_ms();
-        let server = self.server.as_mut().expect("it runs");
+    pub(super) fn tick(&mut self, server: usize) -> Verdict {
+        let now_ms = self.clock_ms(server);
         let mut out = Outputs::default();
-        server.engine.handle(Event::Tick, now_ms, &mut out);
-        let boot = server.boot;
-        self.at(self.now_us + TICK_MS * 1000, What::Tick { boot });
-        self.turn()
+        self.process(server)
+            .engine
+            .handle(Event::Tick, now_ms, &mut out);
+        self.send_to_peers(server, out.sends)?;
+        self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
+        self.turn(server)
     }
 
-    pub(super) fn turn(&mut self) -> Verdict {
-        let (now_ms, wall_ms) = (self.clock_ms(), self.wall_ms());
-        let server = self.server.as_mut().expect("it runs");
-        server.turn_due = false;
-        server.wakes.node.store(false, Ordering::Relaxed);
+    pub(super) fn turn(&mut self, server: usize) -> Verdict {
+        let now_ms = self.clock_ms(server);
+        let wall_ms = self.hosts[server].wall_ms(self.now_us);
+        let process = self.process(server);
+        process.turn_due = false;
+        process.wakes.node.store(false, Ordering::Relaxed);
         let mut out = Outputs::default();
-        server.engine.turn(now_ms, wall_ms, &mut out);
-        self.checks.ran_ms = self.ran_ms();
+        process.engine.turn(now_ms, wall_ms, &mut out);
+        self.look_who_leads(server)?;
         for append in out.append {
-            self.append(append)?;
+            self.append(server, append)?;
         }
-        self.compare(false)?;
-        self.serving_changed();
+        self.send_to_peers(server, out.sends)?;
+        self.compare(server, false)?;
+        self.serving_changed(server, now_ms);
         if let Some((meta, image)) = out.take_snapshot {
-            self.begin_snapshot(meta, &image)?;
+            self.begin_snapshot(server, meta, &image)?;
         }
-        self.start_write()?;
-        self.look_at_wakes();
+        self.start_write(server)?;
+        self.look_at_wakes(server);
+        Ok(())
+    }
+
+    fn look_who_leads(&mut self, server: usize) -> Verdict {
+        let ran_ms = self.ran_ms(server);
+        let engine = &self.process(server).engine;
+        let (term, leader) = (engine.term(), engine.leader());
+        if leader == u64::from(self.hosts[server].id) && self.checks.leads(server, term, ran_ms)? {
+            note!(self, "{server}: leads in term {term}");
+            self.stats.elections += u64::from(self.hosts.len() > 1);
+            self.calm_us = self.now_us;
+        }
         Ok(())
     }
 
     /// Lets the checkers follow what was applied.
-    pub(super) fn compare(&mut self, deep: bool) -> Verdict {
-        let Some(server) = &self.server else {
+    pub(super) fn compare(&mut self, server: usize, deep: bool) -> Verdict {
+        let deep = deep || self.rng.below(300 * self.hosts.len() as u64) == 0;
+        let ran_ms = self.ran_ms(server);
+        let Some(process) = &self.hosts[server].process else {
             return Ok(());
         };
-        let deep = deep || self.rng.permille(3);
-        self.checks.applied(&server.engine, deep)
+        self.checks.applied(server, &process.engine, ran_ms, deep)
     }
 
-    pub(super) fn serving_changed(&mut self) {
-        let ran_ms = self.ran_ms();
-        let Some(server) = &mut self.server else {
-            return;
-        };
-        let serving = server.shared.is_serving();
-        if serving != server.serving {
-            server.serving = serving;
-            self.checks.sessions.serving(ran_ms);
-            note!(self, "serving: {serving}");
+    fn serving_changed(&mut self, server: usize, now_ms: u64) {
+        let limit_ms = self
+            .params
+            .sync_limit_ms
+            .min(self.params.timeouts_ms.0 as u64 / 2);
+        let now_us = self.now_us;
+        let process = self.process(server);
+        if now_ms > process.shared.confirmed_ms().saturating_add(limit_ms) {
+            process.silent_us = Some(now_us);
+        }
+        let serving = process.shared.is_serving();
+        if serving != std::mem::replace(&mut process.serving, serving) {
+            self.stats.silences += u64::from(!serving);
+            note!(self, "{server}: serving: {serving}");
         }
     }
 
-    pub(super) fn append(&mut self, append: Append) -> Verdict {
+    fn append(&mut self, server: usize, append: Append) -> Verdict {
         let Append {
             number,
             record,
@@ -304,25 +308,49 @@ impl World {
         if let (Some(first), Some(last)) = indexes {
             note!(
                 self,
-                "append {number}: {}..={}, term {}",
+                "{server}: append {number}: {}..={}, term {}",
                 first.index,
                 last.index,
                 last.term
             );
         }
-        self.checks.log.appended(&record)?;
-        let ran_ms = self.ran_ms();
+        self.checks.appended(server, number, &record)?;
+        let when = When {
+            ran_ms: self.ran_ms(server),
+            now_ms: self.now_us / 1000,
+            calm_ms: self.healed.then_some(self.calm_us / 1000),
+            latency_ms: self.params.peers.latency_us.max(self.params.latency_us) / 1000,
+        };
         for entry in &record.entries {
+            if self.checks.cluster.leader(entry.term) != Some(server) {
+                continue;
+            }
             let content = log::Entry::decode(entry.data.as_ref());
             let internal = content.map(|content| content.internal).unwrap_or_default();
-            self.checks
-                .sessions
-                .proposed(&internal, ran_ms, &self.checks.model)?;
+            let Checks {
+                sessions, model, ..
+            } = &mut self.checks;
+            let place = (entry.index, entry.term);
+            sessions.proposed(server, place, &internal, when, model)?;
         }
-        let server = self.server.as_mut().expect("it runs");
-        server.queue.push(record);
-        server.queued_number = number;
-        server.queued_sync |= sync;
+        let process = self.process(server);
+        process.queue.push(record);
+        process.queued_number = number;
+        process.queued_sync |= sync;
+        if self.sabotage == Sabotage::SpeakBeforeWrite {
+            self.persisted(server, number)?;
+        }
+        Ok(())
+    }
+
+    /// The engine is told that everything up to this number is durable.
+    pub(super) fn persisted(&mut self, server: usize, number: u64) -> Verdict {
+        let now_ms = self.clock_ms(server);
+        let mut out = Outputs::default();
+        let event = Event::Persisted(number);
+        self.process(server).engine.handle(event, now_ms, &mut out);
+        self.send_to_peers(server, out.sends)?;
+        self.turn_soon(server);
         Ok(())
     }
 }

@@ -10,7 +10,6 @@ use zkraft::engine::{Event, Outputs, SnapshotMeta};
 use zkraft::proto::log;
 use zkraft::storage::{Fault, SnapshotWriter, list_snapshots, purge_snapshots};
 
-use super::process::IDENTITY;
 use super::*;
 
 pub(super) const LOG_DIR: &str = "/data/log";
@@ -20,45 +19,27 @@ pub(super) const SEAL_US: u64 = 1_000_000;
 
 impl World {
     /// Takes everything that is queued, unless it is busy.
-    pub(super) fn start_write(&mut self) -> Verdict {
-        let Some(server) = &mut self.server else {
+    pub(super) fn start_write(&mut self, server: usize) -> Verdict {
+        let now_us = self.now_us;
+        let Some(process) = &mut self.hosts[server].process else {
             return Ok(());
         };
-        if server.written.is_some() || server.queue.is_empty() {
+        if process.written.is_some() || process.queue.is_empty() {
             return Ok(());
         }
-        let records = std::mem::take(&mut server.queue);
-        let sync = std::mem::take(&mut server.queued_sync);
-        let number = server.queued_number;
-        let index = records
-            .iter()
-            .flat_map(|record| &record.entries)
-            .last()
-            .map_or(0, |e| e.index);
-        let state = records.iter().rev().find_map(|record| record.hard_state);
-        let boot = server.boot;
-        server.written_us = self.now_us;
+        let records = std::mem::take(&mut process.queue);
+        let sync = std::mem::take(&mut process.queued_sync);
+        let number = process.queued_number;
+        process.written_us = now_us;
         if self.sabotage != Sabotage::ForgetWrites
-            && let Err(fault) = server.wal.write(&records)
+            && let Err(fault) = process.wal.write(&records)
         {
-            note!(self, "{fault}");
-            return self.log_failed(&fault);
+            note!(self, "{server}: {fault}");
+            return self.log_failed(server, &fault);
         }
-        let server = self.server.as_mut().expect("it runs");
-        let state = state.unwrap_or(self.checks.log.written_state());
-        server.written = Some(Written {
-            number,
-            index,
-            state,
-            sync,
-        });
+        process.written = Some((number, sync));
         if self.sabotage == Sabotage::AckBeforeSync {
-            let mut out = Outputs::default();
-            let now_ms = self.now_us / 1000;
-            server
-                .engine
-                .handle(Event::Persisted(number), now_ms, &mut out);
-            self.turn_soon();
+            self.persisted(server, number)?;
         }
         let slow = self.rng.permille(self.params.slow_sync_permille);
         let longest_us = if slow {
@@ -71,155 +52,138 @@ impl World {
         } else {
             1
         };
-        self.at(self.now_us + after_us, What::Synced { boot });
+        self.step_at(self.now_us + after_us, server, Step::Synced);
         Ok(())
     }
 
-    pub(super) fn synced(&mut self) -> Verdict {
-        let now_ms = self.clock_ms();
-        let server = self.server.as_mut().expect("it runs");
-        let Some(Written {
-            number,
-            index,
-            state,
-            sync,
-        }) = server.written.take()
-        else {
+    pub(super) fn synced(&mut self, server: usize) -> Verdict {
+        let process = self.process(server);
+        let Some((number, sync)) = process.written.take() else {
             return Ok(());
         };
         if sync {
-            if let Err(fault) = server.wal.sync() {
-                note!(self, "{fault}");
-                return self.log_failed(&fault);
+            if let Err(fault) = process.wal.sync() {
+                note!(self, "{server}: {fault}");
+                return self.log_failed(server, &fault);
             }
-            self.checks.log.synced(index, state);
+            self.checks.logs[server].synced(number);
         }
-        let server = self.server.as_mut().expect("it runs");
-        let mut out = Outputs::default();
-        server
-            .engine
-            .handle(Event::Persisted(number), now_ms, &mut out);
-        self.start_write()?;
-        self.turn_soon();
-        Ok(())
+        self.persisted(server, number)?;
+        self.start_write(server)
     }
 
-    pub(super) fn seal(&mut self) -> Verdict {
-        let server = self.server.as_mut().expect("it runs");
-        let boot = server.boot;
-        if server.written.is_none()
-            && self.now_us > server.written_us + SEAL_US
-            && let Err(fault) = server.wal.seal_if_idle()
+    pub(super) fn seal(&mut self, server: usize) -> Verdict {
+        let now_us = self.now_us;
+        let process = self.process(server);
+        if process.written.is_none()
+            && now_us > process.written_us + SEAL_US
+            && let Err(fault) = process.wal.seal_if_idle()
         {
-            note!(self, "{fault}");
-            return self.log_failed(&fault);
+            note!(self, "{server}: {fault}");
+            return self.log_failed(server, &fault);
         }
-        self.at(self.now_us + SEAL_US, What::Seal { boot });
+        self.step_at(self.now_us + SEAL_US, server, Step::Seal);
         Ok(())
     }
 
-    pub(super) fn log_failed(&mut self, fault: &Fault) -> Verdict {
+    pub(super) fn log_failed(&mut self, server: usize, fault: &Fault) -> Verdict {
         if self.healed {
-            return broken(Group::Log, format!("the disk is well, but: {fault}"));
+            return broken(
+                Group::Log,
+                format!("the disk of {server} is well, but: {fault}"),
+            );
         }
-        self.disk_died();
+        self.disk_died(server);
         Ok(())
     }
 
     pub(super) fn begin_snapshot(
         &mut self,
+        server: usize,
         mut meta: SnapshotMeta,
         image: &zkraft::machine::Image,
     ) -> Verdict {
-        note!(self, "snapshot at {}, zxid {:x}", meta.index, meta.zxid);
+        note!(
+            self,
+            "{server}: snapshot at {}, zxid {:x}",
+            meta.index,
+            meta.zxid
+        );
         if self.sabotage == Sabotage::SnapshotOneShort {
             meta.index += 1;
         }
-        let disk = Arc::new(self.disk.clone());
+        let disk = Arc::new(self.hosts[server].disk.clone());
+        let cluster = self.hosts[server].identity().cluster;
         let dir = Path::new(SNAPSHOT_DIR);
-        let written =
-            SnapshotWriter::create(disk, dir, IDENTITY.cluster, &meta).and_then(|mut writer| {
-                for chunk in image.chunks() {
-                    writer.push(&chunk)?;
-                }
-                Ok(writer)
-            });
-        let now_ms = self.clock_ms();
-        let server = self.server.as_mut().expect("it runs");
+        let written = SnapshotWriter::create(disk, dir, cluster, &meta).and_then(|mut writer| {
+            for chunk in image.chunks() {
+                writer.push(&chunk)?;
+            }
+            Ok(writer)
+        });
         match written {
             Ok(writer) => {
-                server.snapshot = Some((meta, writer));
-                let boot = server.boot;
+                self.process(server).snapshot = Some((meta, writer));
                 let after_us = self.rng.between(1_000, 500_000);
-                self.at(self.now_us + after_us, What::SnapshotWritten { boot });
+                self.step_at(self.now_us + after_us, server, Step::SnapshotWritten);
             }
-            Err(fault) => {
-                note!(self, "snapshot: {fault}");
-                let server = self.server.as_mut().expect("it runs");
-                server
-                    .engine
-                    .handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
-            }
+            Err(fault) => self.snapshot_failed(server, &fault),
         }
         Ok(())
     }
 
-    pub(super) fn snapshot_written(&mut self) -> Verdict {
-        let now_ms = self.clock_ms();
-        let server = self.server.as_mut().expect("it runs");
-        let Some((meta, writer)) = server.snapshot.take() else {
+    fn snapshot_failed(&mut self, server: usize, fault: &Fault) {
+        note!(self, "{server}: snapshot: {fault}");
+        let now_ms = self.clock_ms(server);
+        let engine = &mut self.process(server).engine;
+        engine.handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
+    }
+
+    pub(super) fn snapshot_written(&mut self, server: usize) -> Verdict {
+        let now_ms = self.clock_ms(server);
+        let process = self.process(server);
+        let Some((meta, writer)) = process.snapshot.take() else {
             return Ok(());
         };
-        match writer.finish() {
+        let bytes = match writer.finish() {
+            Ok(bytes) => bytes,
             Err(fault) => {
-                note!(self, "snapshot: {fault}");
-                let server = self.server.as_mut().expect("it runs");
-                server
-                    .engine
-                    .handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
-                Ok(())
+                self.snapshot_failed(server, &fault);
+                return Ok(());
             }
-            Ok(bytes) => {
-                note!(self, "snapshot {} written", meta.index);
-                self.stats.snapshots += 1;
-                let server = self.server.as_mut().expect("it runs");
-                let event = Event::SnapshotTaken {
-                    index: meta.index,
-                    bytes,
-                };
-                server.engine.handle(event, now_ms, &mut Outputs::default());
-                let mark = log::SnapshotMark {
-                    index: meta.index,
-                    term: meta.term,
-                    membership: Some(meta.membership),
-                };
-                let record = log::Record {
-                    mark: Some(mark),
-                    ..log::Record::default()
-                };
-                server.queue.push(record);
-                self.purge()?;
-                self.start_write()
-            }
-        }
+        };
+        let event = Event::SnapshotTaken {
+            index: meta.index,
+            bytes,
+        };
+        process
+            .engine
+            .handle(event, now_ms, &mut Outputs::default());
+        process.queue.push(log::Record {
+            mark: Some(meta.mark()),
+            ..log::Record::default()
+        });
+        note!(self, "{server}: snapshot {} written", meta.index);
+        self.stats.snapshots += 1;
+        self.purge(server);
+        self.start_write(server)
     }
 
     /// Removes what no kept snapshot needs, as the storage does.
-    pub(super) fn purge(&mut self) -> Verdict {
+    fn purge(&mut self, server: usize) {
         let dir = Path::new(SNAPSHOT_DIR);
         let keep = self.params.keep_snapshots.max(2);
-        let purged =
-            purge_snapshots(&self.disk, dir, keep).and_then(|()| list_snapshots(&self.disk, dir));
-        let server = self.server.as_mut().expect("it runs");
+        let disk = &self.hosts[server].disk;
+        let purged = purge_snapshots(disk, dir, keep).and_then(|()| list_snapshots(disk, dir));
+        let process = self.process(server);
         if let Ok(files) = purged
             && files.len() > 1
         {
             let floor = files[files.len().min(keep) - 1].index + 1;
-            if let Err(fault) = server.wal.release_below(floor) {
-                server.suspect = true;
-                note!(self, "release: {fault}");
+            if let Err(fault) = process.wal.release_below(floor) {
+                process.suspect = true;
+                note!(self, "{server}: release: {fault}");
             }
         }
-        Ok(())
     }
 }

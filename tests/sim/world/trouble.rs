@@ -14,12 +14,15 @@ impl World {
             Trouble::Disk,
             Trouble::Full,
             Trouble::ClockJump,
+            Trouble::Partition,
+            Trouble::Flap,
+            Trouble::ClientCut,
         ] {
             self.schedule_trouble(trouble);
         }
     }
 
-    pub(super) fn schedule_trouble(&mut self, trouble: Trouble) {
+    fn schedule_trouble(&mut self, trouble: Trouble) {
         let mean_us = match trouble {
             Trouble::Crash => self.params.crash_every_us,
             Trouble::Restart => self.params.restart_every_us,
@@ -28,6 +31,9 @@ impl World {
             Trouble::Disk => self.params.disk_fault_every_us,
             Trouble::Full => self.params.full_disk_every_us,
             Trouble::ClockJump => self.params.clock_jump_every_us,
+            Trouble::Partition => self.params.partition_every_us,
+            Trouble::Flap => self.params.flap_every_us,
+            Trouble::ClientCut => self.params.client_cut_every_us,
         };
         if mean_us > 0 {
             let after_us = self.rng.between(1, 2 * mean_us);
@@ -39,21 +45,11 @@ impl World {
         if self.healed {
             return Ok(());
         }
+        let server = self.rng.below(self.hosts.len() as u64) as usize;
         match trouble {
-            Trouble::Crash => {
-                let power = self.rng.percent(70);
-                self.stop("crash", power);
-                if self.rng.permille(100) {
-                    let client = self.rng.below(self.clients.len() as u64) as usize;
-                    note!(self, "client {client} dies");
-                    self.clients[client].die();
-                    if let Some(conn) = self.present[client].take() {
-                        self.close_client_side(conn, true);
-                    }
-                }
-            }
-            Trouble::Restart => self.stop_cleanly()?,
-            Trouble::Pause => self.pause(),
+            Trouble::Crash => self.crash(server),
+            Trouble::Restart => self.stop_cleanly(server)?,
+            Trouble::Pause => self.pause(server),
             Trouble::Reset => {
                 let conns: Vec<ConnId> = self.links.keys().copied().collect();
                 if !conns.is_empty() {
@@ -76,46 +72,96 @@ impl World {
                         ..Faults::default()
                     },
                 };
-                self.power_fails |= faults.power_for.is_some();
-                note!(self, "disk: {faults:?}");
-                self.disk.set_faults(faults);
+                self.disk_trouble(server, faults);
             }
             Trouble::Full => {
-                note!(self, "disk full");
                 let capacity = Some(self.rng.below(64 << 10));
-                self.disk.set_faults(Faults {
+                let faults = Faults {
                     capacity,
                     ..Faults::default()
-                });
+                };
+                self.disk_trouble(server, faults);
             }
             Trouble::ClockJump => {
-                self.wall_skew_ms += self.rng.between(0, 20_000) as i64 - 10_000;
-                note!(self, "wall clock jumps to {}", self.wall_ms());
+                let by_ms = self.rng.between(0, 20_000) as i64 - 10_000;
+                self.hosts[server].wall_skew_ms += by_ms;
+                note!(self, "{server}: the wall clock jumps by {by_ms} ms");
             }
-        }
-        if matches!(trouble, Trouble::Disk | Trouble::Full) {
-            self.disk_trouble_until_us = self.now_us + self.rng.between(100_000, 3_000_000);
-            self.at(self.disk_trouble_until_us, What::Resume);
+            Trouble::Partition => self.partition(),
+            Trouble::Flap => self.flap(),
+            Trouble::ClientCut => self.cut_from_clients(server),
         }
         self.schedule_trouble(trouble);
         Ok(())
     }
 
+    fn crash(&mut self, server: usize) {
+        let power = self.rng.percent(70);
+        self.stop(server, "crash", power);
+        if self.hosts.len() > 1 && self.rng.permille(50) {
+            note!(self, "all others crash as well");
+            for server in 0..self.hosts.len() {
+                self.stop(server, "crash", power);
+            }
+        }
+        if self.rng.permille(100) {
+            let client = self.rng.below(self.clients.len() as u64) as usize;
+            note!(self, "client {client} dies");
+            self.clients[client].die();
+            if let Some(conn) = self.present[client].take() {
+                self.close_client_side(conn, true);
+            }
+        }
+    }
+
+    fn disk_trouble(&mut self, server: usize, faults: Faults) {
+        note!(self, "{server}: disk: {faults:?}");
+        let after_us = self.rng.between(100_000, 3_000_000);
+        let host = &mut self.hosts[server];
+        host.power_fails |= faults.power_for.is_some();
+        host.disk.set_faults(faults);
+        host.disk_trouble_until_us = self.now_us + after_us;
+        let at = host.disk_trouble_until_us;
+        self.at(at, What::Resume { server });
+    }
+
     /// The process stops and goes on later: sockets fill, clocks go on.
-    pub(super) fn pause(&mut self) {
-        if self.server.is_none() || self.now_us < self.paused_until_us {
+    fn pause(&mut self, server: usize) {
+        let host = &mut self.hosts[server];
+        if host.process.is_none() || host.is_paused(self.now_us) {
             return;
         }
         let longest_us = self.params.timeouts_ms.0 as u64 * 3000;
-        let pause_us = self
-            .rng
-            .between(5 * TICK_MS * 1000, longest_us.max(500_000));
-        note!(self, "pause of {pause_us} µs");
+        let shortest_us = 5 * TICK_MS * 1000;
+        let pause_us = self.rng.between(shortest_us, longest_us.max(500_000));
+        note!(self, "{server}: pause of {pause_us} µs");
         self.stats.pauses += 1;
-        self.paused_until_us = self.now_us + pause_us;
-        // The engine counts the beginning of a pause (see engine::expiry).
-        let counted_ms = (self.params.session_tick_ms / 2).max(2 * TICK_MS);
-        self.not_run_us += pause_us.saturating_sub(counted_ms * 1000);
+        host.pause(self.now_us, pause_us, &self.params);
+        self.at(self.now_us + pause_us, What::Awake { server });
+    }
+
+    /// The end of a pause: what came meanwhile is found in the order it came.
+    pub(super) fn awake(&mut self, server: usize) {
+        let host = &mut self.hosts[server];
+        if host.is_paused(self.now_us) {
+            return;
+        }
+        for what in std::mem::take(&mut host.asleep) {
+            self.at(self.now_us, what);
+        }
+    }
+
+    /// Nothing passes between a server and clients; nobody is told.
+    fn cut_from_clients(&mut self, server: usize) {
+        let until_us = self.now_us + self.rng.between(100_000, 4_000_000);
+        note!(self, "{server}: cut from clients until {until_us} µs");
+        self.stats.client_cuts += 1;
+        self.hosts[server].unreachable_until_us = until_us;
+        for conn in self.conns_to(server) {
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.cut = true;
+            }
+        }
     }
 
     /// A connection breaks in the middle; both sides learn of it, each in its time.
@@ -148,52 +194,47 @@ impl World {
     }
 
     /// A trouble of the disk is over.
-    pub(super) fn resume(&mut self) -> Verdict {
-        if self.now_us >= self.disk_trouble_until_us {
-            self.disk_is_well();
+    pub(super) fn resume(&mut self, server: usize) {
+        if self.now_us >= self.hosts[server].disk_trouble_until_us {
+            self.disk_is_well(server);
         }
-        Ok(())
     }
 
-    pub(super) fn disk_is_well(&mut self) {
-        note!(self, "disk well");
-        self.disk.set_faults(Faults::default());
-        if self.power_fails {
+    fn disk_is_well(&mut self, server: usize) {
+        note!(self, "{server}: disk well");
+        self.hosts[server].disk.set_faults(Faults::default());
+        if self.hosts[server].power_fails {
             // Whoever met it or not: the machine restarts.
-            self.stop("power failure", true);
-            self.lose_power();
+            self.stop(server, "power failure", true);
+            self.hosts[server].lose_power();
         }
-    }
-
-    /// What the disk had not synced is gone; then it works again.
-    pub(super) fn lose_power(&mut self) {
-        self.disk.crash();
-        self.power_fails = false;
-    }
-
-    /// The rest of a pause does not happen.
-    pub(super) fn cut_pause(&mut self) {
-        let rest_us = self.paused_until_us - self.now_us;
-        self.not_run_us = self.not_run_us.saturating_sub(rest_us);
     }
 
     /// The last fault is over.
     pub(super) fn heal(&mut self) -> Verdict {
         note!(self, "heal");
-        self.disk_is_well();
         self.params.slow_sync_permille = 0;
-        if self.now_us < self.paused_until_us {
-            self.cut_pause();
-            self.paused_until_us = self.now_us;
-            // What was put off until the end of the pause does not wait for it any more.
-            let conns: Vec<ConnId> = self.links.keys().copied().collect();
-            conns.into_iter().for_each(|conn| self.output_soon(conn));
-        }
-        let suspect = self.server.as_ref().is_some_and(|server| server.suspect);
-        if suspect || self.rng.percent(50) {
-            self.stop("last restart", false);
+        let peers = &mut self.params.peers;
+        (
+            peers.late_permille,
+            peers.lost_permille,
+            peers.repeated_permille,
+        ) = (0, 0, 0);
+        self.network.mend();
+        for server in 0..self.hosts.len() {
+            self.disk_is_well(server);
+            let host = &mut self.hosts[server];
+            host.unreachable_until_us = 0;
+            for what in host.cut_pause(self.now_us) {
+                self.at(self.now_us, what);
+            }
+            let process = self.hosts[server].process.as_ref();
+            if process.is_some_and(|process| process.suspect) || self.rng.percent(50) {
+                self.stop(server, "last restart", false);
+            }
         }
         self.healed = true;
+        self.calm_us = self.now_us;
         for client in 0..self.clients.len() {
             let mut actions = Vec::new();
             let now_us = self.now_us;

@@ -27,37 +27,34 @@ impl World {
                 self.close_down(conn);
                 return Ok(());
             }
-            let Some(server) = &self.server else {
+            let Some(process) = &self.hosts[link.to].process else {
                 self.close_down(conn);
                 return Ok(());
             };
-            let outputs = server.wakes.outputs.clone();
+            let outputs = process.wakes.outputs.clone();
             let wake = Box::new(move |_| {
                 outputs.lock().expect("nobody panics with it").push(conn);
             });
             let peer = (conn.address(), 40_000).into();
             let link = self.links.get_mut(&conn).expect("it is there");
-            link.server = Some(server.shared.connect(peer, wake));
+            link.server = Some(process.shared.connect(peer, wake));
         }
         let link = self.links.get_mut(&conn).expect("it is there");
         link.input.push_back(frame);
-        if self.now_us < self.paused_until_us {
-            // It stays in the socket's buffer; somebody reads it when the process runs again.
-            self.at(self.paused_until_us, What::Output { conn });
-            return Ok(());
-        }
         self.read_input(conn)
     }
 
     /// The connection's task reads what its pipeline has room for.
     pub(super) fn read_input(&mut self, conn: ConnId) -> Verdict {
-        let now_ms = self.clock_ms();
-        let ran_ms = self.ran_ms();
+        let Some(server) = self.links.get(&conn).map(|link| link.to) else {
+            return Ok(());
+        };
+        let now_ms = self.clock_ms(server);
+        let ran_ms = self.ran_ms(server);
         while let Some(link) = self.links.get_mut(&conn)
             && let Some(connection) = link.server.clone()
             && connection.wants_input(now_ms)
             && !link.input.is_empty()
-            && self.now_us >= self.paused_until_us
         {
             // The task reads whatever has come, and leaves what is not wanted yet.
             let frames = std::mem::take(&mut link.input);
@@ -70,10 +67,10 @@ impl World {
             let count = *taken.as_ref().unwrap_or(&frames.len());
             link.input.extend(frames.iter().skip(count).cloned());
             for frame in frames.iter().take(count) {
-                note!(self, "{conn:?} > server: {}", short(frame));
-                self.checks.received(conn, ran_ms);
+                note!(self, "{conn:?} > {server}: {}", short(frame));
+                self.checks.received(conn, ran_ms, self.now_us / 1000)?;
             }
-            let serving = self.server.as_ref().is_some_and(|server| server.serving);
+            let serving = self.process(server).serving;
             if let Err(refused) = taken {
                 note!(self, "{conn:?} refused: {}", refused.0);
                 if serving || refused.0 != "not serving" {
@@ -91,16 +88,18 @@ impl World {
         {
             self.stats.floods += 1;
         }
-        self.look_at_wakes();
+        self.look_at_wakes(server);
         Ok(())
     }
 
     pub(super) fn output(&mut self, conn: ConnId) -> Verdict {
-        let now_ms = self.clock_ms();
         loop {
+            let now_us = self.now_us;
             let Some(link) = self.links.get_mut(&conn) else {
                 return Ok(());
             };
+            let server = link.to;
+            let now_ms = self.sabotage.clock_ms(self.hosts[server].clock_ms(now_us));
             let Some(connection) = link.server.clone() else {
                 return Ok(());
             };
@@ -112,7 +111,7 @@ impl World {
             }
             self.sabotage.frames(&mut frames, &mut self.rng);
             for frame in frames {
-                note!(self, "{conn:?} < server: {}", short(&frame));
+                note!(self, "{conn:?} < {server}: {}", short(&frame));
                 self.stats.frames += 1;
                 self.checks.frame(conn, frame.clone())?;
                 self.send_down(conn, frame);
@@ -121,8 +120,10 @@ impl World {
                 Remaining::More => {}
                 Remaining::Nothing => break,
                 Remaining::Closed => {
-                    note!(self, "{conn:?} closed by server");
-                    self.checks.closed_by_server(conn)?;
+                    note!(self, "{conn:?} closed by {server}");
+                    let silent_us = self.process(server).silent_us;
+                    let opened_us = self.links.get(&conn).map(|link| link.opened_us);
+                    self.checks.closed_by_server(conn, silent_us >= opened_us)?;
                     self.close_server_side(conn);
                     return Ok(());
                 }
@@ -150,10 +151,6 @@ impl World {
         if link.cut {
             return Ok(());
         }
-        if self.now_us < self.paused_until_us {
-            self.at(self.paused_until_us, What::UpClosed { conn });
-            return Ok(());
-        }
         if let Some(connection) = link.server.take() {
             connection.lost();
         }
@@ -162,17 +159,17 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn look_at_wakes(&mut self) {
-        let Some(server) = &mut self.server else {
+    pub(super) fn look_at_wakes(&mut self, server: usize) {
+        let Some(process) = &mut self.hosts[server].process else {
             return;
         };
-        let conns = std::mem::take(&mut *server.wakes.outputs.lock().expect("nobody panics"));
-        let node = server.wakes.node.swap(false, Ordering::Relaxed);
+        let conns = std::mem::take(&mut *process.wakes.outputs.lock().expect("nobody panics"));
+        let node = process.wakes.node.swap(false, Ordering::Relaxed);
         for conn in conns {
             self.output_soon(conn);
         }
         if node {
-            self.turn_soon();
+            self.turn_soon(server);
         }
     }
 
@@ -181,15 +178,20 @@ impl World {
         self.at(self.now_us + after_us, What::Output { conn });
     }
 
-    pub(super) fn turn_soon(&mut self) {
-        let Some(server) = &mut self.server else {
+    pub(super) fn turn_soon(&mut self, server: usize) {
+        let Some(process) = &mut self.hosts[server].process else {
             return;
         };
-        if !std::mem::replace(&mut server.turn_due, true) {
-            let boot = server.boot;
+        if !std::mem::replace(&mut process.turn_due, true) {
             let after_us = self.rng.between(0, self.params.handover_us);
-            self.at(self.now_us + after_us, What::Turn { boot });
+            self.step_at(self.now_us + after_us, server, Step::Turn);
         }
+    }
+
+    /// The connections to this server.
+    pub(super) fn conns_to(&self, server: usize) -> Vec<ConnId> {
+        let links = self.links.iter().filter(|(_, link)| link.to == server);
+        links.map(|(conn, _)| *conn).collect()
     }
 
     pub(super) fn send_up(&mut self, conn: ConnId, frame: Bytes) {
@@ -300,17 +302,29 @@ impl World {
     pub(super) fn connect(&mut self, client: usize, handshake: ConnectRequest) {
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
-        note!(self, "client {client} opens {conn:?}: {handshake:?}");
+        let seat = self.seats[client];
+        let to = match self.rng.percent(30) {
+            true => seat,
+            false => self.rng.below(self.hosts.len() as u64) as usize,
+        };
+        note!(
+            self,
+            "client {client} opens {conn:?} to {to}: {handshake:?}"
+        );
+        self.stats.moves += u64::from(to != seat && handshake.session.0 != 0);
+        self.seats[client] = to;
         self.links.insert(
             conn,
             Link {
                 client,
+                to,
+                opened_us: self.now_us,
                 server: None,
                 input: VecDeque::new(),
                 output: BytesMut::new(),
                 client_open: true,
                 accepted: false,
-                cut: false,
+                cut: self.now_us < self.hosts[to].unreachable_until_us,
                 up_us: self.now_us,
                 down_us: self.now_us,
             },
@@ -320,7 +334,7 @@ impl World {
         self.present[client] = Some(conn);
         let mut frame = BytesMut::new();
         handshake.encode(&mut frame);
-        self.checks.opened(conn, handshake);
+        self.checks.opened(conn, to, handshake);
         self.send_up(conn, frame.freeze());
     }
 

@@ -1,0 +1,110 @@
+//! What runs contained: a run without faults or replies proves nothing.
+
+use std::fmt;
+
+/// Counts of one run, or of many.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub simulated_ms: u64,
+    /// Runs with more than one server.
+    pub clusters: u64,
+    pub frames: u64,
+    pub watch_events: u64,
+    pub entries: u64,
+    pub crashes: u64,
+    pub clean_stops: u64,
+    /// Groups of the log that a stop left half written.
+    pub torn_tails: u64,
+    pub snapshots: u64,
+    pub pauses: u64,
+    pub disk_faults: u64,
+    /// Clients that were told that their session is over.
+    pub expirations: u64,
+    /// Handshakes that were refused.
+    pub refusals: u64,
+    /// Commands that came through an attachment that was not the present one.
+    pub moved: u64,
+    /// Connections whose requests were not read for a while, since too many wait.
+    pub floods: u64,
+    /// Frames that servers got from each other.
+    pub peer_frames: u64,
+    pub peer_frames_lost: u64,
+    pub peer_frames_repeated: u64,
+    /// Terms with a leader, in runs with more than one server; and those that had another one than
+    /// the term before.
+    pub elections: u64,
+    pub leader_changes: u64,
+    pub partitions: u64,
+    pub flaps: u64,
+    /// Servers that no client could reach for a while.
+    pub client_cuts: u64,
+    /// Handshakes of sessions that were at another server before.
+    pub moves: u64,
+    /// Batches of writes for a leader elsewhere.
+    pub forwards: u64,
+    /// Servers that stopped serving since they had not heard of a majority.
+    pub silences: u64,
+}
+
+impl Stats {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 26] {
+        [
+            ("clusters", &mut self.clusters),
+            ("frames to clients", &mut self.frames),
+            ("watch events", &mut self.watch_events),
+            ("entries", &mut self.entries),
+            ("crashes", &mut self.crashes),
+            ("clean stops", &mut self.clean_stops),
+            ("torn tails", &mut self.torn_tails),
+            ("snapshots", &mut self.snapshots),
+            ("pauses", &mut self.pauses),
+            ("disk faults", &mut self.disk_faults),
+            ("expirations", &mut self.expirations),
+            ("refusals", &mut self.refusals),
+            ("moved commands", &mut self.moved),
+            ("flooded connections", &mut self.floods),
+            ("frames to servers", &mut self.peer_frames),
+            ("lost frames", &mut self.peer_frames_lost),
+            ("repeated frames", &mut self.peer_frames_repeated),
+            ("elections", &mut self.elections),
+            ("leader changes", &mut self.leader_changes),
+            ("partitions", &mut self.partitions),
+            ("flapping links", &mut self.flaps),
+            ("cuts from clients", &mut self.client_cuts),
+            ("sessions that moved", &mut self.moves),
+            ("forwarded batches", &mut self.forwards),
+            ("silent servers", &mut self.silences),
+            ("ms of simulated time", &mut self.simulated_ms),
+        ]
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for ((_, sum), (_, part)) in self.parts().into_iter().zip(other.parts()) {
+            *sum += *part;
+        }
+    }
+
+    /// What never happened.
+    pub fn missing(mut self) -> Vec<&'static str> {
+        let parts = self.parts().into_iter();
+        parts
+            .filter(|(_, count)| **count == 0)
+            .map(|(name, _)| name)
+            .collect()
+    }
+}
+
+/// A table: in all, and per hour of simulated time.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut stats = *self;
+        let hours = self.simulated_ms as f64 / 3_600_000.0;
+        writeln!(f, "{hours:.2} hours of simulated time")?;
+        for (name, count) in stats.parts() {
+            let per_hour = *count as f64 / hours.max(f64::MIN_POSITIVE);
+            writeln!(f, "{name:>22} {count:>12} {per_hour:>12.0} per hour")?;
+        }
+        Ok(())
+    }
+}
