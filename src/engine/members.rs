@@ -281,8 +281,8 @@ mod tests {
     fn campaigns_come_one_after_the_other_and_end() {
         let mut failover = Failover::new(1_000, 1);
         assert!(!failover.is_due(1_019) && failover.is_due(1_020));
-        assert!(!failover.is_due(1_059) && failover.is_due(1_060));
-        let mut now_ms = 1_060;
+        let mut now_ms = 1_020 + RETRY_MS;
+        assert!(!failover.is_due(now_ms - 1) && failover.is_due(now_ms));
         while !failover.is_over() {
             now_ms += RETRY_MS;
             failover.is_due(now_ms);
