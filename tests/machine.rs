@@ -21,7 +21,10 @@
 //! delete|set|setacl|check PATH [data=D] [version=V] [acl=A,…]
 //! multi | multiread                     indented lines below are its operations
 //! exists|get|ls|ls2|getacl|count PATH, ephemerals [PREFIX]
-//! reconfig, raw OPCODE                  a request, one with a body nobody understands
+//! reconfig [joining=S,…] [leaving=N,…] [members=S,…] [from=E.C]
+//! raw OPCODE                            a request with a body nobody understands
+//! configure lines=S,… [expected=E.C]    the leader names the servers
+//! ensemble                              the servers, and since when
 //! setting NAME VALUE                    a replicated setting
 //! clean NOW [never-used=MS] [limit=N]   what the leader would remove, and its removal
 //! remove PATH [created=N] [mzxid=…]     a removal the leader decided earlier
@@ -251,6 +254,26 @@ impl World {
                     body,
                     ..Default::default()
                 })
+            }
+            "configure" => {
+                let body = log::Configure {
+                    text: words.get("lines").unwrap_or_default().replace(',', "\n"),
+                    expected: words.get("expected").map_or(0, zxid),
+                };
+                let body = body.encode_to_vec().into();
+                self.internal(log::Command {
+                    op: ours::CONFIGURE,
+                    body,
+                    ..Default::default()
+                })
+            }
+            "ensemble" => {
+                let Some(ensemble) = self.machine.ensemble() else {
+                    return vec!["none".to_owned()];
+                };
+                let version = format!("since {}", render_zxid(ensemble.version()));
+                let members = ensemble.members().iter().map(|line| format!("  {line}"));
+                [version].into_iter().chain(members).collect()
             }
             "clean" => {
                 let never_used = words.get("never-used").map_or(0, number);
@@ -577,10 +600,10 @@ impl Words {
                 prefix: self.arguments.first().map(|prefix| prefix.as_str().into()),
             },
             "reconfig" => Request::Reconfig(Reconfig {
-                joining: None,
-                leaving: None,
-                members: None,
-                version: -1,
+                joining: self.get("joining").map(Into::into),
+                leaving: self.get("leaving").map(Into::into),
+                members: self.get("members").map(Into::into),
+                version: self.get("from").map_or(-1, zxid),
             }),
             "close" => Request::CloseSession,
             other => panic!("no such command: {other}"),
@@ -696,6 +719,15 @@ fn render_data(data: &Option<Bytes>) -> String {
     match data {
         None => "null".into(),
         Some(data) => format!("{:?}", String::from_utf8_lossy(data)),
+    }
+}
+
+/// `EPOCH.COUNTER`, or a plain number.
+fn zxid(text: &str) -> i64 {
+    let number = |text: &str| text.parse::<i64>().expect("a number");
+    match text.split_once('.') {
+        Some((epoch, counter)) => Zxid::new(number(epoch) as u32, number(counter) as u32).0,
+        None => number(text),
     }
 }
 

@@ -178,6 +178,12 @@ fn attach(session: i64, password: [u8; 16]) -> log::Command {
     ours(session, 0, op::ATTACH, &body)
 }
 
+fn configure(servers: u32, expected: i64) -> log::Command {
+    let lines = (1..=servers).map(|id| format!("server.{id}=zk{id}:2888:3888;2181\n"));
+    let text = lines.collect();
+    ours(0, 0, op::CONFIGURE, &log::Configure { text, expected })
+}
+
 fn create(path: &str, flags: i32) -> Request {
     Request::Create(Create {
         opcode: crate::wire::op::CREATE,
@@ -195,6 +201,75 @@ fn created(path: &str) -> Outcome {
 
 fn failed(code: ErrorCode) -> Outcome {
     Outcome::Reply(Err(code))
+}
+
+#[test]
+fn an_image_of_a_server_alone_has_the_format_of_earlier_builds() {
+    let mut rig = Rig::new();
+    let format = |machine: &Machine| machine.image().chunks().next().unwrap()[4..8].to_vec();
+    assert_eq!(format(&rig.machine), [0, 0, 0, 1]);
+    rig.internal(configure(3, 0));
+    assert_eq!(format(&rig.machine), [0, 0, 0, 2]);
+    let image = rig.machine.image();
+    let restored = Machine::restore(image.chunks().map(Ok::<_, ()>)).unwrap();
+    assert_eq!(restored.ensemble(), rig.machine.ensemble());
+    assert_eq!(restored.digest(), rig.machine.digest());
+}
+
+#[test]
+fn an_ensemble_counts_in_the_digest_even_where_nothing_shows_it() {
+    let digest = |servers| {
+        let mut rig = Rig::new();
+        rig.internal(configure(servers, 0));
+        rig.run(vec![ours(
+            1,
+            1,
+            op::IDENTIFY,
+            &log::Identify {
+                identities: vec![log::Identity {
+                    scheme: "super".into(),
+                    id: String::new(),
+                }],
+            },
+        )]);
+        let outcome = rig.ask(&Request::SetData {
+            path: path::CONFIG.into(),
+            data: None,
+            version: -1,
+        });
+        assert!(matches!(outcome, Outcome::Reply(Ok(_))));
+        rig.machine.digest()
+    };
+    assert_ne!(digest(2), digest(3));
+    assert_eq!(digest(3), digest(3));
+}
+
+#[test]
+fn the_leader_names_the_servers_once_or_knowing_the_version() {
+    let mut rig = Rig::new();
+    let journal = rig.internal(configure(2, 0));
+    assert_eq!(journal.lines, ["Data /zookeeper/config"]);
+    let first = rig.machine.zxid();
+    for stale in [0, first.0 - 1, -1] {
+        assert_eq!(
+            rig.internal(configure(3, stale)).lines,
+            Vec::<String>::new()
+        );
+        assert_eq!(rig.machine.zxid(), first);
+    }
+    rig.internal(configure(3, first.0));
+    let ensemble = rig.machine.ensemble().unwrap();
+    assert_eq!(
+        (ensemble.members().len(), ensemble.version().0),
+        (3, first.0 + 1)
+    );
+    let garbage = log::Command {
+        op: op::CONFIGURE,
+        body: "?".into(),
+        ..log::Command::default()
+    };
+    rig.internal(garbage);
+    assert_eq!(rig.machine.zxid().0, first.0 + 1);
 }
 
 #[test]
@@ -574,6 +649,7 @@ fn arbitrary_internal() -> impl Strategy<Value = log::Command> {
         3 => (0..2i64).prop_map(move |value| set("enforce_quota", value)),
         1 => (0..3i64).prop_map(move |value| set("extended_types", value)),
         1 => (1..4i64, 1..3u64).prop_map(move |(session, generation)| close(session, generation)),
+        2 => (1..4u32).prop_map(|servers| configure(servers, 0)),
     ]
 }
 

@@ -10,10 +10,10 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use zkraft::machine::{self, Attached, Change, ChangeKind, CommandId, LogId, Machine, Sink};
 use zkraft::proto::log;
-use zkraft::wire::{Answer, EventType, Id, Request, SessionId, SubAnswer, op};
+use zkraft::wire::{Answer, EventType, Id, Request, SessionId, SubAnswer, Zxid, op};
 
 use crate::check::state::StateCheck;
-use crate::mix::{Mix, SECRETS, digest_id};
+use crate::mix::{Mix, SECRETS, digest_id, reconfig, server_lines};
 use crate::model::{Change as ModelChange, Model, Outcome, own};
 use crate::rng::Rng;
 
@@ -168,14 +168,28 @@ impl Source {
             4..7 => {
                 let secret = rng.pick(&SECRETS);
                 let mut identities = vec![identity("digest", &digest_id(secret))];
-                if rng.percent(5) {
+                if rng.percent(20) {
                     identities.push(identity("super", ""));
                 }
                 let body = log::Identify { identities };
                 command(id, generation, own::IDENTIFY, body.encode_to_vec())
             }
             7..9 => command(id, generation, op::CLOSE_SESSION, Vec::new()),
-            9 => {
+            9..12 => {
+                // Few others may.
+                let as_super = |(_, session): &&(_, &crate::model::Session)| {
+                    session.identities.iter().any(|id| id.scheme == "super")
+                };
+                let who = sessions.iter().find(as_super);
+                let who = who.map(|(id, session)| (id.0, session.generation));
+                let (id, generation) = who.filter(|_| rng.percent(70)).unwrap_or((id, generation));
+                let present = model.ensemble.as_ref().map_or(Zxid(0), |(_, since)| *since);
+                let request = Request::Reconfig(reconfig(rng, present));
+                let mut body = BytesMut::new();
+                request.encode(&mut body);
+                command(id, generation, op::RECONFIG, body.to_vec())
+            }
+            12 => {
                 let opcode = *rng.pick(&[op::CREATE, op::SET_DATA, op::MULTI, op::SET_ACL]);
                 command(id, generation, opcode, vec![0; 3])
             }
@@ -191,7 +205,8 @@ impl Source {
     fn internal(&mut self, model: &Model) -> log::Command {
         let rng = &mut self.rng;
         let paths: Vec<_> = model.now.iter().collect();
-        match rng.below(3) {
+        match rng.below(4) {
+            _ if model.ensemble.is_none() && rng.percent(20) => configure(rng, Zxid(0)),
             0 => {
                 let names = [
                     "extended_types",
@@ -207,6 +222,10 @@ impl Source {
                 command(0, 0, own::SET, body.encode_to_vec())
             }
             1 => {
+                let present = model.ensemble.as_ref().map_or(Zxid(0), |(_, since)| *since);
+                configure(rng, present)
+            }
+            2 => {
                 let session = model.sessions.iter().next();
                 let (id, generation) = session.map_or((5, 1), |(id, s)| (id.0, s.generation));
                 let old = u64::from(rng.percent(30));
@@ -262,6 +281,14 @@ fn command(session: i64, generation: u64, op: i32, body: Vec<u8>) -> log::Comman
         op,
         body: body.into(),
     }
+}
+
+fn configure(rng: &mut Rng, present: Zxid) -> log::Command {
+    let body = log::Configure {
+        text: server_lines(rng),
+        expected: present.0 - i64::from(rng.percent(20)),
+    };
+    command(0, 0, own::CONFIGURE, body.encode_to_vec())
 }
 
 fn identity(scheme: &str, id: &str) -> log::Identity {

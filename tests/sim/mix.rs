@@ -114,12 +114,7 @@ impl Mix {
                 let count = rng.below(6);
                 Request::Multi((0..count).map(|_| self.sub_write(rng)).collect())
             }
-            _ if rng.percent(self.strange) => Request::Reconfig(Reconfig {
-                joining: None,
-                leaving: Some("9".into()),
-                members: None,
-                version: -1,
-            }),
+            _ if rng.percent(self.strange) => Request::Reconfig(reconfig(rng, Zxid(0))),
             _ => Request::Multi(Vec::new()),
         }
     }
@@ -373,6 +368,91 @@ impl Mix {
         };
         Some((0..rng.between(1, 3)).map(|_| one(rng)).collect())
     }
+}
+
+/// A change of the ensemble, of a few servers that get into each other's way; `present` may be its
+/// version.
+pub fn reconfig(rng: &mut Rng, present: Zxid) -> Reconfig {
+    let list = |rng: &mut Rng| {
+        let count = rng.below(4);
+        let lines: Vec<_> = (0..count).map(|_| server_line(rng)).collect();
+        lines.join(rng.pick::<&str>(&[",", ",", ", ", ",,"]))
+    };
+    let ids = ["1", "2", "3", "4", "1,2", " 3 , 9", "2,300,", "-1", "x", ""];
+    let (mut joining, mut leaving, mut members) = (None, None, None);
+    match rng.below(10) {
+        0..3 => joining = Some(list(rng)),
+        3..5 => leaving = Some((*rng.pick(&ids)).to_owned()),
+        5..7 => (joining, leaving) = (Some(list(rng)), Some((*rng.pick(&ids)).to_owned())),
+        7 | 8 => members = Some(server_lines(rng)),
+        _ => (joining, members) = (rng.percent(50).then(|| list(rng)), Some(server_lines(rng))),
+    }
+    Reconfig {
+        joining: joining.map(Text::from),
+        leaving: leaving.map(Text::from),
+        members: members.map(Text::from),
+        version: *rng.pick(&[-1, -1, -1, present.0, present.0, present.0 - 1]),
+    }
+}
+
+/// The lines of a whole ensemble; usually they make one.
+pub fn server_lines(rng: &mut Rng) -> String {
+    let mut lines: Vec<_> = (0..rng.below(6)).map(|_| server_line(rng)).collect();
+    if rng.percent(90) {
+        lines.sort();
+        lines.dedup_by_key(|line| line.split('=').next().map(str::to_owned));
+    }
+    if rng.percent(20) {
+        lines.push((*rng.pick(&["version=10000000a", "version=x", "group.1=1:2"])).into());
+    }
+    lines.join(rng.pick::<&str>(&["\n", "\n", ",", "\r\n"]))
+}
+
+/// A line of a server, its own address in it unless the line is a strange one.
+fn server_line(rng: &mut Rng) -> String {
+    let id = *rng.pick(&["1", "2", "3", "4", "5"]);
+    let role = *rng.pick(&["", "", ":participant", ":Participant", ":OBSERVER"]);
+    if rng.percent(85) {
+        let client = match rng.percent(50) {
+            true => ";2181".to_owned(),
+            false => format!(";host{id}.example:2181"),
+        };
+        return format!("server.{id}=host{id}:2888:3888{role}{client}");
+    }
+    let id = *rng.pick(&[id, id, id, "0", "256", "x", ""]);
+    let host = *rng.pick(&["host9", "HOST1", "[::1]", "a b", "", "[::1", "10.0.0.1"]);
+    let ports = *rng.pick(&[
+        "2889:3889",
+        "2888:3888",
+        "1:1",
+        "2888",
+        "0:1",
+        "1:65536",
+        "1:2:3:4",
+    ]);
+    let role = *rng.pick(&[role, ":leader"]);
+    let more = *rng.pick(&[
+        "",
+        "",
+        "",
+        "|[::2]:1:2",
+        "|other:1:2",
+        "|",
+        "|x:1:2:observer",
+    ]);
+    let client = *rng.pick(&[
+        "",
+        ";2181",
+        ";0.0.0.0:2181",
+        ";[::]:2181",
+        ";[::3]:2181",
+        ";2888",
+        ";",
+        ";a:1;b:2",
+        ";:5",
+        ";host1.example:2181",
+    ]);
+    format!("server.{id}={host}:{ports}{role}{more}{client}")
 }
 
 /// The id that a secret of the digest scheme stands for (§7.6).

@@ -16,9 +16,11 @@ use zkraft::wire::{
     Acl, Answer, ErrorCode, EventType, Id, Request, SessionId, Stat, Zxid, op, perms,
 };
 
+pub use ensemble::Lines;
 pub use rules::check_acl;
 use rules::{data_length, kind_alone};
 
+mod ensemble;
 mod quota;
 mod read;
 mod rules;
@@ -30,6 +32,7 @@ pub mod own {
     pub const IDENTIFY: i32 = -21;
     pub const REMOVE: i32 = -22;
     pub const SET: i32 = -23;
+    pub const CONFIGURE: i32 = -24;
 }
 
 /// What a znode is besides its place (§5.3).
@@ -124,6 +127,8 @@ pub struct Model {
     pub now: BTreeMap<String, Rc<Znode>>,
     pub sessions: BTreeMap<SessionId, Session>,
     pub settings: BTreeMap<String, i64>,
+    /// The servers of the ensemble, and the zxid since when they are.
+    pub ensemble: Option<(Lines, Zxid)>,
     pub changes: Vec<Change>,
     /// Every version of every path, oldest first.
     history: BTreeMap<String, Vec<Version>>,
@@ -364,13 +369,13 @@ impl Model {
             Request::Reconfig(_) if self.setting("reconfig_enabled") == 0 => {
                 Err(ErrorCode::ReconfigDisabled)
             }
-            Request::Reconfig(_) => Err(ErrorCode::Unimplemented),
+            Request::Reconfig(request) => self.reconfig(&request, &ids),
             other => panic!("{other:?} is not a write"),
         }
     }
 
-    /// The leader's own: expiry, removal of containers and TTL znodes, settings. Each says what it
-    /// expects and does nothing if that is not so any more.
+    /// The leader's own: expiry, removal of containers and TTL znodes, settings, the naming of the
+    /// servers. Each says what it expects and does nothing if that is not so any more.
     fn internal(&mut self, command: &log::Command) {
         let id = SessionId(command.session);
         match command.op {
@@ -400,6 +405,11 @@ impl Model {
             own::SET => {
                 let body = log::Set::decode(command.body.as_ref()).expect("a well-formed body");
                 self.settings.insert(body.name, body.value);
+            }
+            own::CONFIGURE => {
+                let body =
+                    log::Configure::decode(command.body.as_ref()).expect("a well-formed body");
+                self.configure(&body.text, Zxid(body.expected));
             }
             other => panic!("internal command {other}"),
         }

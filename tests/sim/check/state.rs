@@ -75,6 +75,7 @@ impl StateCheck {
         if deep {
             compare_znodes(model, machine)?;
             compare_sessions(model, machine)?;
+            compare_ensembles(model, machine)?;
             self.restore(machine)?;
         }
         Ok(())
@@ -147,6 +148,25 @@ fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// 9: the servers are those of the log, whatever /zookeeper/config shows.
+fn compare_ensembles(model: &Model, machine: &Machine) -> Verdict {
+    let seen = machine.ensemble().map(|ensemble| {
+        let lines = ensemble.members().iter().map(ToString::to_string);
+        (lines.collect::<Vec<_>>(), ensemble.version())
+    });
+    let wanted = model.ensemble.as_ref().map(|(lines, since)| {
+        let lines = lines.iter().map(|(id, line)| format!("server.{id}={line}"));
+        (lines.collect(), *since)
+    });
+    match seen == wanted {
+        true => Ok(()),
+        false => broken(
+            Group::State,
+            format!("9: the servers are {seen:?}; expected {wanted:?}"),
+        ),
+    }
 }
 
 fn compare_sessions(model: &Model, machine: &Machine) -> Verdict {
