@@ -25,6 +25,7 @@ mod workload;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use check::{Group, Violation};
 use sabotage::Sabotage;
@@ -109,17 +110,44 @@ fn survey() {
     println!("{all}");
 }
 
-#[test]
-fn fixed_seeds() {
+/// Runs these seeds, as many at a time as there are processors, until one finds something.
+fn run_all(seeds: &[u64]) -> Stats {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut all = Stats::default();
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let run = Run::new(*seed, Sabotage::None, false);
+            all.add(&run.stats);
+            if run.violation.is_some() {
+                next.store(seeds.len(), Ordering::Relaxed);
+                return Err(Box::new(run));
+            }
+        }
+        Ok(all)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.expect("runs catch panics"))
+            .collect()
+    });
     let mut all = Stats::default();
-    for seed in seeds::FIXED {
-        let run = Run::new(*seed, Sabotage::None, false);
-        run.check();
-        all.add(&run.stats);
+    for result in results {
+        match result {
+            Ok(stats) => all.add(&stats),
+            Err(run) => run.check(),
+        }
     }
     println!("{all}");
+    all
+}
+
+#[test]
+fn fixed_seeds() {
     // Runs in which nothing happens would prove nothing.
-    let missing = all.missing();
+    let missing = run_all(seeds::FIXED).missing();
     assert!(missing.is_empty(), "no run had any {missing:?}");
 }
 
@@ -128,13 +156,9 @@ fn fixed_seeds() {
 fn fresh_seeds() {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let first = since.expect("after 1970").as_secs() * 1000;
-    let mut all = Stats::default();
-    for seed in first..first + number("SIM_SEEDS").unwrap_or(FRESH) {
-        let run = Run::new(seed, Sabotage::None, false);
-        run.check();
-        all.add(&run.stats);
-    }
-    println!("{all}");
+    let count = number("SIM_SEEDS").unwrap_or(FRESH);
+    let seeds: Vec<u64> = (first..first + count).collect();
+    run_all(&seeds);
 }
 
 /// One seed, `SIM_SEED`, with every event printed.

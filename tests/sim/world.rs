@@ -23,6 +23,9 @@ use crate::trace::Trace;
 /// Heartbeats of the engine, in ms.
 pub const TICK_MS: u64 = 50;
 
+/// After a start, an election, and the last fault, all servers are well after this time, in µs.
+const CALM_AFTER_US: u64 = 3_000_000;
+
 /// Writes a line of the trace.
 macro_rules! note {
     ($world:expr, $($arg:tt)*) => {
@@ -419,6 +422,11 @@ impl World {
             }
             What::Fault(trouble) => self.trouble(trouble),
         }
+    }
+
+    /// Whether all has been well for so long that nothing may remind of what went wrong.
+    fn is_calm(&self) -> bool {
+        self.healed && self.now_us > self.calm_us + CALM_AFTER_US
     }
 
     /// A server's monotonic clock, in ms.

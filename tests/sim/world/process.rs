@@ -265,6 +265,9 @@ impl World {
         let (term, leader) = (engine.term(), engine.leader());
         if leader == u64::from(self.hosts[server].id) && self.checks.leads(server, term, ran_ms)? {
             note!(self, "{server}: leads in term {term}");
+            if self.is_calm() {
+                return broken(Group::Liveness, "25: another leader without any cause");
+            }
             self.stats.elections += u64::from(self.hosts.len() > 1);
             self.calm_us = self.now_us;
         }
@@ -321,10 +324,14 @@ impl World {
             calm_ms: self.healed.then_some(self.calm_us / 1000),
             latency_ms: self.params.peers.latency_us.max(self.params.latency_us) / 1000,
         };
-        for entry in &record.entries {
-            if self.checks.cluster.leader(entry.term) != Some(server) {
-                continue;
-            }
+        let term = self.process(server).engine.term();
+        let leads = self.checks.cluster.leader(term) == Some(server);
+        // What it wrote as the leader of an earlier term may come back from others.
+        let own = record
+            .entries
+            .iter()
+            .filter(|entry| leads && entry.term == term);
+        for entry in own {
             let content = log::Entry::decode(entry.data.as_ref());
             let internal = content.map(|content| content.internal).unwrap_or_default();
             let Checks {

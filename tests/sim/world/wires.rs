@@ -76,6 +76,9 @@ impl World {
                 if serving || refused.0 != "not serving" {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
                 }
+                if self.is_calm() {
+                    return broken(Group::Liveness, format!("25: {server} does not serve"));
+                }
                 self.close_server_side(conn);
                 return Ok(());
             }
@@ -123,7 +126,8 @@ impl World {
                     note!(self, "{conn:?} closed by {server}");
                     let silent_us = self.process(server).silent_us;
                     let opened_us = self.links.get(&conn).map(|link| link.opened_us);
-                    self.checks.closed_by_server(conn, silent_us >= opened_us)?;
+                    let silent = silent_us >= opened_us && !self.is_calm();
+                    self.checks.closed_by_server(conn, silent)?;
                     self.close_server_side(conn);
                     return Ok(());
                 }
