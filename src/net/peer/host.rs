@@ -129,7 +129,7 @@ pub trait Host: Send + Sync + 'static {
     /// told after this returns; if it does not hear of it, this is called for the same again.
     fn snapshot_received(&self, from: u64, meta: SnapshotMeta);
 
-    /// How [`super::Links::send_snapshot`] ended: whether the other server has the snapshot. Must not
-    /// block.
+    /// How [`super::Links::send_snapshot`] ended: whether the other server has the snapshot. Must
+    /// not block.
     fn snapshot_sent(&self, to: u64, is_stored: bool);
 }

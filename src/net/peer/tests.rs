@@ -549,7 +549,9 @@ async fn a_newer_start_ends_what_the_older_one_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_cannot_be_stolen() {
     let one = TestServer::start(1).await;
-    let own = dial_as(me(2), one.port, Lane::Urgent).await.unwrap();
+    let mut own = dial_as(me(2), one.port, Lane::Urgent).await.unwrap();
+    send(&mut own, urgent(1)).await.unwrap();
+    one.hears(2, &urgent(1)).await;
     let thief = Me {
         disk: 0xbad,
         ..me(2)
