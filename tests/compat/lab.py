@@ -4,8 +4,8 @@ Every suite beside this file imports it. It fetches what the suites need (Debian
 packages) into `<repo>/.cache`, starts one server at a time per `Server` (zkraft or Apache
 ZooKeeper 3.8.0), and counts cases. Python 3.11 standard library only.
 
-It must never install anything system-wide, never listen on anything but 127.0.0.1, and never end
-a process that it did not start.
+It must never install anything system-wide, never listen on anything but loopback addresses and
+networks of its own, and never end a process that it did not start.
 """
 
 from __future__ import annotations
@@ -296,7 +296,8 @@ class Server:
     `config` holds zoo.cfg keys that are added to, or replace, the defaults. `arguments` are passed
     to zkraft behind the configuration file and are not allowed for ZooKeeper; `jvm_args` are for
     ZooKeeper alone and zkraft does not see them: what a zoo.cfg cannot say to it. `wrapper` is a
-    command that runs the server in its own process (`setpriv ...`). As a context manager it starts
+    command that runs the server in its own process (`setpriv ...`); `host` is the address on which
+    it serves clients. As a context manager it starts
     the server, and stops it and removes the directory that it made at the end (kept when
     `LAB_KEEP` is set).
     """
@@ -310,12 +311,14 @@ class Server:
         arguments: Sequence[str] = (),
         jvm_args: Sequence[str] = (),
         wrapper: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         if kind not in ("zkraft", "zookeeper"):
             raise ValueError(f"unknown kind of server: {kind}")
         if arguments and kind == "zookeeper":
             raise ValueError("only zkraft takes command-line arguments")
         self.kind = kind
+        self.host = host
         self.port = port or free_port()
         runs = CACHE / "run"
         runs.mkdir(parents=True, exist_ok=True)
@@ -332,7 +335,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def __enter__(self) -> Server:
         self.start()
@@ -432,14 +435,14 @@ class Server:
     def _ready(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
             raise RuntimeError(f"the server ended with {self.process.returncode}")
-        return answers_handshake(self.port)
+        return answers_handshake(self.port, self.host)
 
     def _write_config(self) -> None:
         keys = {
             "tickTime": "2000",
             "dataDir": str(self.data_dir),
             "clientPort": str(self.port),
-            "clientPortAddress": "127.0.0.1",
+            "clientPortAddress": self.host,
             "maxClientCnxns": "0",
             "4lw.commands.whitelist": "*",
             "admin.enableServer": "false",
@@ -485,8 +488,8 @@ def free_port() -> int:
         return port
 
 
-def answers_handshake(port: int) -> bool:
-    """Whether a server on this port answers a ConnectRequest.
+def answers_handshake(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server at this address answers a ConnectRequest.
 
     The request renews a session that cannot exist, so that the answer costs no transaction and
     leaves no session behind (spec section 2.2, step 8). A server that is still starting may take
@@ -495,16 +498,16 @@ def answers_handshake(port: int) -> bool:
     unknown_session = 0x7A6B_6C61_6201
     body = struct.pack(">iqiqi16s?", 0, 0, 4000, unknown_session, 16, bytes(16), False)
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.create_connection((host, port), timeout=1) as connection:
             connection.sendall(struct.pack(">i", len(body)) + body)
             return len(connection.recv(4)) > 0
     except OSError:
         return False
 
 
-def four_letter(port: int, word: str, timeout_seconds: float = 10) -> str:
-    """Sends a four-letter word to 127.0.0.1 and returns the whole answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout_seconds) as connection:
+def four_letter(port: int, word: str, timeout_seconds: float = 10, host: str = "127.0.0.1") -> str:
+    """Sends a four-letter word and returns the whole answer."""
+    with socket.create_connection((host, port), timeout_seconds) as connection:
         connection.sendall(word.encode("ascii"))
         parts = []
         while part := connection.recv(65536):

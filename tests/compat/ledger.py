@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Sequence
 
 import raw
 
@@ -55,16 +56,16 @@ class Worker:
         """What the item holds: it follows from its beginning, and cannot be compressed."""
         return item + random.Random(item).randbytes(max(0, self.pad - len(item)))
 
-    def load(self, port: int) -> None:
+    def load(self, port: int, host: str) -> None:
         """Writes until the connection breaks; remembers an answer that is wrong."""
         try:
-            self._load(port)
+            self._load(port, host)
         except AssertionError as wrong:
             self.error = f"client {self.number}: {wrong}"
 
-    def _load(self, port: int) -> None:
+    def _load(self, port: int, host: str) -> None:
         try:
-            client = raw.Raw(port, SESSION_MS)
+            client = raw.Raw(port, SESSION_MS, host=host)
         except (OSError, raw.Refused):
             return
         pending: list[tuple[int, str, object]] = []
@@ -124,7 +125,7 @@ class Worker:
 
 
 class Ledger:
-    """Several workers on one server."""
+    """Several workers on one server, or on several that hold the same."""
 
     def __init__(self, workers: int = 4, pad: int = 0, keep: int = 64) -> None:
         self.workers = [Worker(number, pad, keep) for number in range(workers)]
@@ -138,10 +139,12 @@ class Ledger:
             error, _ = client.create(path)
             assert error == 0, f"create {path}: {error}"
 
-    def start(self, port: int) -> None:
-        """Begins to load the server."""
+    def start(self, port: int, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
+        """Begins to load the server, or the servers at these addresses."""
         self._threads = [
-            threading.Thread(target=worker.load, args=(port,), daemon=True)
+            threading.Thread(
+                target=worker.load, args=(port, hosts[worker.number % len(hosts)]), daemon=True
+            )
             for worker in self.workers
         ]
         for thread in self._threads:

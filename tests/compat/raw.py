@@ -39,8 +39,9 @@ class Raw:
         timeout_ms: int,
         session: tuple[int, bytes] = (0, bytes(16)),
         patience_s: float = 30,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=patience_s)
+        self.socket = socket.create_connection((host, port), timeout=patience_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.socket.makefile("rb")
         self.next_xid = 1
