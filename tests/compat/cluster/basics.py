@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import lab
 import raw
@@ -70,7 +70,7 @@ def cases_on(
     report: lab.Report,
     kind: lab.Kind,
     config: dict[str, str],
-    cases: list[tuple[str, Callable[[Ensemble], None]]],
+    cases: Sequence[tuple[str, Callable[[Ensemble], None]]],
 ) -> None:
     """Runs the cases on one ensemble, or on another one after a failure."""
     pending = list(cases)
@@ -326,16 +326,14 @@ def kill_all(ensemble: Ensemble) -> None:
         ledger.start(port, hosts)
         lab.wait_until(lambda enough=enough: ledger.answered() >= enough, "the load", 60)
         for server in ensemble.servers.values():
-            server.process.kill()
-        for server in ensemble.servers.values():
             server.kill9()
         ledger.join()
         ensemble.start()
         with ensemble.client(crash % 3 + 1) as client:
             client.sync()
-        client = raw.Raw(port, SESSION_MS, host=hosts[crash % 3])
-        ledger.check(client)
-        client.close()
+        checking = raw.Raw(port, SESSION_MS, host=hosts[crash % 3])
+        ledger.check(checking)
+        checking.close()
     print(f"  {ledger.answered()} writes were acknowledged around {CRASHES} crashes of all")
 
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import raw
@@ -212,9 +212,12 @@ class Client:
     begins another session.
     """
 
-    def __init__(self, addresses: Sequence[Address], timeout_ms: int) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], timeout_ms: int, retry_s: float = RETRY_SECONDS
+    ) -> None:
         self.addresses = list(addresses)
         self.timeout_ms = timeout_ms
+        self.retry_s = retry_s
         self.session = NEW_SESSION
         self.seen = 0
         # How often a connection broke that this side did not end.
@@ -239,7 +242,7 @@ class Client:
             else:
                 if time.monotonic() > deadline:
                     raise Lost(f"no server of {self.addresses} grants a session")
-                time.sleep(RETRY_SECONDS)
+                time.sleep(self.retry_s)
         if self.session != self.connection.session:
             self.sessions += 1
             self.session = self.connection.session
@@ -249,11 +252,15 @@ class Client:
         connection = self.connect(seconds_max)
         with self.watched():
             reply = connection.call(opcode, body)
-            if reply.error == SESSION_EXPIRED:
-                self.session = NEW_SESSION
-                self.leave()
-                raise Expired
-            return reply
+        self.check(reply)
+        return reply
+
+    def check(self, reply: Reply) -> None:
+        """Gives the session up if the reply says that it is gone."""
+        if reply.error == SESSION_EXPIRED:
+            self.leave()
+            self.session = NEW_SESSION
+            raise Expired
 
     def idle(self, seconds: float) -> None:
         connection = self.connect(seconds)
@@ -261,8 +268,8 @@ class Client:
             connection.idle(seconds)
 
     @contextlib.contextmanager
-    def watched(self):
-        """Notes it if the connection breaks inside."""
+    def watched(self) -> Iterator[None]:
+        """Notes it if the connection breaks meanwhile."""
         try:
             yield
         except Lost:
@@ -282,15 +289,18 @@ class Client:
             self.connection.close()
             self.connection = None
 
-    def end(self) -> None:
-        """Ends the session, if a server can be told."""
-        with contextlib.suppress(Lost, Expired):
-            if self.connection is not None:
-                self.connection.send(CLOSE)
-                while self.connection.receive() is not None:
-                    pass
+    def end(self) -> bool:
+        """Ends the session, if a server can be told; whether it said that it did."""
+        ended = False
+        if self.connection is not None:
+            with contextlib.suppress(Lost):
+                xid = self.connection.send(CLOSE)
+                while not ended:
+                    reply = self.connection.receive()
+                    ended = reply is not None and reply.xid == xid and reply.error == 0
         self.leave()
         self.session = NEW_SESSION
+        return ended
 
     # --- What the suites ask most ---------------------------------------------------------------
 

@@ -9,17 +9,17 @@ the first one after it. All values are kept.
 from __future__ import annotations
 
 import bisect
+import functools
 import json
 import random
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import lab
-import raw
 
 from .client import Address, Client, Expired, Lost
 from .ensemble import LOGS, SERVE_SECONDS_MAX, Ensemble
@@ -187,16 +187,19 @@ class Trial:
         self._wait("the leader's client", lambda: self.writers[leader].since(moment) >= ENOUGH)
         if self.kind in ("stop", "cut"):
             time.sleep(max(0.0, moment + SILENT_SECONDS_MIN - time.monotonic()))
+        served = time.monotonic()
         broken = sum(patron.client.broken for patron in theirs) - broken
         successor = self.ensemble.leader()
         self._bring_back(leader)
         times = {n: list(writer.times) for n, writer in self.writers.items()}
+        # A server that is told to stop serves on for a while: its longest pause counts.
+        gap = functools.partial(gap_ms, moment=moment, until=served if self.kind == "term" else 0)
         return Fault(
             leader,
             successor,
-            {n: gap_ms(times[n], moment) for n in survivors},
-            gap_ms(sorted(t for n in survivors for t in times[n]), moment),
-            gap_ms(times[leader], moment),
+            {n: gap(times[n]) for n in survivors},
+            gap(sorted(t for n in survivors for t in times[n])),
+            gap(times[leader]),
             broken,
             sum(patron.expired for patron in self._patrons()) - expired,
         )
@@ -256,7 +259,7 @@ class Trial:
             writer.since(moment) > 0 for writer in self.writers.values()
         )
 
-    def _wait(self, what: str, condition) -> None:
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         def check() -> bool:
             wrong = [patron.wrong for patron in self._patrons() if patron.wrong]
             assert not wrong, wrong[0]
@@ -268,10 +271,12 @@ class Trial:
         return [*self.writers.values(), *self.idlers.values()]
 
 
-def gap_ms(times: Sequence[float], moment: float) -> float:
-    """From the last acknowledgement of before the fault to the next one."""
-    next_one = bisect.bisect_right(times, moment + UNDER_WAY_SECONDS)
-    return (times[next_one] - times[next_one - 1]) * 1000
+def gap_ms(times: Sequence[float], moment: float, until: float = 0) -> float:
+    """From the last acknowledgement of before the fault to the next one; or the longest time
+    between two of them until then."""
+    first = bisect.bisect_right(times, moment if until else moment + UNDER_WAY_SECONDS)
+    last = bisect.bisect_right(times, until, lo=first + 1)
+    return max(times[n] - times[n - 1] for n in range(first, last)) * 1000
 
 
 def run(

@@ -163,6 +163,7 @@ class Filters:
             self.missing["lossy link"] = str(error)
 
     def _probe_slowness(self) -> None:
+        why = ""
         for shape in (
             ["netem", "delay", "40ms", "20ms"],
             # Without netem: a narrow link, whose queue takes time.
@@ -173,7 +174,8 @@ class Filters:
                 self.slowness = shape
                 return
             except (OSError, RuntimeError) as error:
-                self.missing["slow link"] = str(error)
+                why = str(error)
+        self.missing["slow link"] = why
 
     def prepare(self, space: str) -> None:
         self._apply(

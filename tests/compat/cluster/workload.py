@@ -1,0 +1,500 @@
+"""Clients that use an ensemble as applications do, and record what they were told.
+
+Each is a thread with one session, which moves from server to server on its own. What it records is
+judged by the checker once all is over; what it can tell at once to be wrong stands in `wrong`.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import raw
+
+from .checker import MAYBE, NO, OK, Hold, Item, Op
+from .client import (
+    ADD_WATCH,
+    BAD_VERSION,
+    MULTI_READ,
+    NEW_SESSION,
+    Address,
+    Client,
+    Expired,
+    Lost,
+    Reply,
+    Stat,
+    created,
+)
+
+SESSION_MS = 6_000
+# Between two rounds of attempts to connect: many clients must not starve the servers.
+RETRY_SECONDS = 0.1
+REGISTERS = ("/register-0", "/register-1", "/register-2")
+COUNTERS = ("/counter-0", "/counter-1")
+STREAM, WATCHED = "/stream", "/watched"
+ACCOUNTS = tuple(f"/account-{number}" for number in range(5))
+BALANCE = 100
+LOCK, QUEUE, LIVE = "/lock", "/queue", "/live"
+# Writes of the stream that are under way at a time.
+BURST = 8
+LOCK_PATIENCE_SECONDS = 5.0
+
+
+class Actor(threading.Thread):
+    """One client. `step` does something and records it."""
+
+    # Between two steps, in seconds.
+    pace = (0.01, 0.05)
+
+    def __init__(self, name: str, addresses: Sequence[Address], seed: int) -> None:
+        super().__init__(name=name, daemon=True)
+        self.random = random.Random(seed)
+        self.client = Client(addresses, SESSION_MS, RETRY_SECONDS)
+        self.ops: list[Op] = []
+        self.wrong: list[str] = []
+        self.expired = 0
+        self._number = 0
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.step()
+                self.rest()
+            except Lost:
+                pass
+            except Expired:
+                self.expired += 1
+            except AssertionError as error:
+                self.wrong.append(f"{self.name}: {error}")
+                return
+        self.client.end()
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        self.client.idle(self.random.uniform(*self.pace))
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def unique(self) -> str:
+        self._number += 1
+        return f"{self.name}.{self._number}"
+
+    @contextmanager
+    def recorded(self, kind: str, key: str, value: str = "", expected: int = -1) -> Iterator[Op]:
+        """An operation; its outcome is unknown unless it is told."""
+        op = Op(self.name, kind, key, time.monotonic(), value, expected)
+        self.ops.append(op)
+        yield op
+
+    def write(self, key: str, value: str, expected: int = -1) -> Op:
+        kind = "cas" if expected >= 0 else "write"
+        with self.recorded(kind, key, value, expected) as op:
+            self.judge(op, self.client.set(key, value.encode(), expected))
+        return op
+
+    def judge(self, op: Op, reply: Reply) -> None:
+        op.ended = reply.came
+        op.session = self.client.session[0]
+        if reply.error == 0:
+            stat = Stat.of(reply.body)
+            op.outcome, op.version, op.zxid = OK, stat.version, stat.mzxid
+        else:
+            assert reply.error == BAD_VERSION and op.kind == "cas", f"error {reply.error}: {op}"
+            op.outcome = NO
+
+    def read(self, key: str, with_sync: bool) -> Op:
+        with self.recorded("read" if with_sync else "look", key) as op:
+            if with_sync:
+                self.client.sync()
+            found = self.client.get(key)
+            assert found is not None, f"{key} is gone"
+            op.ended = time.monotonic()
+            op.value, op.version, op.zxid = found[0].decode(), found[1].version, found[1].mzxid
+            op.outcome, op.session = OK, self.client.session[0]
+        return op
+
+
+class Registers(Actor):
+    """Writes, writes if the version is as expected, and reads, with and without sync."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self._versions: dict[str, int] = {}
+
+    def step(self) -> None:
+        key = self.random.choice(REGISTERS)
+        kind = self.random.choice(["write", "cas", "read", "look"])
+        if kind in ("read", "look"):
+            op = self.read(key, kind == "read")
+        else:
+            op = self.write(key, self.unique(), self._versions.get(key, 0) if kind == "cas" else -1)
+        if op.outcome == OK:
+            self._versions[key] = op.version
+
+
+class Counters(Actor):
+    """Adds one, if nobody else did meanwhile."""
+
+    def step(self) -> None:
+        key = self.random.choice(COUNTERS)
+        op = self.read(key, with_sync=self.random.random() < 0.3)
+        self.write(key, f"{op.version + 1} {self.unique()}", op.version)
+
+
+class Stream(Actor):
+    """The only one that writes its znode, several writes at a time: they are done in order."""
+
+    pace = (0.02, 0.2)
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self._sent = 0
+        # What the znode holds, if that is known; the writes that may have been done since.
+        self._version = 0
+        self._unsure: list[Op] = []
+
+    def step(self) -> None:
+        if self._unsure:
+            self._resolve()
+        connection = self.client.connect(1)
+        burst = []
+        for _ in range(BURST):
+            self._sent += 1
+            burst.append(Op(self.name, "write", STREAM, time.monotonic(), str(self._sent)))
+        self.ops += burst
+        self._unsure = list(burst)
+        with self.client.watched():
+            for op in burst:
+                connection.send(raw.SET_DATA, raw.set_body(STREAM, op.value.encode()))
+            for op in burst:
+                reply = connection.receive()
+                assert reply is not None
+                self.client.check(reply)
+                self.judge(op, reply)
+                assert op.version == self._version + 1, f"after {self._version} came {op}"
+                self._version = op.version
+                self._unsure.pop(0)
+
+    def _resolve(self) -> None:
+        """Writes of a connection that broke were done up to one of them, and no later one."""
+        op = self.read(STREAM, with_sync=True)
+        values = [unsure.value for unsure in self._unsure]
+        done = values.index(op.value) + 1 if op.value in values else 0
+        assert op.version == self._version + done, (
+            f"{STREAM} holds {op.value} as version {op.version}; version {self._version} was "
+            f"acknowledged, then {values} were sent"
+        )
+        self._version, self._unsure = op.version, []
+
+
+class Locks(Actor):
+    """The recipe with ephemeral sequential znodes.
+
+    It holds the lock while it is connected and hears from its server: for two thirds of the session
+    timeout after the last request that was answered, as real clients do.
+    """
+
+    pace = (0.02, 0.2)
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.holds: list[Hold] = []
+        self._token = ""
+
+    def step(self) -> None:
+        self._clean()
+        self._token = self.unique()
+        flags = raw.EPHEMERAL | raw.SEQUENTIAL
+        mine = created(self.client.create(f"{LOCK}/{self._token}-", b"", flags))
+        patience = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while time.monotonic() < patience and not self._stopped.is_set():
+            order = sorted(self.client.children(LOCK), key=lambda name: name.rsplit("-", 1)[1])
+            if order and f"{LOCK}/{order[0]}" == mine:
+                self._hold(mine)
+                break
+            self.client.idle(self.random.uniform(0.02, 0.1))
+        reply = self.client.delete(mine)
+        assert reply.error in (0, raw.NO_NODE), f"delete {mine}: {reply.error}"
+        self._token = ""
+
+    def _hold(self, mine: str) -> None:
+        connection = self.client.connection
+        assert connection is not None
+        began = time.monotonic()
+        release = began + self.random.uniform(0.02, 0.5)
+        try:
+            while time.monotonic() < release and self.client.get(mine) is not None:
+                self.client.idle(0.03)
+        finally:
+            sure_until = connection.alive_since + connection.timeout_s * 2 / 3
+            ended = min(time.monotonic(), sure_until)
+            if ended > began:
+                self.holds.append(Hold(self.name, began, ended))
+
+    def _clean(self) -> None:
+        """Removes what an attempt left behind whose end is not known."""
+        if self._token:
+            self.client.sync()
+            for name in self.client.children(LOCK):
+                if name.startswith(f"{self._token}-"):
+                    reply = self.client.delete(f"{LOCK}/{name}")
+                    assert reply.error in (0, raw.NO_NODE), f"delete {name}: {reply.error}"
+            self._token = ""
+
+
+class Producer(Actor):
+    """Puts items into the queue."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.puts: list[Item] = []
+
+    def step(self) -> None:
+        value = self.unique()
+        path, outcome = "", MAYBE
+        try:
+            path = created(self.client.create(f"{QUEUE}/i-", value.encode(), raw.SEQUENTIAL))
+            outcome = OK
+        finally:
+            self.puts.append(Item(self.name, path, value, outcome))
+
+
+class Consumer(Actor):
+    """Takes one of the first items out of the queue."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.takes: list[Item] = []
+
+    def step(self) -> None:
+        standing = sorted(self.client.children(QUEUE))
+        if not standing:
+            return
+        path = f"{QUEUE}/{self.random.choice(standing[:3])}"
+        found = self.client.get(path)
+        if found is None:
+            return
+        outcome = MAYBE
+        try:
+            reply = self.client.delete(path)
+            assert reply.error in (0, raw.NO_NODE), f"delete {path}: {reply.error}"
+            outcome = OK if reply.error == 0 else NO
+        finally:
+            self.takes.append(Item(self.name, path, found[0].decode(), outcome))
+
+
+class Transfers(Actor):
+    """Moves money between two accounts in one transaction."""
+
+    def step(self) -> None:
+        keys = self.random.sample(ACCOUNTS, 2)
+        amount = self.random.randint(1, 10)
+        before = [self.read(key, with_sync=False) for key in keys]
+        values = [
+            f"{balance(op.value) + change} {self.unique()}"
+            for op, change in zip(before, (-amount, amount), strict=True)
+        ]
+        ops = []
+        for key, value, old in zip(keys, values, before, strict=True):
+            with self.recorded("cas", key, value, old.version) as op:
+                ops.append(op)
+        writes = [
+            (raw.SET_DATA, raw.set_body(op.key, op.value.encode(), op.expected)) for op in ops
+        ]
+        reply = self.client.call(raw.MULTI, raw.multi_body(*writes))
+        assert reply.error == 0, f"multi: {reply.error}"
+        done = raw.multi_succeeded(reply.body)
+        for number, op in enumerate(ops):
+            op.ended, op.session = reply.came, self.client.session[0]
+            op.outcome = OK if done else NO
+            if done:
+                # Each result: type, whether the last, error, and the record.
+                stat = Stat.of(reply.body[: (9 + 68) * (number + 1)])
+                op.version, op.zxid = stat.version, stat.mzxid
+            else:
+                # One of them was not as expected, and it is not recorded which.
+                op.expected = -1
+
+
+class Auditor(Actor):
+    """Sees all accounts at one moment: no money comes or goes."""
+
+    pace = (0.05, 0.3)
+
+    def step(self) -> None:
+        reads = [(raw.GET_DATA, raw.text(key) + b"\0") for key in ACCOUNTS]
+        reply = self.client.call(MULTI_READ, raw.multi_body(*reads))
+        assert reply.error == 0, f"multiRead: {reply.error}"
+        balances, at = [], 0
+        for key in ACCOUNTS:
+            kind, length = struct.unpack(">ixxxxxi", reply.body[at : at + 13])
+            assert kind == raw.GET_DATA, f"multiRead of {key} failed"
+            balances.append(balance(reply.body[at + 13 : at + 13 + length].decode()))
+            at += 13 + length + 68
+        assert sum(balances) == BALANCE * len(ACCOUNTS), f"money came or went: {balances}"
+
+
+class Teller(Actor):
+    """The only one that writes what the watchers watch."""
+
+    def step(self) -> None:
+        self.write(WATCHED, self.unique())
+
+
+class Watcher(Actor):
+    """Knows what a znode holds from being told that it changed, and from nothing else."""
+
+    pace = (0.2, 0.2)
+
+    def __init__(self, persistent: bool, *arguments) -> None:
+        super().__init__(*arguments)
+        self.persistent = persistent
+        self.known = ""
+        self._set_on: object = None
+
+    def step(self) -> None:
+        connection = self.client.connect(1)
+        changed = self._set_on is not connection
+        if changed and self.persistent:
+            body = raw.text(WATCHED) + struct.pack(">i", 0)
+            reply = self.client.call(ADD_WATCH, body)
+            assert reply.error == 0, f"addWatch: {reply.error}"
+        while connection.events:
+            assert connection.events.popleft().path == WATCHED
+            changed = True
+        if changed:
+            found = self.client.get(WATCHED, watch=not self.persistent)
+            assert found is not None, f"{WATCHED} is gone"
+            self.known = found[0].decode()
+            self._set_on = connection
+
+
+class Ephemerals(Actor):
+    """Sessions that come and go: their znodes live just as long."""
+
+    pace = (0.05, 0.3)
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.abandoned: list[str] = []
+        self._other = Client(self.client.addresses, SESSION_MS, RETRY_SECONDS)
+
+    def step(self) -> None:
+        path = f"{LIVE}/{self.unique()}"
+        self.client.session = NEW_SESSION
+        self.client.leave()
+        try:
+            reply = self.client.create(path, b"", raw.EPHEMERAL)
+            session = self.client.session
+            assert reply.error == 0, f"create {path}: {reply.error}"
+            for _ in range(self.random.randint(1, 20)):
+                self.client.idle(0.05)
+                if self.client.get(path) is None:
+                    # The session may have ended without our knowing yet.
+                    self.client.sync()
+                    assert self.client.session != session or self.client.get(path), (
+                        f"{path} went before its session"
+                    )
+            if self.random.random() < 0.5 and self.client.end():
+                self._other.sync()
+                assert self._other.get(path) is None, f"{path} outlived its session"
+                return
+        finally:
+            self.client.leave()
+            self.client.session = NEW_SESSION
+            self.abandoned.append(path)
+
+    def rest(self) -> None:
+        time.sleep(self.random.uniform(*self.pace))
+
+
+def balance(value: str) -> int:
+    return int(value.split()[0]) if value else BALANCE
+
+
+class Workload:
+    """All the clients together."""
+
+    def __init__(self, places: Callable[[int], list[Address]], seed: int) -> None:
+        self._places = places
+        self._seed = seed
+        self.actors: list[Actor] = []
+        self.registers = self._some(Registers, 3)
+        self.counters = self._some(Counters, 2)
+        self.streams = self._some(Stream, 1)
+        self.locks = self._some(Locks, 4)
+        self.producers = self._some(Producer, 1)
+        self.consumers = self._some(Consumer, 2)
+        self.transfers = self._some(Transfers, 2)
+        self.auditors = self._some(Auditor, 1)
+        self.tellers = self._some(Teller, 1)
+        self.watchers = self._some(lambda *a: Watcher(True, *a), 3)
+        self.watchers += self._some(lambda *a: Watcher(False, *a), 3)
+        self.ephemerals = self._some(Ephemerals, 2)
+
+    def _some(self, make: Callable[..., Actor], count: int) -> list:
+        made = []
+        for _ in range(count):
+            number = len(self.actors)
+            actor = make(f"c{number}", self._places(number % 3 + 1), self._seed * 1000 + number)
+            self.actors.append(actor)
+            made.append(actor)
+        return made
+
+    def prepare(self, client: Client) -> None:
+        paths = [*REGISTERS, *COUNTERS, STREAM, WATCHED, *ACCOUNTS, LOCK, QUEUE, LIVE]
+        for path in paths:
+            reply = client.create(path)
+            assert reply.error == 0, f"create {path}: {reply.error}"
+
+    def start(self) -> None:
+        for actor in self.actors:
+            actor.start()
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            if not isinstance(actor, Watcher):
+                actor.stop()
+        for actor in self.actors:
+            if not isinstance(actor, Watcher):
+                actor.join(60)
+                assert not actor.is_alive(), f"{actor.name} hangs"
+
+    def stop_watchers(self) -> None:
+        for watcher in self.watchers:
+            watcher.stop()
+        for watcher in self.watchers:
+            watcher.join(30)
+
+    def wrong(self) -> list[str]:
+        return [line for actor in self.actors for line in actor.wrong]
+
+    def ops(self) -> list[Op]:
+        return [op for actor in self.actors for op in actor.ops]
+
+    def done(self) -> int:
+        """Operations that were acknowledged."""
+        return sum(op.outcome == OK for op in self.ops())
+
+    def figures(self) -> str:
+        ops = self.ops()
+        outcomes = ", ".join(f"{sum(op.outcome == o for op in ops)} {o}" for o in (OK, NO, MAYBE))
+        puts = sum(len(p.puts) for p in self.producers)
+        takes = sum(len(c.takes) for c in self.consumers)
+        holds = sum(len(lock.holds) for lock in self.locks)
+        ends = sum(len(e.abandoned) for e in self.ephemerals)
+        broken = sum(actor.client.broken for actor in self.actors)
+        expired = sum(actor.expired for actor in self.actors)
+        return (
+            f"operations: {outcomes}; queue: {puts} put, {takes} takes; lock: {holds} holds; "
+            f"{ends} sessions with ephemerals; {broken} connections broke, {expired} sessions "
+            "expired under way"
+        )
