@@ -10,7 +10,7 @@ use crate::admin::{
     ConnectionView, Held, Mode, SessionView, TRACE_MASK_DEFAULT, View, WatchSummary, four_letter,
 };
 use crate::config::Config;
-use crate::engine::{Connection, Shared};
+use crate::engine::{Connection, Role, Shared};
 use crate::metrics::Metrics;
 use crate::net::{Clock, Words};
 use crate::wire::{SessionId, Text, Zxid};
@@ -108,7 +108,12 @@ impl View for ServerView {
     }
 
     fn mode(&self) -> Mode {
-        Mode::Standalone
+        match self.shared.status().role {
+            Role::Standalone => Mode::Standalone,
+            Role::Leader => Mode::Leader,
+            Role::Follower => Mode::Follower,
+            Role::Observer => Mode::Observer,
+        }
     }
 
     fn zxid(&self) -> Zxid {

@@ -111,7 +111,7 @@ class Connection:
         _, negotiated_ms, session_id = struct.unpack(">iiq", response[:16])
         if negotiated_ms <= 0:
             self.close()
-            raise Expired
+            raise Expired(f"{address[0]} refuses session {session[0]:#x}")
         self.timeout_s = negotiated_ms / 1000
         self.session: SessionKey = (session_id, response[20:36])
 
@@ -260,7 +260,7 @@ class Client:
         if reply.error == SESSION_EXPIRED:
             self.leave()
             self.session = NEW_SESSION
-            raise Expired
+            raise Expired(f"xid {reply.xid} is answered by error {reply.error}")
 
     def idle(self, seconds: float) -> None:
         connection = self.connect(seconds)

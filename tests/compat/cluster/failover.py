@@ -36,8 +36,6 @@ KINDS = {
 }
 # Median and worst gap, in ms, that a release may have.
 LIMITS = {"kill": (150, 600), "stop": (1_000, 2_500), "cut": (1_000, 2_500)}
-# Answers that were on their way when the fault came are of the time before it.
-UNDER_WAY_SECONDS = 0.05
 # Acknowledgements of each survivor that show that it serves again.
 ENOUGH = 30
 # A leader that fell silent stays so for longer than it takes others to elect another one.
@@ -88,15 +86,18 @@ class Patron(threading.Thread):
         self.client = Client([home], SESSION_MS)
         self.expired = 0
         self.wrong: str | None = None
+        self._taken: Sequence[Address] = self.route
         self._stopped = threading.Event()
 
     def run(self) -> None:
         while not self._stopped.is_set():
             try:
-                connection = self.client.connection
-                if connection is not None and connection.address not in self.route:
-                    self.client.leave()
-                self.client.addresses = list(self.route)
+                if self._taken is not self.route:
+                    self._taken = self.route
+                    self.client.addresses = list(self._taken)
+                    connection = self.client.connection
+                    if connection is not None and connection.address not in self._taken:
+                        self.client.leave()
                 self.client.connect(0.1)
                 self.act()
             except Lost:
@@ -192,8 +193,7 @@ class Trial:
         successor = self.ensemble.leader()
         self._bring_back(leader)
         times = {n: list(writer.times) for n, writer in self.writers.items()}
-        # A server that is told to stop serves on for a while: its longest pause counts.
-        gap = functools.partial(gap_ms, moment=moment, until=served if self.kind == "term" else 0)
+        gap = functools.partial(gap_ms, moment=moment, served=served)
         return Fault(
             leader,
             successor,
@@ -271,11 +271,12 @@ class Trial:
         return [*self.writers.values(), *self.idlers.values()]
 
 
-def gap_ms(times: Sequence[float], moment: float, until: float = 0) -> float:
-    """From the last acknowledgement of before the fault to the next one; or the longest time
-    between two of them until then."""
-    first = bisect.bisect_right(times, moment if until else moment + UNDER_WAY_SECONDS)
-    last = bisect.bisect_right(times, until, lo=first + 1)
+def gap_ms(times: Sequence[float], moment: float, served: float) -> float:
+    """The longest time between two acknowledgements, from the last one before the fault on.
+
+    Answers that were on their way come after the fault, and a server that is told to stop goes on
+    for a while: so it is not the first one after the fault that ends the gap."""
+    first, last = bisect.bisect_right(times, moment), bisect.bisect_right(times, served)
     return max(times[n] - times[n - 1] for n in range(first, last)) * 1000
 
 
