@@ -351,7 +351,7 @@ impl Engine {
             .expect("the recovered log and state belong together");
         let expiry = Expiry::new(options.session_tick_ms, options.tick_ms);
         let start = origin.incarnation;
-        let shared = Shared::new(machine, options, random, origin.server, start);
+        let shared = Shared::new(machine, options, random, origin);
         // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
         let origin = OriginId {
             incarnation: start << INSTALL_BITS,

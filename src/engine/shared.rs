@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, OriginId};
 use crate::metrics::Metrics;
 use crate::proto::log;
 use crate::watch::{ConnectionId, Watches};
@@ -108,12 +108,9 @@ impl Shared {
         machine: Machine,
         options: Options,
         random: Entropy,
-        server: u32,
-        incarnation: u64,
+        origin: OriginId,
     ) -> Self {
-        // Server in the top byte, start of the server, then a counter: unique across restarts.
         let metrics = options.metrics.clone();
-        let session_prefix = (u64::from(server) << 56) | ((incarnation & 0xff_ffff) << 32);
         Self {
             state: RwLock::new(State {
                 machine,
@@ -134,7 +131,7 @@ impl Shared {
             pending_writes: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
-            session_prefix,
+            session_prefix: session_prefix(origin),
             next_session: AtomicU32::new(0),
             clamped: Mutex::default(),
             status: Mutex::default(),
@@ -380,6 +377,42 @@ impl Shared {
                 client = %peer.ip(), asked_ms, given_ms,
                 "session timeout adjusted to minSessionTimeout..maxSessionTimeout"
             );
+        }
+    }
+}
+
+/// What all session ids of one start have in common; a counter of 32 bits follows.
+///
+/// The server is in the top byte, then comes the number of the start, counted from a random one for
+/// each disk: a server that lost its disk counts its starts anew, while sessions of before live on.
+fn session_prefix(origin: OriginId) -> u64 {
+    let start = origin.disk.wrapping_add(origin.incarnation) & 0xff_ffff;
+    (u64::from(origin.server) << 56) | (start << 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_start_has_the_session_ids_of_another_one_even_of_a_lost_disk() {
+        let prefix = |disk, incarnation| {
+            session_prefix(OriginId {
+                server: 3,
+                disk,
+                incarnation,
+            })
+        };
+        let starts = [
+            prefix(0xabcd_1234_5678, 1),
+            prefix(0xabcd_1234_5678, 2),
+            prefix(0xabcd_9876_5432, 1),
+            prefix(u64::MAX, 1),
+        ];
+        for (number, start) in starts.iter().enumerate() {
+            assert_eq!(start >> 56, 3, "the server is in the top byte");
+            assert_eq!(start & 0xffff_ffff, 0, "there is room for the counter");
+            assert!(!starts[..number].contains(start));
         }
     }
 }
