@@ -1,9 +1,10 @@
 //! The node: drains events, asks the engine, carries out what it says. It decides nothing.
 //!
 //! What there is to do: a submitted command, a message of another server, a finished write of the
-//! log, a finished snapshot, the next tick. One thread at a time does it: the node's own thread, or whoever rings the bell while
-//! no one is at work, which saves waking another thread for a few microseconds' work. So a lone
-//! write goes from the connection's task to the log thread and back with two wakes instead of four.
+//! log, a finished snapshot, the next tick. One thread at a time does it: the node's own thread, or
+//! whoever rings the bell while no one is at work, which saves waking another thread for a few
+//! microseconds' work. So a lone write goes from the connection's task to the log thread and back
+//! with two wakes instead of four.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;

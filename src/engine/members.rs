@@ -14,15 +14,18 @@
 use std::collections::BTreeMap;
 
 use crate::machine::Machine;
+use crate::proto::log;
 
+use super::log::MemLog;
+use super::replica::Replica;
 use super::{Engine, Outputs, set_command};
 
-/// Time between the first campaigns of two servers, in ms: the first is through by then.
-const STAGGER_MS: u64 = 20;
-/// Time after which a campaign is tried again, in ms, and how often, before the election timeout is
-/// left to see to it.
+/// A server's turn to campaign, in ms: the first is through by then.
+const TURN_MS: u64 = 20;
+/// Time between two campaigns in one turn, in ms: the others may have noticed a little later.
 const RETRY_MS: u64 = 10;
-const TRIES: u32 = 60;
+/// How long that is done, in ms, before the election timeout is left to see to it.
+const FAILOVER_MS: u64 = 1_000;
 
 /// How long a server has to come with another disk before it is taken for the one that had its
 /// number, in ms.
@@ -45,6 +48,16 @@ pub struct Introduction {
     pub formed: bool,
     /// The disk that it holds to be ours; 0: it knows of none.
     pub knows: u64,
+}
+
+/// How an empty server came to take part.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Admission {
+    /// Together with all others, as configured.
+    Founder,
+    /// Others had the log already, and the members that this server was configured with say nothing
+    /// about those that are.
+    Joiner,
 }
 
 /// The servers that are linked, and whether this one may take part.
@@ -75,32 +88,37 @@ impl Standing {
         self.admitted
     }
 
-    /// A server is linked. True: this one may take part from now on.
-    pub fn linked(&mut self, id: u64, introduction: Introduction, voters: &[u64]) -> bool {
+    /// A server is linked: may this one take part from now on?
+    pub fn linked(
+        &mut self,
+        id: u64,
+        introduction: Introduction,
+        voters: &[u64],
+    ) -> Option<Admission> {
         self.linked.insert(id, introduction);
         if self.admitted {
-            return false;
+            return None;
         }
-        if self.introduced(introduction) {
-            return true;
+        if let Some(admission) = self.introduced(introduction) {
+            return Some(admission);
         }
         let is_new = |voter: &u64| {
             *voter == self.id || self.linked.get(voter).is_some_and(|other| !other.formed)
         };
         self.admitted = voters.contains(&self.id) && voters.iter().all(is_new);
-        self.admitted
+        self.admitted.then_some(Admission::Founder)
     }
 
     pub fn unlinked(&mut self, id: u64) {
         self.linked.remove(&id);
     }
 
-    /// A server dialled this one. True: this one may take part from now on.
-    pub fn introduced(&mut self, introduction: Introduction) -> bool {
+    /// A server dialled this one: may it take part from now on?
+    pub fn introduced(&mut self, introduction: Introduction) -> Option<Admission> {
         let known = introduction.formed && introduction.knows == self.disk;
         let news = known && !self.admitted;
         self.admitted |= known;
-        news
+        news.then_some(Admission::Joiner)
     }
 
     /// A server came with another disk than the one that is bound to its number.
@@ -136,19 +154,24 @@ impl Standing {
     }
 }
 
-/// The campaigns after a leader was lost.
+/// The campaigns after a leader was lost: the others have turns, so that they do not take each
+/// other's votes.
 #[derive(Debug)]
 pub struct Failover {
+    start_ms: u64,
+    rank: u64,
+    servers: u64,
     pub next_ms: u64,
-    tries: u32,
 }
 
 impl Failover {
-    /// `rank`: how many others campaign before this server.
-    pub fn new(now_ms: u64, rank: usize) -> Self {
+    /// `rank`: how many of all the `servers` that may campaign come before this one.
+    pub fn new(now_ms: u64, rank: usize, servers: usize) -> Self {
         Self {
-            next_ms: now_ms + rank as u64 * STAGGER_MS,
-            tries: 0,
+            start_ms: now_ms,
+            rank: rank as u64,
+            servers: servers as u64,
+            next_ms: now_ms + rank as u64 * TURN_MS,
         }
     }
 
@@ -157,13 +180,22 @@ impl Failover {
         if now_ms < self.next_ms {
             return false;
         }
-        self.next_ms = now_ms + RETRY_MS;
-        self.tries += 1;
-        true
+        let turn = (now_ms - self.start_ms) / TURN_MS;
+        let is_own = turn % self.servers == self.rank;
+        let again_ms = now_ms + RETRY_MS;
+        let is_over = (again_ms - self.start_ms) / TURN_MS != turn;
+        self.next_ms = match is_own && !is_over {
+            true => again_ms,
+            false => {
+                let ahead = (self.rank + self.servers - turn % self.servers - 1) % self.servers;
+                self.start_ms + (turn + 1 + ahead) * TURN_MS
+            }
+        };
+        is_own
     }
 
-    pub fn is_over(&self) -> bool {
-        self.tries > TRIES
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        now_ms > self.start_ms + FAILOVER_MS
     }
 }
 
@@ -182,9 +214,8 @@ impl Engine {
 
     pub(super) fn linked(&mut self, id: u64, introduction: Introduction) {
         let voters = self.replica.membership().voters;
-        if self.standing.linked(id, introduction, &voters) {
-            tracing::info!("this server takes part from now on");
-        }
+        let admission = self.standing.linked(id, introduction, &voters);
+        self.admitted(id, admission);
         if id == self.replica.leader() {
             // What was on its way when the link broke is lost.
             self.forward.resend();
@@ -195,6 +226,32 @@ impl Engine {
         }
     }
 
+    /// A server said who it is.
+    pub(super) fn introduced(&mut self, id: u64, introduction: Introduction) {
+        let admission = self.standing.introduced(introduction);
+        self.admitted(id, admission);
+    }
+
+    fn admitted(&mut self, by: u64, admission: Option<Admission>) {
+        match admission {
+            None => return,
+            Some(Admission::Founder) => {}
+            // It must not count votes by members that it only believes in. The first entries, or
+            // a snapshot, tell who they are.
+            Some(Admission::Joiner) => {
+                let membership = log::Membership {
+                    voters: vec![by],
+                    learners: vec![self.id],
+                    ..log::Membership::default()
+                };
+                let log = MemLog::new(&log::HardState::default(), &membership, (0, 0), []);
+                self.replica = Replica::new(self.id, log, 0, true, &self.logger)
+                    .expect("an empty log is in order");
+            }
+        }
+        tracing::info!(by, "this server takes part from now on");
+    }
+
     pub(super) fn peer_lost(&mut self, id: u64) {
         self.standing.unlinked(id);
         self.replica.unreachable(id);
@@ -202,10 +259,9 @@ impl Engine {
         if !voters.contains(&self.id) || !self.replica.forget_leader(id) {
             return;
         }
-        let before = voters
-            .iter()
-            .filter(|voter| **voter < self.id && **voter != id);
-        self.failover = Some(Failover::new(self.now_ms, before.count()));
+        let others: Vec<_> = voters.into_iter().filter(|voter| *voter != id).collect();
+        let before = others.iter().filter(|voter| **voter < self.id);
+        self.failover = Some(Failover::new(self.now_ms, before.count(), others.len()));
         tracing::info!(leader = id, "the leader is gone");
     }
 
@@ -214,7 +270,7 @@ impl Engine {
         let Some(failover) = &mut self.failover else {
             return;
         };
-        if self.replica.leader() != 0 || failover.is_over() {
+        if self.replica.leader() != 0 || failover.is_over(self.now_ms) {
             self.failover = None;
             return;
         }
@@ -251,42 +307,56 @@ mod tests {
     #[test]
     fn a_new_cluster_begins_once_all_are_there_and_empty() {
         let mut standing = Standing::new(1, 7, false);
-        assert!(!standing.linked(2, other(false, 0), &[1, 2, 3]));
+        assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3]), None);
         standing.unlinked(2);
-        assert!(!standing.linked(3, other(false, 0), &[1, 2, 3]));
-        assert!(standing.linked(2, other(false, 0), &[1, 2, 3]));
+        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
+        let founder = Some(Admission::Founder);
+        assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3]), founder);
         assert!(standing.is_admitted());
     }
 
     #[test]
     fn an_empty_server_waits_until_its_disk_is_bound() {
         let mut standing = Standing::new(1, 7, false);
-        assert!(!standing.linked(2, other(true, 0), &[1, 2, 3]));
-        assert!(!standing.linked(3, other(false, 0), &[1, 2, 3]));
-        assert!(
-            !standing.linked(2, other(true, 8), &[1, 2, 3]),
+        assert_eq!(standing.linked(2, other(true, 0), &[1, 2, 3]), None);
+        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
+        let older = other(true, 8);
+        assert_eq!(
+            standing.linked(2, older, &[1, 2, 3]),
+            None,
             "an older disk of its own"
         );
-        assert!(standing.linked(2, other(true, 7), &[1, 2, 3]));
+        let joiner = Some(Admission::Joiner);
+        assert_eq!(standing.linked(2, other(true, 7), &[1, 2, 3]), joiner);
     }
 
     #[test]
     fn one_that_is_no_voter_founds_nothing() {
         let mut standing = Standing::new(4, 7, false);
-        assert!(!standing.linked(1, other(false, 0), &[1]));
-        assert!(standing.linked(1, other(true, 7), &[1]));
+        assert_eq!(standing.linked(1, other(false, 0), &[1]), None);
+        let joiner = Some(Admission::Joiner);
+        assert_eq!(standing.linked(1, other(true, 7), &[1]), joiner);
     }
 
     #[test]
-    fn campaigns_come_one_after_the_other_and_end() {
-        let mut failover = Failover::new(1_000, 1);
-        assert!(!failover.is_due(1_019) && failover.is_due(1_020));
-        let mut now_ms = 1_020 + RETRY_MS;
-        assert!(!failover.is_due(now_ms - 1) && failover.is_due(now_ms));
-        while !failover.is_over() {
-            now_ms += RETRY_MS;
-            failover.is_due(now_ms);
+    fn campaigns_come_in_turns_and_end() {
+        let mut both = [0, 1].map(|rank| Failover::new(1_000, rank, 2));
+        let mut campaigns = [Vec::new(), Vec::new()];
+        for now_ms in 1_000..1_100 {
+            for (failover, campaigns) in both.iter_mut().zip(&mut campaigns) {
+                if failover.is_due(now_ms) {
+                    campaigns.push(now_ms - 1_000);
+                }
+            }
         }
-        assert_eq!(now_ms, 1_020 + u64::from(TRIES) * RETRY_MS);
+        assert_eq!(campaigns[0], [0, 10, 40, 50, 80, 90]);
+        assert_eq!(campaigns[1], [20, 30, 60, 70]);
+        assert!(!both[0].is_over(2_000) && both[0].is_over(2_001));
+        // Whoever looks at the clock rarely finds the same turns.
+        let mut both = [0, 1].map(|rank| Failover::new(1_000, rank, 2));
+        for now_ms in (1_050..2_000).step_by(50) {
+            let due = both.each_mut().map(|failover| failover.is_due(now_ms));
+            assert!(due != [true, true]);
+        }
     }
 }

@@ -42,7 +42,7 @@ use crate::machine::{
 use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
-use crate::wire::{SessionId, WatcherEvent, Zxid, op, perms};
+use crate::wire::{ServerLine, SessionId, WatcherEvent, Zxid, op, perms};
 
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
@@ -59,6 +59,7 @@ use forward::{Forward, Inbound, Waiter, is_reconfig};
 use lease::Lease;
 use log::MemLog;
 use members::{CLUSTER_SETTING, Failover, Standing};
+use reconcile::Target;
 use replica::{Replica, Turn};
 use shared::{Registry, Submission};
 
@@ -206,8 +207,8 @@ pub enum Event {
     /// Another server can be reached now.
     Linked { id: u64, introduction: Introduction },
     /// Another server said who it is; it may not be reachable from here.
-    Introduced(Introduction),
-    /// This server came with another disk than the one that is bound to its number, and was refused.
+    Introduced { id: u64, introduction: Introduction },
+    /// A server was refused, for it came with another disk than the one bound to its number.
     Stranger { id: u64, disk: u64 },
     /// What was sent to this server may be lost.
     Unreachable(u64),
@@ -275,6 +276,7 @@ pub struct Engine {
     expiry: Expiry,
     telling: Telling,
     id: u64,
+    logger: slog::Logger,
     /// Syncs that wait.
     barrier: Barrier<Arc<Connection>>,
     /// As the leader: touches to be confirmed, by server and number.
@@ -303,6 +305,8 @@ pub struct Engine {
     reconcile_due: bool,
     /// The version of the ensemble that the links were told of.
     linked_version: Option<Zxid>,
+    /// The digest of the settings that others were told of.
+    introduced_version: Option<u64>,
     /// A snapshot of another server, until this one has a leader to be given it by.
     received: Option<Box<(SnapshotMeta, Machine)>>,
     /// Servers that are sent a snapshot, and its index, until they have caught up with it.
@@ -357,13 +361,14 @@ impl Engine {
             incarnation: start << INSTALL_BITS,
             ..origin
         };
-        Self {
+        let mut engine = Self {
             shared: Arc::new(shared),
             replica,
             forward: Forward::new(origin),
             expiry,
             telling: Telling::default(),
             id,
+            logger,
             barrier: Barrier::new(Purpose::Sync, origin),
             touches: Barrier::new(Purpose::Touch, origin),
             inbound: Inbound::default(),
@@ -384,11 +389,15 @@ impl Engine {
             handing_over: false,
             reconcile_due: false,
             linked_version: None,
+            introduced_version: None,
             received: None,
             transfers: BTreeMap::new(),
             applied,
             now_ms,
-        }
+        };
+        // Before anybody is told who this server is.
+        engine.update_status();
+        engine
     }
 
     /// What connections and operators see of this server.
@@ -418,11 +427,7 @@ impl Engine {
             }
             Event::SnapshotFailed => self.snapshot.running = None,
             Event::Linked { id, introduction } => self.linked(id, introduction),
-            Event::Introduced(introduction) => {
-                if self.standing.introduced(introduction) {
-                    tracing::info!("this server takes part from now on");
-                }
-            }
+            Event::Introduced { id, introduction } => self.introduced(id, introduction),
             Event::Stranger { id, disk } => self.standing.stranger(id, disk, self.now_ms),
             Event::Unreachable(id) => {
                 self.standing.unlinked(id);
@@ -499,6 +504,7 @@ impl Engine {
             }
         }
         self.tell_of_ensemble(out);
+        self.shared.set_formed(self.replica.last_index() > 0);
         self.hold();
         self.ask_for_snapshot(out);
     }
@@ -643,7 +649,7 @@ impl Engine {
             if let Some(reconfig) = batches.first().or(own.as_ref()).filter(|b| is_reconfig(b)) {
                 let reconfig = reconfig.clone();
                 let entry = self.plan_reconfig(reconfig, wall_ms);
-                if !entry.is_some_and(|entry| self.propose_entry(entry).is_ok()) {
+                if entry.is_none_or(|entry| self.propose_entry(entry).is_err()) {
                     self.inbound.put_back(batches);
                     return;
                 }
@@ -860,8 +866,13 @@ impl Engine {
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
                     // A change that comes with a client's reconfig stands and falls with it.
-                    let stands = entry.batches.is_empty()
-                        || machine.ensemble().map(Ensemble::version) != before;
+                    let after = machine.ensemble();
+                    let stands = entry.batches.is_empty() || after.map(Ensemble::version) != before;
+                    if before.is_none()
+                        && let Some(first) = after
+                    {
+                        self.replica.settle_membership(&Target::from(first));
+                    }
                     if is_change && stands {
                         let change = entry.change.clone().unwrap_or_default();
                         self.replica.apply_change(&change);
@@ -984,8 +995,14 @@ impl Engine {
             let commands = differing.iter().map(set_command);
             self.internal.extend(commands);
             if unnamed {
+                // What the log says of the membership wins: others are added by reconfig.
+                let members = self.replica.members();
+                let lines = configured.lines().filter(|line| {
+                    let line = ServerLine::parse_whole(line);
+                    line.is_ok_and(|line| members.contains(&u64::from(line.id)))
+                });
                 let body = proto::log::Configure {
-                    text: self.shared.options.ensemble.clone(),
+                    text: lines.collect::<Vec<_>>().join("\n"),
                     expected: 0,
                 };
                 let body = body.encode_to_vec();

@@ -15,9 +15,11 @@ use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, State
 
 use crate::machine::LogId;
 use crate::proto::log;
+use crate::proto::log::membership_step::Kind;
 
 use super::entry;
 use super::log::MemLog;
+use super::reconcile::Target;
 use super::status::PeerStatus;
 
 /// Engine ticks between two heartbeats.
@@ -248,6 +250,33 @@ impl Replica {
         let membership = membership.expect("the leader checked the change of membership");
         self.raw.mut_store().set_membership(membership);
         self.fix_election_timeout();
+    }
+
+    /// The members become these, one by one: those that found the cluster have them already, and
+    /// who joined later has not known them until now. It has no say before it does.
+    pub fn settle_membership(&mut self, target: &Target) {
+        let add = |kind: Kind| move |server: &u64| (kind, *server);
+        let voters = target.voters.iter().map(add(Kind::AddVoter));
+        let learners = target.observers.iter().map(add(Kind::AddLearner));
+        let mut steps: Vec<(Kind, u64)> = voters.chain(learners).collect();
+        let wanted = |id: &u64| target.voters.contains(id) || target.observers.contains(id);
+        let surplus = self.members().into_iter().filter(|id| !wanted(id));
+        steps.extend(surplus.map(|id| (Kind::Remove, id)));
+        for (kind, server) in steps {
+            let membership = self.membership();
+            let is_done = match kind {
+                Kind::AddVoter => membership.voters.contains(&server),
+                Kind::AddLearner => membership.learners.contains(&server),
+                Kind::Remove => false,
+            };
+            if !is_done {
+                let step = log::MembershipStep {
+                    kind: kind.into(),
+                    server,
+                };
+                self.apply_change(&log::MembershipChange { steps: vec![step] });
+            }
+        }
     }
 
     /// Hands leadership over, once that server has the whole log.

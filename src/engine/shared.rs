@@ -87,6 +87,10 @@ pub struct Shared {
     /// Clients that were told of an adjusted timeout.
     clamped: Mutex<BTreeSet<(IpAddr, i32)>>,
     pub(super) status: Mutex<Status>,
+    formed: AtomicBool,
+    cluster: AtomicU64,
+    /// The disks that servers are bound to, by server.
+    bound: Vec<AtomicU64>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -135,6 +139,9 @@ impl Shared {
             next_session: AtomicU32::new(0),
             clamped: Mutex::default(),
             status: Mutex::default(),
+            formed: AtomicBool::new(false),
+            cluster: AtomicU64::new(0),
+            bound: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             metrics,
         }
     }
@@ -197,14 +204,18 @@ impl Shared {
         self.status.lock().clone()
     }
 
-    /// Whether this server's log ever had an entry, as of the last tick.
+    /// Whether this server's log ever had an entry.
     pub fn is_formed(&self) -> bool {
-        self.status.lock().last > 0
+        self.formed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_formed(&self, formed: bool) {
+        self.formed.store(formed, Ordering::Release);
     }
 
     /// The cluster's random number; 0 while it has none, or none that is known here.
     pub fn cluster(&self) -> u64 {
-        self.state.read().machine.setting(CLUSTER_SETTING) as u64
+        self.cluster.load(Ordering::Acquire)
     }
 
     /// Whether a server is one of the ensemble, as far as that is known here.
@@ -215,8 +226,19 @@ impl Shared {
     }
 
     /// The disk that a server must come with; 0: that is not known here.
-    pub fn bound_disk(&self, server: u64) -> u64 {
-        self.state.read().machine.setting(&disk_setting(server)) as u64
+    pub fn bound_disk(&self, server: u32) -> u64 {
+        let bound = self.bound.get(server as usize);
+        bound.map_or(0, |disk| disk.load(Ordering::Acquire))
+    }
+
+    /// Takes what others are told of this server from the state, so that telling it needs no lock.
+    pub(super) fn update_introduction(&self) {
+        let state = self.state.read();
+        let of = |name: &str| state.machine.setting(name) as u64;
+        self.cluster.store(of(CLUSTER_SETTING), Ordering::Release);
+        for (server, disk) in self.bound.iter().enumerate().skip(1) {
+            disk.store(of(&disk_setting(server as u64)), Ordering::Release);
+        }
     }
 
     /// The connections of this server, in the order they came.

@@ -64,6 +64,12 @@ impl Engine {
             (false, false, true) => Role::Follower,
             (false, false, false) => Role::Observer,
         };
+        self.shared.set_formed(self.replica.last_index() > 0);
+        let settings = self.shared.state.read().machine.settings_version();
+        if self.introduced_version != Some(settings) {
+            self.introduced_version = Some(settings);
+            self.shared.update_introduction();
+        }
         *self.shared.status.lock() = Status {
             role,
             leader: self.replica.leader(),

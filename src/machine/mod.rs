@@ -351,6 +351,11 @@ impl Machine {
         self.settings.get(name)
     }
 
+    /// Changes whenever a setting does.
+    pub fn settings_version(&self) -> u64 {
+        self.settings.digest()
+    }
+
     /// The servers of the ensemble; `None` before the first leader has named them, and of a server
     /// alone.
     pub fn ensemble(&self) -> Option<&Ensemble> {

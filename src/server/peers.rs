@@ -94,7 +94,7 @@ impl Host for Local {
     }
 
     fn knows(&self, server: u32) -> u64 {
-        self.shared.bound_disk(server.into())
+        self.shared.bound_disk(server)
     }
 
     fn admit(&self, other: &Introduction) -> Result<(), String> {
@@ -105,7 +105,7 @@ impl Host for Local {
                 other.server
             ));
         }
-        let bound = self.shared.bound_disk(other.server.into());
+        let bound = self.shared.bound_disk(other.server);
         if bound == 0 || bound == other.disk {
             return Ok(());
         }
@@ -124,7 +124,10 @@ impl Host for Local {
     }
 
     fn introduced(&self, other: &Introduction) {
-        self.doorbell.event(Event::Introduced(said(other)));
+        self.doorbell.event(Event::Introduced {
+            id: other.server.into(),
+            introduction: said(other),
+        });
     }
 
     fn linked(&self, other: &Introduction) {

@@ -7,6 +7,7 @@ use raft::eraftpb::MessageType;
 
 use super::*;
 use crate::engine::members::disk_setting;
+use crate::wire::request::Reconfig;
 
 /// Of the sessions (see [`hello`]).
 const TIMEOUT_MS: u64 = 4_000;
@@ -16,6 +17,26 @@ struct Node {
     shared: Arc<Shared>,
     up: bool,
     disk: u64,
+}
+
+/// The lines of these servers.
+fn lines(servers: &[u64]) -> String {
+    let lines = servers.iter().map(|id| line(*id));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn line(id: u64) -> String {
+    format!("server.{id}=host{id}:2888:3888")
+}
+
+fn reconfig(joining: &str, leaving: &str) -> Request {
+    let text = |text: &str| (!text.is_empty()).then(|| text.into());
+    Request::Reconfig(Reconfig {
+        joining: text(joining),
+        leaving: text(leaving),
+        members: None,
+        version: -1,
+    })
 }
 
 struct Cluster {
@@ -47,7 +68,17 @@ impl Cluster {
     /// on. `admitted`: they may take part all the same.
     fn strangers(servers: u64, disks_from: u64, admitted: bool) -> Self {
         let voters: Vec<u64> = (1..=servers).collect();
+        Self::configured(&voters, servers, disks_from, admitted)
+    }
+
+    /// Some of the servers found an ensemble by their lines; the others have lines of all.
+    fn configured(founders: &[u64], servers: u64, disks_from: u64, admitted: bool) -> Self {
+        let all: Vec<u64> = (1..=servers).collect();
         let node = |server: u64| {
+            let voters = match founders.contains(&server) {
+                true => founders,
+                false => &all,
+            };
             let engine = Engine::new(
                 Setup {
                     origin: OriginId {
@@ -55,13 +86,21 @@ impl Cluster {
                         disk: disks_from + server,
                         incarnation: 1,
                     },
-                    options: Options::default(),
+                    options: Options {
+                        ensemble: lines(voters),
+                        settings: vec![("reconfig_enabled", 1)],
+                        auth: AuthOptions {
+                            skip_acl: true,
+                            ..AuthOptions::default()
+                        },
+                        ..Options::default()
+                    },
                     random: Box::new(|| [9; 16]),
                     logger: slog::Logger::root(slog::Discard, slog::o!()),
                     machine: Machine::new(),
                     hard_state: proto::log::HardState::default(),
                     membership: proto::log::Membership {
-                        voters: voters.clone(),
+                        voters: voters.to_vec(),
                         ..Default::default()
                     },
                     entries: Vec::new(),
@@ -78,7 +117,7 @@ impl Cluster {
             }
         };
         Self {
-            nodes: voters.iter().map(|server| node(*server)).collect(),
+            nodes: all.iter().map(|server| node(*server)).collect(),
             now_ms: 0,
             cut: BTreeSet::new(),
             lost_forwards: 0,
@@ -107,8 +146,13 @@ impl Cluster {
             let state = self.shared(id).state.read();
             state.machine.setting(&disk_setting(server)) as u64
         };
-        // A link would be refused.
-        if knows != 0 && knows != self.node(server).disk {
+        let disk = self.node(server).disk;
+        let is_member = self.shared(id).is_member(server as u32);
+        if !is_member || (knows != 0 && knows != disk) {
+            // A link is refused.
+            if is_member {
+                self.event(id, Event::Stranger { id: server, disk });
+            }
             return;
         }
         let formed = self.node(id).engine.replica.last_index() > 0;
@@ -125,6 +169,26 @@ impl Cluster {
         self.node(server)
             .engine
             .handle(event, now_ms, &mut Outputs::default());
+    }
+
+    /// Time passes, and servers try to link to each other all the while.
+    fn pass_linking(&mut self, ms: u64) {
+        for _ in 0..ms / 200 {
+            self.link();
+            self.pass(200);
+        }
+    }
+
+    /// Voters and learners, as the leader has them.
+    fn members(&self) -> (Vec<u64>, Vec<u64>) {
+        let engine = &self.nodes[self.leader() as usize - 1].engine;
+        let membership = engine.replica.membership();
+        assert!(membership.voters_outgoing.is_empty());
+        let sorted = |mut ids: Vec<u64>| {
+            ids.sort_unstable();
+            ids
+        };
+        (sorted(membership.voters), sorted(membership.learners))
     }
 
     /// This server's process dies, and the others see their connections to it refused.
@@ -903,4 +967,126 @@ fn a_server_that_lost_its_disk_promises_nothing() {
         let engine = &cluster.node(server).engine;
         assert!(!engine.replica.is_leader(), "/a would be lost");
     }
+}
+
+#[test]
+fn one_server_grows_to_three_and_shrinks_back() {
+    let mut cluster = Cluster::configured(&[1], 3, 100, false);
+    cluster.pass_linking(2_000);
+    let (mut client, _) = cluster.client(1);
+    cluster.send(&client, 1, &create("/a", 0));
+    assert_eq!(cluster.members(), (vec![1], vec![]));
+    let joining = format!("{};2181,{};2181", line(2), line(3));
+    cluster.send(&client, 2, &reconfig(&joining, ""));
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    // Nobody waits for those who join.
+    assert_eq!(cluster.members(), (vec![1], vec![2, 3]));
+    cluster.send(&client, 3, &create("/b", 0));
+    assert_eq!(client.frames(), [ok(3)]);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    cluster.agree();
+    for server in cluster.servers() {
+        assert!(cluster.has(server, "/b") && cluster.shared(server).is_serving());
+        let membership = cluster.node(server).engine.replica.membership();
+        assert_eq!(membership.voters.len(), 3, "{membership:?}");
+    }
+    // The first may die now.
+    cluster.die(1);
+    cluster.pass(2_000);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &reconfig("", "1"));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.pass_linking(1_000);
+    assert_eq!(cluster.members(), (vec![2, 3], vec![]));
+    let other = 5 - leader;
+    cluster.send(&client, 2, &reconfig("", &other.to_string()));
+    assert_eq!(client.frames(), [ok(2)]);
+    cluster.pass_linking(1_000);
+    assert_eq!(cluster.members(), (vec![leader], vec![]));
+    cluster.kill(other);
+    cluster.send(&client, 3, &create("/c", 0));
+    assert_eq!(client.frames(), [ok(3)]);
+}
+
+#[test]
+fn a_leader_that_is_removed_lets_another_one_lead() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let (mut client, _) = cluster.client(follower);
+    cluster.send(&client, 1, &reconfig("", &leader.to_string()));
+    cluster.pass_linking(3_000);
+    assert_eq!(client.frames(), [ok(1)]);
+    assert_ne!(cluster.leader(), leader);
+    let (voters, _) = cluster.members();
+    assert!(voters.len() == 2 && !voters.contains(&leader));
+}
+
+#[test]
+fn a_majority_that_is_not_there_is_not_given_the_say() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let third = 6 - leader - follower;
+    let (mut client, _) = cluster.client(leader);
+    cluster.kill(follower);
+    cluster.pass(2_000);
+    cluster.send(&client, 1, &reconfig("", &third.to_string()));
+    let refused = failed(1, ErrorCode::NewConfigNoQuorum);
+    assert_eq!(client.frames(), [refused]);
+    // The dead one may go.
+    cluster.send(&client, 2, &reconfig("", &follower.to_string()));
+    assert_eq!(client.frames(), [ok(2)]);
+    cluster.pass(1_000);
+    assert_eq!(cluster.members().0.len(), 2);
+}
+
+#[test]
+fn an_observer_follows_without_a_vote() {
+    let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    let joining = format!("{}:observer;2181", line(4));
+    cluster.send(&client, 1, &reconfig(&joining, ""));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![4]));
+    cluster.agree();
+    let (mut reader, _) = cluster.client(4);
+    cluster.send(&reader, 1, &create("/a", 0));
+    assert_eq!(reader.frames(), [ok(1)]);
+}
+
+#[test]
+fn a_server_that_lost_its_disk_is_taken_back_by_the_majority() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let wiped = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/a", 0));
+    let mut empty = Cluster::strangers(3, 200, false);
+    std::mem::swap(cluster.node(wiped), empty.node(wiped));
+    cluster.pass_linking(1_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]), "not at once");
+    cluster.pass_linking(6_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    assert!(cluster.has(wiped, "/a") && cluster.shared(wiped).is_serving());
+    let state = cluster.shared(leader).state.read();
+    assert_eq!(
+        state.machine.setting(&disk_setting(wiped)),
+        200 + wiped as i64
+    );
+    drop(state);
+    cluster.agree();
+    // Its vote counts again.
+    client.frames();
+    cluster.die(leader);
+    cluster.pass(2_000);
+    assert!(cluster.leader() != leader);
 }
