@@ -21,6 +21,7 @@
 //! delete|set|setacl|check PATH [data=D] [version=V] [acl=A,…]
 //! multi | multiread                     indented lines below are its operations
 //! exists|get|ls|ls2|getacl|count PATH, ephemerals [PREFIX]
+//! quorum yes|no                         whether the leader lets reconfigs through from here on
 //! reconfig [joining=S,…] [leaving=N,…] [members=S,…] [from=E.C]
 //! raw OPCODE                            a request with a body nobody understands
 //! configure lines=S,… [expected=E.C]    the leader names the servers
@@ -133,6 +134,8 @@ struct World {
     at: LogId,
     time_ms: i64,
     number: u64,
+    /// The leader refuses reconfigs.
+    no_quorum: bool,
     /// A session whose commands come through the connection before the present one.
     stale: Option<i64>,
 }
@@ -173,6 +176,7 @@ impl World {
             at: LogId { term: 1, index: 0 },
             time_ms: 1000,
             number: 0,
+            no_quorum: false,
             stale: None,
         };
         world.apply(&log::Entry::default());
@@ -218,6 +222,10 @@ impl World {
             }
             "stale" => {
                 self.stale = Some(number(words.argument(0)));
+                Vec::new()
+            }
+            "quorum" => {
+                self.no_quorum = words.argument(0) == "no";
                 Vec::new()
             }
             "auth" => {
@@ -384,7 +392,7 @@ impl World {
             batches,
             internal: Vec::new(),
             change: None,
-            no_quorum: false,
+            no_quorum: self.no_quorum,
         })
     }
 

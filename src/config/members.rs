@@ -97,7 +97,6 @@ impl From<LineError> for Expected {
             LineError::Roles => "the same role in all alternatives",
             LineError::Client => "a host name or address before clientPort",
             LineError::SecondClient => "no secure client address: TLS is not supported yet",
-            LineError::SharedPort => "a client port that differs from quorumPort",
         })
     }
 }

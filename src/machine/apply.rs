@@ -290,14 +290,29 @@ impl Machine {
         Ok(self.tree.get(id).stat())
     }
 
-    /// Other servers make the ensemble up from here on. What stands between the checks of a version
-    /// and of permissions in §3.3 and depends on the cluster's condition, the leader has checked.
+    /// Other servers make the ensemble up from here on.
     fn reconfig(
         &mut self,
         request: &Reconfig,
         caller: &Caller<'_>,
         write: Write,
     ) -> Result<Answer, ErrorCode> {
+        let after = self.reconfigured(request, caller)?;
+        self.publish(after, write);
+        let znode = self.tree.get(NodeId::CONFIG);
+        Ok(Answer::Data(znode.shared_data(), znode.stat()))
+    }
+
+    /// The ensemble that a request leads to, by [`Ensemble::after`]. For the leader too: it takes
+    /// no step for somebody who may not ask for it.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub fn reconfigured(
+        &self,
+        request: &Reconfig,
+        caller: &Caller<'_>,
+    ) -> Result<Ensemble, ErrorCode> {
         if self.settings.get("reconfig_enabled") == 0 {
             return Err(ErrorCode::ReconfigDisabled);
         }
@@ -307,9 +322,7 @@ impl Machine {
             return Err(ErrorCode::NewConfigNoQuorum);
         }
         self.check(NodeId::CONFIG, perms::WRITE, caller)?;
-        self.publish(after, write);
-        let znode = self.tree.get(NodeId::CONFIG);
-        Ok(Answer::Data(znode.shared_data(), znode.stat()))
+        Ok(after)
     }
 
     /// An ensemble comes into force, and clients are shown it.

@@ -29,8 +29,8 @@ impl Ensemble {
     ///
     /// # Errors
     ///
-    /// `BadArguments` if the text is malformed, if two servers share a number or an address, or if
-    /// nobody votes.
+    /// `BadArguments` if the text is malformed, if two servers share a number or an address, if one
+    /// has clients and servers at one port, or if nobody votes.
     pub fn parse(text: &str) -> Result<Self, ErrorCode> {
         let mut lines = Vec::new();
         let mut version = Zxid(0);
@@ -102,8 +102,14 @@ impl Ensemble {
             if !member.addresses().all(|address| taken.insert(address)) {
                 return Err(ErrorCode::BadArguments);
             }
-            if member.advertised().is_none() {
-                member.client = None;
+            if member.advertised().is_none()
+                && let Some((_, client_port)) = member.client.take()
+                && member
+                    .peers
+                    .iter()
+                    .any(|peer| peer.quorum_port == client_port)
+            {
+                return Err(ErrorCode::BadArguments);
             }
         }
         let ensemble = Self { members, version };
@@ -216,6 +222,8 @@ mod tests {
             "server.1=a:1:2\nserver.2=a:1:3",
             "server.1=a:1:2\nserver.2=A:3:1",
             "server.1=a:1:2;b:1\nserver.2=b:1:2",
+            "server.1=a:1:2;1",
+            "server.1=a:1:2;[::]:1",
             "server.1=a:1:2\nversion=x",
             "server.1=a:1:2\nversion=",
             "server.1=a:1:2\ngroup.1=1",
@@ -258,6 +266,7 @@ mod tests {
             after(&promoted),
             Ok(format!("{two}\nserver.3=c:1:2:participant"))
         );
+        assert_eq!(after(&request("", "2")), Ok(format!("{one}\n{three}")));
         let all = "server.8=h:1:2,server.7=g:1:2;g:3\nversion=77";
         assert_eq!(
             after(&full(all)),
@@ -268,19 +277,18 @@ mod tests {
     #[test]
     fn a_bad_request_changes_nothing() {
         for bad in [
-            request("", "2"),
+            request("", "1,2"),
             request("", "1,2,3"),
             request("", "x"),
             request("", "1;2"),
-            request("server.2=b:1:2:observer;9", ""),
+            request("server.2=b:1:2:observer;9", "1"),
             request("server.4=d:1:2", ""),
             request("server.4=d:1:2;5,server.4=e:1:2;5", ""),
             request("server.4=b:1:9;5", ""),
             request("server.256=d:1:2;5", ""),
             request("4=d:1:2;5", ""),
             full(""),
-            full("server.1=a:1:2"),
-            full("server.1=a:1:2,server.2=b:1:2:observer"),
+            full("server.1=a:1:2:observer"),
             Reconfig {
                 members: Some(TEXT.into()),
                 ..request("", "3")

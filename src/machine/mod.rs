@@ -148,7 +148,7 @@ pub struct Machine {
     zxid: Zxid,
     /// The leader's clock in the last entry that had commands, in ms since 1970.
     time_ms: i64,
-    /// The leader refuses the reconfig in the present entry.
+    /// The leader refuses the reconfig in the present entry; false between entries.
     no_quorum: bool,
     /// What the present command changed; empty between commands.
     changes: Vec<PendingChange>,
@@ -197,6 +197,7 @@ impl Machine {
         for command in &entry.internal {
             self.run(command, None, sink);
         }
+        self.no_quorum = false;
     }
 
     /// Passes an entry that holds no commands, such as a change of membership.

@@ -52,8 +52,6 @@ pub enum LineError {
     Client,
     #[error("there is a second client address")]
     SecondClient,
-    #[error("the client port is the quorumPort")]
-    SharedPort,
 }
 
 impl ServerLine {
@@ -83,11 +81,6 @@ impl ServerLine {
             .transpose()?;
         if parts.next().is_some() {
             return Err(LineError::SecondClient);
-        }
-        if let Some((None, port)) = client
-            && peers.iter().any(|peer| peer.quorum_port == port)
-        {
-            return Err(LineError::SharedPort);
         }
         Ok(Self {
             id,
@@ -361,7 +354,6 @@ mod tests {
             ("zk1:2888:3888;host:", LineError::Port),
             ("zk1:2888:3888;a,b:2181", LineError::Client),
             ("zk1:2888:3888;2181;2281", LineError::SecondClient),
-            ("zk1:2888:3888;2888", LineError::SharedPort),
             ("zk1:2888:3888|", LineError::Form),
             (
                 "zk1:2888:3888:participant|zk2:2888:3888:observer",

@@ -127,6 +127,7 @@ impl Source {
                 commands,
             });
         }
+        entry.no_quorum = self.rng.percent(10);
         if self.rng.percent(10) {
             entry.internal.push(self.internal(model));
         }

@@ -129,6 +129,8 @@ pub struct Model {
     pub settings: BTreeMap<String, i64>,
     /// The servers of the ensemble, and the zxid since when they are.
     pub ensemble: Option<(Lines, Zxid)>,
+    /// What the leader said of a reconfig in the present entry.
+    no_quorum: bool,
     pub changes: Vec<Change>,
     /// Every version of every path, oldest first.
     history: BTreeMap<String, Vec<Version>>,
@@ -175,6 +177,7 @@ impl Model {
     /// Applies the entry at `index`; without content it is a new leader's empty one.
     pub fn apply(&mut self, index: u64, term: u64, entry: &log::Entry) -> Vec<Done> {
         self.index = index;
+        self.no_quorum = entry.no_quorum;
         if term != self.term {
             // §9.6 rule 1: the first entry of a term opens an epoch.
             let epoch = (self.zxid.epoch() + 1).max(u32::try_from(term).expect("small terms"));
@@ -365,9 +368,6 @@ impl Model {
             Request::CloseSession => {
                 self.close_session(session);
                 Ok(Answer::Empty)
-            }
-            Request::Reconfig(_) if self.setting("reconfig_enabled") == 0 => {
-                Err(ErrorCode::ReconfigDisabled)
             }
             Request::Reconfig(request) => self.reconfig(&request, &ids),
             other => panic!("{other:?} is not a write"),

@@ -40,11 +40,12 @@ pub struct Connected {
 }
 
 /// Every error code a server may send (§10).
-const ERRORS: [ErrorCode; 16] = [
+const ERRORS: [ErrorCode; 17] = [
     ErrorCode::RuntimeInconsistency,
     ErrorCode::MarshallingError,
     ErrorCode::Unimplemented,
     ErrorCode::BadArguments,
+    ErrorCode::NewConfigNoQuorum,
     ErrorCode::NoNode,
     ErrorCode::NoAuth,
     ErrorCode::BadVersion,

@@ -16,7 +16,7 @@ const CONFIG: &str = "/zookeeper/config";
 const BAD: ErrorCode = ErrorCode::BadArguments;
 
 impl Model {
-    /// §3.3 reconfig, without what only a leader can know.
+    /// §3.3 reconfig. A change under way is no error: the leader puts the request off.
     pub(super) fn reconfig(&mut self, request: &Reconfig, ids: &[Id]) -> Result<Answer, ErrorCode> {
         if self.setting("reconfig_enabled") == 0 {
             return Err(ErrorCode::ReconfigDisabled);
@@ -28,8 +28,8 @@ impl Model {
             return Err(ErrorCode::BadVersion);
         }
         let lines = changed(lines, request)?;
-        if voters(&lines) < 2 {
-            return Err(BAD);
+        if self.no_quorum {
+            return Err(ErrorCode::NewConfigNoQuorum);
         }
         check_acl(&self.now[CONFIG].acl, perms::WRITE, ids)?;
         self.show(lines);
@@ -40,10 +40,8 @@ impl Model {
     /// The leader's own: only if it knows the present version, and if it makes sense.
     pub(super) fn configure(&mut self, text: &str, expected: Zxid) {
         let present = self.ensemble.as_ref().map_or(Zxid(0), |(_, since)| *since);
-        let lines = full(text);
-        if let Ok(lines) = lines
+        if let Ok(lines) = full(text)
             && present == expected
-            && voters(&lines) > 0
         {
             self.step();
             self.show(lines);
@@ -103,7 +101,7 @@ fn changed(mut lines: Lines, request: &Reconfig) -> Result<Lines, ErrorCode> {
         joined.push(id);
         lines.insert(id, line);
     }
-    clash_free(lines)
+    possible(lines)
 }
 
 /// All lines of a text, between commas or line ends.
@@ -119,10 +117,7 @@ fn full(text: &str) -> Result<Lines, ErrorCode> {
             }
         }
     }
-    match voters(&lines) {
-        0 => Err(BAD),
-        _ => clash_free(lines),
-    }
+    possible(lines)
 }
 
 /// `server.N=host:port:port[:role][|…][;[host:]port]`, and how it is printed: with the role, and
@@ -158,7 +153,7 @@ fn server(item: &str) -> Result<(u32, String), ErrorCode> {
         return Err(BAD);
     }
     let mut printed = format!("{}:{role}", addresses.join("|"));
-    if let Some((host, port)) = client.filter(|(host, _)| !["", "[::]"].contains(&host.as_str())) {
+    if let Some((host, port)) = client.filter(|(host, _)| !host.is_empty()) {
         printed += &format!(";{host}:{port}");
     }
     Ok((id, printed))
@@ -166,9 +161,10 @@ fn server(item: &str) -> Result<(u32, String), ErrorCode> {
 
 /// `[host:]port`; a host that is every address is empty.
 fn client_address(text: &str) -> Result<(String, u16), ErrorCode> {
-    let everywhere = text.trim_start_matches("0.0.0.0").trim_start_matches(':');
-    if let Ok(port) = port(everywhere) {
-        return Ok((String::new(), port));
+    for everywhere in ["", ":", "0.0.0.0:", "[::]:"] {
+        if let Some(Ok(port)) = text.strip_prefix(everywhere).map(port) {
+            return Ok((String::new(), port));
+        }
     }
     let (host, number) = host_and_rest(text)?;
     Ok((host, port(number)?))
@@ -192,8 +188,8 @@ fn port(text: &str) -> Result<u16, ErrorCode> {
     text.parse().ok().filter(|port| *port > 0).ok_or(BAD)
 }
 
-/// No two servers, and no two ports of one, may have the same address.
-fn clash_free(lines: Lines) -> Result<Lines, ErrorCode> {
+/// No two servers, and no two ports of one, may have the same address; and somebody must vote.
+fn possible(lines: Lines) -> Result<Lines, ErrorCode> {
     let mut taken = Vec::new();
     for line in lines.values() {
         let (peers, client) = line.split_once(';').unwrap_or((line, ""));
@@ -210,17 +206,14 @@ fn clash_free(lines: Lines) -> Result<Lines, ErrorCode> {
     let all = taken.len();
     taken.sort();
     taken.dedup();
-    match taken.len() == all {
+    let votes = |line: &String| {
+        line.split(';')
+            .next()
+            .expect("one")
+            .ends_with("participant")
+    };
+    match taken.len() == all && lines.values().any(votes) {
         true => Ok(lines),
         false => Err(BAD),
     }
-}
-
-fn voters(lines: &Lines) -> usize {
-    let votes = |line: &&String| {
-        line.split(';')
-            .next()
-            .is_some_and(|l| l.ends_with("participant"))
-    };
-    lines.values().filter(votes).count()
 }
