@@ -12,7 +12,6 @@ use crate::proto::log::{Membership, MembershipStep};
 
 use crate::machine::Ensemble;
 use crate::proto::log::{self, MembershipChange};
-use crate::wire::{Request, op};
 
 use super::members::disk_setting;
 use super::status::PeerStatus;
@@ -212,15 +211,7 @@ impl Engine {
             ..log::Entry::default()
         };
         let command = entry.batches[0].commands.first()?;
-        let request = Request::decode(op::RECONFIG, command.body.clone());
-        let after = match &request {
-            Ok(Request::Reconfig(reconfig)) => {
-                let state = self.shared.state.read();
-                let present = state.machine.ensemble();
-                present.and_then(|ensemble| ensemble.after(reconfig).ok())
-            }
-            _ => None,
-        };
+        let after = self.shared.state.read().machine.reconfigured_by(command);
         // Whatever is wrong with it, the machine says so.
         let Some(target) = after.as_ref().map(Target::from) else {
             return Some(entry);

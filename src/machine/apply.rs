@@ -303,16 +303,27 @@ impl Machine {
         Ok(Answer::Data(znode.shared_data(), znode.stat()))
     }
 
-    /// The ensemble that a request leads to, by [`Ensemble::after`]. For the leader too: it takes
+    /// The ensemble that a client's reconfig would lead to now, if it would succeed: a leader takes
     /// no step for somebody who may not ask for it.
+    pub fn reconfigured_by(&self, command: &log::Command) -> Option<Ensemble> {
+        let session = self.sessions.get(SessionId(command.session))?;
+        let request = Request::decode(command.op, command.body.clone()).ok()?;
+        let Request::Reconfig(request) = request else {
+            return None;
+        };
+        let caller = Caller {
+            session: SessionId(command.session),
+            identities: &session.identities,
+        };
+        let is_present = session.generation == command.generation;
+        is_present.then(|| self.reconfigured(&request, &caller).ok())?
+    }
+
+    /// The ensemble that a request leads to, by [`Ensemble::after`].
     ///
     /// # Errors
     /// What the client is told.
-    pub fn reconfigured(
-        &self,
-        request: &Reconfig,
-        caller: &Caller<'_>,
-    ) -> Result<Ensemble, ErrorCode> {
+    fn reconfigured(&self, request: &Reconfig, caller: &Caller<'_>) -> Result<Ensemble, ErrorCode> {
         if self.settings.get("reconfig_enabled") == 0 {
             return Err(ErrorCode::ReconfigDisabled);
         }

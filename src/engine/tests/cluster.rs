@@ -1090,3 +1090,22 @@ fn a_server_that_lost_its_disk_is_taken_back_by_the_majority() {
     cluster.pass(2_000);
     assert!(cluster.leader() != leader);
 }
+
+#[test]
+fn nobody_takes_the_lead_from_a_leader_by_a_reconfig_that_is_refused() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    let Request::Reconfig(right) = reconfig("", &leader.to_string()) else {
+        unreachable!("it is one");
+    };
+    let wrong = Request::Reconfig(Reconfig {
+        version: 77,
+        ..right
+    });
+    cluster.send(&client, 1, &wrong);
+    cluster.pass(1_000);
+    assert_eq!(client.frames(), [failed(1, ErrorCode::BadVersion)]);
+    assert_eq!(cluster.leader(), leader);
+}
