@@ -53,7 +53,8 @@ impl Servers {
                 "peerType" => self.observer = Some(is_observer(value)?),
                 "quorumListenOnAllIPs" => self.on_every_address = Some(boolean(value)?),
                 "statefulSet.replicas" => {
-                    self.stateful_set.replicas = Some((member_id(value)?, origin));
+                    let replicas = whole(value, ID_RANGE)? as u32;
+                    self.stateful_set.replicas = Some((replicas, origin));
                 }
                 // Judged only if there are replicas: every pod has a name and a namespace.
                 "statefulSet.service" => self.stateful_set.service = Some(given.clone()),
