@@ -559,9 +559,19 @@ impl Tail {
                 },
             });
         }
-        let last = first - 1 + self.entries.len() as u64;
+        let last = (first - 1 + self.entries.len() as u64).max(self.after);
+        if last < self.floor {
+            // Not even the snapshot that was loaded belongs to this log.
+            return Err(Fault::LogLost {
+                dir: dir.to_owned(),
+                detail: format!(
+                    "a snapshot contained entries up to {}, but log and snapshot end at {last}",
+                    self.floor
+                ),
+            });
+        }
         let covered = (self.after + 1 - first).min(self.entries.len() as u64) as usize;
-        Ok((last.max(self.after), self.entries.split_off(covered)))
+        Ok((last, self.entries.split_off(covered)))
     }
 }
 
