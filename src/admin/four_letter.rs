@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use super::process;
-use super::{ConnectionView, SessionView, VERSION, View};
+use super::{ConnectionView, Mode, SessionView, VERSION, View};
 use crate::config::Config;
 use crate::metrics::{MetricValue, Totals};
 use crate::wire::{SessionId, Text, op};
@@ -267,12 +267,27 @@ fn conf(view: &dyn View) -> String {
     } = view.config();
     let (data_bytes, log_bytes) = view.directory_bytes();
     let backlog = listen_backlog.map_or("-1".to_owned(), |backlog| backlog.to_string());
+    let ensemble = view.ensemble().map(|ensemble| {
+        let config = view.config();
+        let own = config.members.iter().find(|member| member.id == *server_id);
+        let ports = own.and_then(|own| own.peers.first());
+        let (quorum, election) = ports.map_or((0, 0), |own| (own.quorum_port, own.election_port));
+        format!(
+            "initLimit={}\nsyncLimit={}\nelectionAlg=3\nelectionPort={election}\n\
+             quorumPort={quorum}\npeerType={}\nmembership: \n{}",
+            config.init_limit_ms / u64::from(*tick_ms),
+            config.sync_limit_ms / u64::from(*tick_ms),
+            u8::from(own.is_some_and(|own| own.observer)),
+            ensemble.config,
+        )
+    });
+    let ensemble = ensemble.unwrap_or_default();
     format!(
         "clientPort={}\nsecureClientPort=-1\ndataDir={}\ndataDirSize={data_bytes}\n\
          dataLogDir={}\ndataLogSize={log_bytes}\ntickTime={tick_ms}\n\
          maxClientCnxns={max_client_cnxns}\nminSessionTimeout={min_session_timeout_ms}\n\
          maxSessionTimeout={max_session_timeout_ms}\nclientPortListenBacklog={backlog}\n\
-         serverId={server_id}\n",
+         serverId={server_id}\n{ensemble}",
         view.client_address().port(),
         data_dir.display(),
         log_dir.display(),
@@ -352,10 +367,50 @@ fn mntr(view: &dyn View) -> String {
         "zk_version\t{VERSION}\nzk_server_state\t{}\n",
         view.mode().name()
     );
+    let ensemble = view.ensemble();
+    let state = match view.mode() {
+        _ if ensemble.is_none() => None,
+        Mode::Leader => Some("leading - broadcast"),
+        Mode::Observer => Some("observing - broadcast"),
+        Mode::Follower | Mode::Standalone => Some("following - broadcast"),
+    };
+    if let Some(state) = state {
+        writeln!(text, "zk_peer_state\t{state}").expect("a String takes everything");
+    }
     for (name, value) in metric_values(view) {
         metric_lines(name, value, &mut text);
     }
+    let links = ensemble.map(|ensemble| ensemble.links).unwrap_or_default();
+    for (id, linked) in links {
+        let value = MetricValue::Gauge(linked.into());
+        metric_lines(&format!("peer_linked_{id}"), value, &mut text);
+    }
     text
+}
+
+/// What only servers with others have to tell.
+fn ensemble_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
+    let Some(ensemble) = view.ensemble() else {
+        return Vec::new();
+    };
+    let gauge = |value: u64| MetricValue::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
+    let mut values = vec![
+        ("quorum_size", gauge(ensemble.voters)),
+        ("raft_leader", gauge(ensemble.leader)),
+        ("raft_term", gauge(ensemble.term)),
+        ("raft_lag", gauge(ensemble.lag)),
+        ("pending_writes", gauge(ensemble.writes)),
+        ("pending_syncs", gauge(ensemble.syncs)),
+    ];
+    if view.mode() == Mode::Leader {
+        let (followers, observers) = (ensemble.followers, ensemble.observers);
+        values.extend([
+            ("learners", gauge(followers.active + observers.active)),
+            ("synced_followers", gauge(followers.synced)),
+            ("synced_observers", gauge(observers.synced)),
+        ]);
+    }
+    values
 }
 
 /// All metrics of a server: what `mntr` shows, and what a scraper would.
@@ -393,6 +448,7 @@ pub fn metric_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
         ("connection_drop_probability", MetricValue::Fraction(0.0)),
         ("outstanding_tls_handshake", MetricValue::Gauge(0)),
     ]);
+    values.extend(ensemble_values(view));
     values.extend(view.metrics().values());
     values
 }

@@ -34,6 +34,8 @@ pub trait View {
     /// Whether clients are served.
     fn is_serving(&self) -> bool;
     fn mode(&self) -> Mode;
+    /// The ensemble, unless this server stands alone.
+    fn ensemble(&self) -> Option<EnsembleView>;
     /// The last transaction that was applied here.
     fn zxid(&self) -> Zxid;
     /// Since the process started.
@@ -96,6 +98,38 @@ impl Mode {
             Self::Observer => "observer",
         }
     }
+}
+
+/// An ensemble, as one of its servers sees it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct EnsembleView {
+    /// The server that leads, 0 if none is known.
+    pub leader: u64,
+    /// Raft's term.
+    pub term: u64,
+    /// Entries of the log that are committed and not in this server's state.
+    pub lag: u64,
+    /// Writes of this server's clients that are not applied yet.
+    pub writes: u64,
+    /// Syncs that wait.
+    pub syncs: u64,
+    /// Servers that vote.
+    pub voters: u64,
+    /// The text of /zookeeper/config.
+    pub config: String,
+    /// On the leader: followers with a vote and observers, those that are heard, and those of them
+    /// that have nearly everything.
+    pub followers: Heard,
+    pub observers: Heard,
+    /// The other servers, and whether there is a link to each.
+    pub links: Vec<(u64, bool)>,
+}
+
+/// Servers that the leader hears.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Heard {
+    pub active: u64,
+    pub synced: u64,
 }
 
 /// What clients make the server hold, and how much that may be, in bytes; -1 is no limit.

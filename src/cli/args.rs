@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchArguments;
+use super::status::StatusArguments;
 use crate::config::{Given, Origin};
 
 const LONG_ABOUT: &str = "\
@@ -25,6 +26,7 @@ Examples:
   zkraft serve zoo.cfg --replicas 3 --service zk-headless
                                           one of three pods, without server lines and myid
   zkraft check-config zoo.cfg             what the file means here, without starting
+  zkraft status --server HOST:2181        whether it serves, who leads, how far behind it is
   zkraft bench get --versus HOST:2181     how fast, beside another server of the protocol
 
 Connect with any ZooKeeper client:
@@ -72,6 +74,8 @@ pub enum Command {
     Serve(Target),
     /// Say what a configuration file means here, without starting (exit code 1: refused)
     CheckConfig(Target),
+    /// Say how a server is, or, for probes, whether it runs or serves (exit code 1: not)
+    Status(StatusArguments),
     /// Load a server, or two in turn, and say how fast it is; any that speaks the protocol
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArguments),

@@ -10,6 +10,7 @@ mod check;
 mod limits;
 mod logging;
 mod progress;
+mod status;
 mod supervise;
 
 use std::ffi::OsString;
@@ -145,6 +146,7 @@ fn run(
                 err,
             );
         }
+        Some(Command::Status(status)) => status::run(status, out).map_err(Failure::Runtime),
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };
     let Err(failure) = done else {

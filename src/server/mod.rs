@@ -29,6 +29,7 @@ use crate::storage::{
 };
 use crate::watch::WatchLimits;
 
+pub use peers::Network;
 pub use view::ServerView;
 
 /// Time between two ticks of the engine.
@@ -196,7 +197,7 @@ impl Server {
             open_files: crate::cli::open_files(),
             large_frames_bytes: config.large_request_max_bytes,
         };
-        let words = ServerView::new(config, address, shared.clone(), clock);
+        let words = ServerView::new(config, address, shared.clone(), network.clone(), clock);
         let context = Context::new(shared.clone(), clock, limits, Box::new(words));
         let (stop_clients, stop) = watch::channel(false);
         let clients = runtime.spawn(net::serve(listener, context, stop));

@@ -7,30 +7,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::admin::{
-    ConnectionView, Held, Mode, SessionView, TRACE_MASK_DEFAULT, View, WatchSummary, four_letter,
+    ConnectionView, EnsembleView, Heard, Held, Mode, SessionView, TRACE_MASK_DEFAULT, View,
+    WatchSummary, four_letter,
 };
 use crate::config::Config;
-use crate::engine::{Connection, Role, Shared};
+use crate::engine::{Connection, PeerStatus, Role, Shared};
 use crate::metrics::Metrics;
+use crate::net::peer::Links;
 use crate::net::{Clock, Words};
+
 use crate::wire::{SessionId, Text, Zxid};
+
+use super::peers::Network;
 
 /// What four-letter words are answered from.
 pub struct ServerView {
     config: Config,
     address: SocketAddr,
     shared: Arc<Shared>,
+    network: Network,
     clock: Clock,
     trace_mask: AtomicI64,
 }
 
+/// Entries that a server may lack and still be in sync: some milliseconds of work.
+const SYNCED_WITHIN: u64 = 1_000;
+
 impl ServerView {
-    pub fn new(config: &Config, address: SocketAddr, shared: Arc<Shared>, clock: Clock) -> Self {
+    pub fn new(
+        config: &Config,
+        address: SocketAddr,
+        shared: Arc<Shared>,
+        network: Network,
+        clock: Clock,
+    ) -> Self {
         let trace_mask = AtomicI64::new(TRACE_MASK_DEFAULT);
         Self {
             config: config.clone(),
             address,
             shared,
+            network,
             clock,
             trace_mask,
         }
@@ -114,6 +130,42 @@ impl View for ServerView {
             Role::Follower => Mode::Follower,
             Role::Observer => Mode::Observer,
         }
+    }
+
+    fn ensemble(&self) -> Option<EnsembleView> {
+        let status = self.shared.status();
+        if status.role == Role::Standalone {
+            return None;
+        }
+        let heard = |voter: bool| {
+            let peers = status.peers.iter();
+            let active: Vec<_> = peers.filter(|p| p.voter == voter && p.active).collect();
+            let is_synced = |peer: &&&PeerStatus| {
+                !peer.snapshot && peer.matched + SYNCED_WITHIN >= status.committed
+            };
+            Heard {
+                active: active.len() as u64,
+                synced: active.iter().filter(is_synced).count() as u64,
+            }
+        };
+        let links = self.network.get().map(Links::status).unwrap_or_default();
+        let state = self.shared.state.read();
+        Some(EnsembleView {
+            leader: status.leader,
+            term: status.term,
+            lag: status.committed.saturating_sub(status.applied),
+            writes: status.writes as u64,
+            syncs: status.syncs as u64,
+            voters: status.membership.voters.len() as u64,
+            config: state
+                .machine
+                .ensemble()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            followers: heard(true),
+            observers: heard(false),
+            links: links.iter().map(|link| (link.id, link.is_linked)).collect(),
+        })
     }
 
     fn zxid(&self) -> Zxid {

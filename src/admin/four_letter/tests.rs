@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI64};
 
 use super::*;
-use crate::admin::{Held, Mode, TRACE_MASK_DEFAULT, WatchSummary};
+use crate::admin::{EnsembleView, Heard, Held, Mode, TRACE_MASK_DEFAULT, WatchSummary};
 use crate::config::{Config, Whitelist};
 use crate::metrics::Metrics;
 use crate::wire::Zxid;
@@ -12,6 +12,7 @@ struct Server {
     config: Config,
     metrics: Metrics,
     serving: bool,
+    ensemble: Option<EnsembleView>,
     trace_mask: AtomicI64,
     connections_reset: AtomicBool,
 }
@@ -34,6 +35,7 @@ impl Server {
             config,
             metrics,
             serving: true,
+            ensemble: None,
             trace_mask: AtomicI64::new(TRACE_MASK_DEFAULT),
             connections_reset: AtomicBool::new(false),
         }
@@ -61,7 +63,14 @@ impl View for Server {
     }
 
     fn mode(&self) -> Mode {
-        Mode::Standalone
+        match self.ensemble {
+            Some(_) => Mode::Leader,
+            None => Mode::Standalone,
+        }
+    }
+
+    fn ensemble(&self) -> Option<EnsembleView> {
+        self.ensemble.clone()
     }
 
     fn zxid(&self) -> Zxid {
@@ -548,4 +557,46 @@ fn numbers_and_times_are_written_as_java_writes_them() {
     ] {
         assert_eq!(java_date(ms), text);
     }
+}
+
+#[test]
+fn a_leader_tells_of_its_ensemble() {
+    let mut server = Server::new();
+    let alone = server.say("mntr");
+    assert!(!alone.contains("zk_peer_state") && !alone.contains("zk_synced_followers"));
+    server.ensemble = Some(EnsembleView {
+        leader: 1,
+        term: 7,
+        lag: 2,
+        writes: 3,
+        syncs: 4,
+        voters: 3,
+        config: "server.1=a:2888:3888:participant\nversion=100000000".to_owned(),
+        followers: Heard {
+            active: 2,
+            synced: 1,
+        },
+        observers: Heard::default(),
+        links: vec![(2, true), (3, false)],
+    });
+    let said = server.say("mntr");
+    for line in [
+        "zk_server_state\tleader",
+        "zk_peer_state\tleading - broadcast",
+        "zk_quorum_size\t3",
+        "zk_learners\t2",
+        "zk_synced_followers\t1",
+        "zk_pending_syncs\t4",
+        "zk_raft_term\t7",
+        "zk_raft_lag\t2",
+        "zk_peer_linked_2\t1",
+        "zk_peer_linked_3\t0",
+    ] {
+        assert!(said.lines().any(|found| found == line), "{line}");
+    }
+    let conf = server.say("conf");
+    assert!(
+        conf.ends_with("membership: \nserver.1=a:2888:3888:participant\nversion=100000000"),
+        "{conf}"
+    );
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use zkraft::admin::Word;
 use zkraft::config::Loaded;
 use zkraft::net::{Clock, Words};
-use zkraft::server::ServerView;
+use zkraft::server::{Network, ServerView};
 
 use super::input::Input;
 use super::server::Server;
@@ -46,7 +46,13 @@ fn view() -> ServerView {
     );
     let config = loaded.expect("the settings are valid").config;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 2181));
-    ServerView::new(&config, address, server.shared.clone(), Clock::start())
+    ServerView::new(
+        &config,
+        address,
+        server.shared.clone(),
+        Network::default(),
+        Clock::start(),
+    )
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {

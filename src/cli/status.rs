@@ -1,0 +1,192 @@
+//! `status`: how a server is, for people and for probes.
+//!
+//! Asks over the client port, by the four-letter words that monitoring uses: `srvr`, which is
+//! always answered, and `mntr` if the server allows it. So it needs no rights and no port of its
+//! own, and it works for ZooKeeper too.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::say;
+
+/// How long a server may take to accept, and then for each answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// What a server that does not serve says.
+const NOT_SERVING: &str = "not currently serving";
+
+#[derive(Args, Debug)]
+pub struct StatusArguments {
+    /// The server's address for clients
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2181")]
+    pub server: String,
+    /// Print nothing; exit code 0 if the server runs, whether it serves or not
+    #[arg(long, conflicts_with = "ready")]
+    pub live: bool,
+    /// Print nothing; exit code 0 if the server serves clients: it knows a leader and has caught up
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// What `mntr` may tell besides, as it is called there and here.
+const DETAILS: [(&str, &str); 8] = [
+    ("zk_raft_leader", "leader"),
+    ("zk_raft_term", "term"),
+    ("zk_raft_lag", "entries behind"),
+    ("zk_pending_writes", "pending writes"),
+    ("zk_pending_syncs", "pending syncs"),
+    ("zk_quorum_size", "voters"),
+    ("zk_learners", "followers linked"),
+    ("zk_synced_followers", "followers in sync"),
+];
+
+/// Tells how the server is.
+///
+/// # Errors
+/// It does not answer; or it does not serve, and that was asked for.
+pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let StatusArguments {
+        server,
+        live,
+        ready,
+    } = arguments;
+    let answer = ask(server, "srvr")
+        .with_context(|| format!("{server} does not answer; does a server run there?"))?;
+    if *live {
+        return Ok(());
+    }
+    let serves = !answer.contains(NOT_SERVING);
+    if *ready {
+        return match serves {
+            true => Ok(()),
+            false => bail!("{server} runs, but does not serve clients: it knows no leader"),
+        };
+    }
+    if !serves {
+        say(
+            out,
+            &format!(
+                "{server} runs, but does not serve clients: it knows no leader, or has not caught \
+                 up yet. Its log says which other servers it cannot reach\n"
+            ),
+        );
+        return Ok(());
+    }
+    let mut text = String::new();
+    for line in answer.lines() {
+        let (name, value) = line.split_once(": ").unwrap_or((line, ""));
+        text += &format!("{name:<20} {value}\n");
+    }
+    // Not everyone is allowed to ask for more.
+    let more = ask(server, "mntr").unwrap_or_default();
+    let values: BTreeMap<&str, &str> = more
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .collect();
+    for (metric, name) in DETAILS {
+        if let Some(value) = values.get(metric) {
+            text += &format!("{name:<20} {value}\n");
+        }
+    }
+    let peers = values.iter().filter_map(|(metric, value)| {
+        let id = metric.strip_prefix("zk_peer_linked_")?;
+        let word = if *value == "1" {
+            "linked"
+        } else {
+            "not linked"
+        };
+        Some(format!("{:<20} {word}\n", format!("server {id}")))
+    });
+    text.extend(peers);
+    say(out, &text);
+    Ok(())
+}
+
+/// The answer to a four-letter word.
+fn ask(server: &str, word: &str) -> io::Result<String> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in server.to_socket_addrs()? {
+        let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => stream,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(word.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        return match answer.is_empty() {
+            true => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(answer),
+        };
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers so many words with this, and its address.
+    fn server(words: usize, answer: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for _ in 0..words {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.read_exact(&mut [0; 4]).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        address
+    }
+
+    fn status(server: String, live: bool, ready: bool) -> Result<String, String> {
+        let arguments = StatusArguments {
+            server,
+            live,
+            ready,
+        };
+        let mut out = Vec::new();
+        match run(&arguments, &mut out) {
+            Ok(()) => Ok(String::from_utf8(out).unwrap()),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    }
+
+    #[test]
+    fn a_server_that_serves_is_live_and_ready_and_shown() {
+        let answer = "Zookeeper version: 3.9.5\nMode: leader\n";
+        assert_eq!(status(server(1, answer), true, false), Ok(String::new()));
+        assert_eq!(status(server(1, answer), false, true), Ok(String::new()));
+        let shown = status(server(2, answer), false, false).unwrap();
+        assert!(shown.contains("Mode                 leader\n"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_without_a_leader_is_live_and_not_ready() {
+        let answer = "This ZooKeeper instance is not currently serving requests\n";
+        assert_eq!(status(server(1, answer), true, false), Ok(String::new()));
+        assert!(status(server(1, answer), false, true).is_err());
+        let shown = status(server(1, answer), false, false).unwrap();
+        assert!(shown.contains("does not serve clients"), "{shown}");
+    }
+
+    #[test]
+    fn where_no_server_is_that_is_said() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let message = status(address, true, false).unwrap_err();
+        assert!(message.contains("does a server run there?"), "{message}");
+    }
+}
