@@ -827,13 +827,11 @@ pub static TABLE: &[Key] = &[
                 .map_or(String::new(), |path| path.display().to_string())
         },
     ),
-    honoured(
+    refused(
         "linearizableReads",
-        "false",
-        "true: a read sees every write that was answered before it, through whichever server, and \
-         costs a round to a majority. Not in ZooKeeper",
-        |draft, value| boolean(value).map(|on| draft.config.linearizable_reads = on),
-        |config| config.linearizable_reads.to_string(),
+        &["false"],
+        "Reads that see every write that was answered before them",
+        "a client that needs that sends sync before it reads: remove the line",
     ),
     refused(
         "group.*",

@@ -49,8 +49,6 @@ pub struct Config {
     pub sync_limit_ms: u64,
     /// The secret by which servers prove to each other that they belong together.
     pub cluster_secret_file: Option<PathBuf>,
-    /// Whether a read sees every write that was answered before it, wherever that was done.
-    pub linearizable_reads: bool,
 
     /// tickTime: sessions expire on multiples of it.
     pub tick_ms: u32,

@@ -211,7 +211,6 @@ impl Draft {
                 init_limit_ms: 30_000,
                 sync_limit_ms: 15_000,
                 cluster_secret_file: None,
-                linearizable_reads: false,
                 tick_ms: 3000,
                 min_session_timeout_ms: 6000,
                 max_session_timeout_ms: 60_000,

@@ -236,7 +236,6 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("initLimit", "20"),
         ("syncLimit", "2"),
         ("clusterSecretFile", "/run/secrets/zkraft"),
-        ("linearizableReads", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {
