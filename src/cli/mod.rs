@@ -146,7 +146,15 @@ fn run(
                 err,
             );
         }
-        Some(Command::Status(status)) => status::run(status, out).map_err(Failure::Runtime),
+        Some(Command::Status(status)) => {
+            return match status::run(status, out) {
+                Ok(()) => 0,
+                Err(error) => {
+                    say(err, &format!("{error:#}\n"));
+                    1
+                }
+            };
+        }
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };
     let Err(failure) = done else {

@@ -204,7 +204,7 @@ impl Engine {
     /// an election. Tried again with each tick until it is so.
     pub(super) fn hand_over(&mut self) {
         self.handing_over = true;
-        let peers = self.replica.peers().into_iter();
+        let peers = self.peers().into_iter();
         let candidates = peers.filter(|peer| peer.voter && peer.active);
         // raft gives one try up after an election timeout; the next goes to who is best then.
         if let Some(best) = candidates.max_by_key(|peer| peer.matched) {

@@ -299,6 +299,8 @@ pub struct Engine {
     settings_term: u64,
     snapshot: SnapshotState,
     standing: Standing,
+    /// When each server was heard last.
+    heard_ms: BTreeMap<u64, u64>,
     failover: Option<Failover>,
     handing_over: bool,
     /// A tick has passed since the membership was looked at.
@@ -385,6 +387,7 @@ impl Engine {
                 ..SnapshotState::default()
             },
             standing: Standing::new(id, origin.disk, admitted || !is_new),
+            heard_ms: BTreeMap::new(),
             failover: None,
             handing_over: false,
             reconcile_due: false,
@@ -708,6 +711,7 @@ impl Engine {
     }
 
     fn heard(&mut self, from: u64, message: PeerMessage) {
+        self.heard_ms.insert(from, self.now_ms);
         match message {
             // A snapshot is stepped when its file is here: see `offer_received`.
             PeerMessage::Raft(message) if message.get_msg_type() == MessageType::MsgSnapshot => {}

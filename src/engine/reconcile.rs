@@ -155,7 +155,7 @@ impl Engine {
         let facts = Facts {
             id: self.id,
             membership: &membership,
-            peers: &self.replica.peers(),
+            peers: &self.peers(),
             committed: self.replica.committed(),
             strangers: &strangers,
         };
@@ -195,7 +195,7 @@ impl Engine {
     /// A leader that is to leave lets another one lead, which then removes it.
     fn hand_over_if_unwanted(&mut self, target: &Target) {
         if !target.voters.contains(&self.id) && self.replica.is_voter() {
-            let peers = self.replica.peers().into_iter();
+            let peers = self.peers().into_iter();
             let fit = peers.filter(|peer| peer.active && target.voters.contains(&peer.id));
             if let Some(best) = fit.max_by_key(|peer| peer.matched) {
                 self.replica.transfer_leadership(best.id);
@@ -220,7 +220,7 @@ impl Engine {
             return None;
         }
         let membership = self.replica.membership();
-        let peers = self.replica.peers();
+        let peers = self.peers();
         let staying = |voter: &&u64| target.voters.contains(voter);
         let staying: Vec<u64> = membership.voters.iter().filter(staying).copied().collect();
         let is_there = |voter: &&u64| {

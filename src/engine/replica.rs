@@ -418,7 +418,7 @@ impl Replica {
         self.raw.raft.raft_log.committed
     }
 
-    /// As the leader: how far the others are.
+    /// As the leader: how far the others are. Whether they are active is not known here.
     pub fn peers(&self) -> Vec<PeerStatus> {
         if !self.is_leader() {
             return Vec::new();
@@ -430,7 +430,7 @@ impl Replica {
             .map(|(id, progress)| PeerStatus {
                 id: *id,
                 voter: !learners.contains(id),
-                active: progress.recent_active,
+                active: false,
                 matched: progress.matched,
                 snapshot: progress.state == ProgressState::Snapshot,
             })

@@ -45,7 +45,7 @@ pub struct Status {
 pub struct PeerStatus {
     pub id: u64,
     pub voter: bool,
-    /// Whether it was heard within the last election timeout.
+    /// Whether it was heard within the last half second.
     pub active: bool,
     /// The last entry that is known to be in its log.
     pub matched: u64,
@@ -53,7 +53,21 @@ pub struct PeerStatus {
     pub snapshot: bool,
 }
 
+/// A server that was not heard for so long, in ms, is not counted on: some heartbeats.
+const ACTIVE_MS: u64 = 500;
+
 impl Engine {
+    /// As the leader: how far the others are. (raft's own account of who is heard starts anew with
+    /// each election timeout.)
+    pub(super) fn peers(&self) -> Vec<PeerStatus> {
+        let mut peers = self.replica.peers();
+        for peer in &mut peers {
+            let heard_ms = self.heard_ms.get(&peer.id);
+            peer.active = heard_ms.is_some_and(|heard_ms| self.now_ms <= heard_ms + ACTIVE_MS);
+        }
+        peers
+    }
+
     /// Shows operators what there is to see.
     pub(super) fn update_status(&mut self) {
         let membership = self.replica.membership();
@@ -79,7 +93,7 @@ impl Engine {
             last: self.replica.last_index(),
             membership,
             admitted: self.standing.is_admitted(),
-            peers: self.replica.peers(),
+            peers: self.peers(),
             syncs: self.barrier.count(),
             writes: self.forward.len(),
         };
