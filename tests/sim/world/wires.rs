@@ -63,12 +63,19 @@ impl World {
                 input.put_u32(frame.len() as u32);
                 input.put_slice(frame);
             }
+            let timeout_ms = connection.stats.timeout_ms.load(Ordering::Relaxed);
             let taken = connection.receive(&mut input, usize::MAX, now_ms, &mut link.output);
             let count = *taken.as_ref().unwrap_or(&frames.len());
             link.input.extend(frames.iter().skip(count).cloned());
             for frame in frames.iter().take(count) {
                 note!(self, "{conn:?} > {server}: {}", short(frame));
                 self.checks.received(conn, ran_ms, self.now_us / 1000)?;
+            }
+            let confirmed_ms = self.process(server).shared.confirmed_ms();
+            let lease_ms = confirmed_ms.saturating_add(timeout_ms as u64 / 3);
+            if timeout_ms > 0 && count > 0 && now_ms > lease_ms {
+                let what = format!("24: {server} answers {conn:?} without a lease");
+                return broken(Group::Sessions, what);
             }
             let serving = self.process(server).serving;
             if let Err(refused) = taken {
