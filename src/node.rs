@@ -113,15 +113,20 @@ impl Doorbell {
     }
 
     /// Waits until rung, but not longer than this.
-    fn wait(&self, at_most: Duration) -> Waiting {
+    fn wait(&self, at_most: Duration) {
         let mut waiting = self.waiting.lock();
         if !waiting.rung {
             self.rung.wait_for(&mut waiting, at_most);
         }
-        waiting.take()
     }
 
-    /// What there is to do, unless that is nothing, or to stop: this is for the thread alone.
+    /// What there is to do. Only for who holds the node's lock: of two who take, the later one
+    /// would otherwise be able to go first, and messages to overtake each other.
+    fn take(&self) -> Waiting {
+        self.waiting.lock().take()
+    }
+
+    /// The same, unless that is nothing, or to stop: this is for the thread alone.
     fn take_work(&self) -> Option<Waiting> {
         let mut waiting = self.waiting.lock();
         (waiting.rung && !waiting.stop).then(|| waiting.take())
@@ -253,10 +258,11 @@ impl Node {
                 let wanted_ms = wake_at_ms.saturating_sub(self.clock.now_ms());
                 left = left.min(Duration::from_millis(wanted_ms));
             }
-            let waiting = doorbell.wait(left);
+            doorbell.wait(left);
+            let mut work = self.work.lock();
+            let waiting = doorbell.take();
             let stop = waiting.stop;
             let is_tick = Instant::now() >= next_tick;
-            let mut work = self.work.lock();
             work.round(waiting, is_tick, self.clock);
             if is_tick {
                 next_tick = Instant::now() + tick;
@@ -291,5 +297,104 @@ impl Node {
         drop(work);
         // Whoever rang while the lock was held has found it held.
         !doorbell.is_rung()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::engine::{Options, Setup};
+    use crate::machine::{Machine, OriginId};
+    use crate::proto::log;
+
+    /// A disk that is told of nothing but the order of another server's batches, and answers from a
+    /// thread of its own.
+    struct Order {
+        written: mpsc::Sender<u64>,
+        last: u64,
+        overtaken: mpsc::Sender<(u64, u64)>,
+    }
+
+    impl Log for Order {
+        fn append(&mut self, append: Append) {
+            for entry in &append.record.entries {
+                let entry = log::Entry::decode(&entry.data[..]).unwrap_or_default();
+                for batch in entry.batches {
+                    if batch.first < self.last {
+                        let _ = self.overtaken.send((self.last, batch.first));
+                    }
+                    self.last = batch.first;
+                }
+            }
+            let _ = self.written.send(append.number);
+        }
+
+        fn take_snapshot(&mut self, _meta: SnapshotMeta, _image: Image) {}
+
+        fn close(&mut self, _hard_state: HardState) {}
+    }
+
+    #[test]
+    fn messages_of_a_server_do_not_overtake_each_other() {
+        let setup = Setup {
+            origin: OriginId {
+                server: 1,
+                disk: 7,
+                incarnation: 1,
+            },
+            options: Options {
+                // Its own thread is often at work.
+                tick_ms: 1,
+                ..Options::default()
+            },
+            random: Box::new(|| [9; 16]),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            machine: Machine::new(),
+            hard_state: HardState::default(),
+            membership: log::Membership {
+                voters: vec![1],
+                ..Default::default()
+            },
+            entries: Vec::new(),
+            snapshot_due: false,
+            admitted: true,
+        };
+        let (written, to_persist) = mpsc::channel();
+        let (overtaken, overtakings) = mpsc::channel();
+        let disk = Order {
+            written,
+            last: 0,
+            overtaken,
+        };
+        let bell = Arc::new(Doorbell::default());
+        let engine = Engine::new(setup, 0);
+        let node = start(engine, disk, NoPeers, bell.clone(), Clock::start()).unwrap();
+        let disk_bell = bell.clone();
+        let disk = std::thread::spawn(move || {
+            for number in to_persist {
+                disk_bell.persisted(number, number % 2 == 0);
+            }
+        });
+        for first in 1..=20_000 {
+            let batch = log::Batch {
+                origin: Some(log::Origin {
+                    server: 2,
+                    disk: 8,
+                    incarnation: 1,
+                }),
+                first,
+                commands: vec![log::Command::default()],
+            };
+            bell.message(2, PeerMessage::Forward(batch));
+        }
+        bell.stop();
+        node.join().unwrap();
+        drop(bell);
+        disk.join().unwrap();
+        assert_eq!(overtakings.try_iter().next(), None);
     }
 }

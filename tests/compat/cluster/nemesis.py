@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import random
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -274,16 +275,19 @@ def run(
 @contextlib.contextmanager
 def small_disk() -> Iterator[Path]:
     """A file system in memory. It is mounted where the mounts are the suite's own."""
-    home = lab.CACHE / "run" / "nemesis-disk"
-    home.mkdir(parents=True, exist_ok=True)
+    runs = lab.CACHE / "run"
+    runs.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix="disk-", dir=runs))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", str(home)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        home.rmdir()
         raise lab.Skipped(f"a file system in memory cannot be mounted: {done.stderr.strip()}")
     try:
         yield home
     finally:
         subprocess.run(["umount", "--lazy", str(home)], check=False)
+        home.rmdir()
 
 
 class Trial:
@@ -307,6 +311,7 @@ class Trial:
         self.load.start()
         began = time.monotonic()
         kinds: Counter[str] = Counter()
+        failure: Exception | None = None
         try:
             for step in self.nemesis.schedule(self.seed):
                 if time.monotonic() > began + seconds:
@@ -316,19 +321,29 @@ class Trial:
                 print(f"  {at:6.1f} s: {step.kind}: {done}", flush=True)
                 kinds[step.kind] += 1
                 self._look(step)
-        finally:
-            print(f"  {sum(kinds.values())} faults of {len(kinds)} kinds")
-            try:
-                self.nemesis.heal()
-                self.ensemble.wait_for(*SERVERS)
-                self._goes_on()
-            finally:
-                self.load.stop()
-                print(f"  {self.load.figures()}", flush=True)
-            self._settle()
-            self.load.stop_watchers()
-            self.settled = True
+        except Exception as error:
+            failure = error
+        print(f"  {sum(kinds.values())} faults of {len(kinds)} kinds")
+        try:
+            self._calm()
+        except Exception as error:
+            failure = failure or error
+        if failure is not None:
+            raise failure
         assert self.load.done() > LOAD_MIN * seconds, "the load was too light to show anything"
+
+    def _calm(self) -> None:
+        """Ends all faults and all clients, and reads what there is then."""
+        try:
+            self.nemesis.heal()
+            self.ensemble.wait_for(*SERVERS)
+            self._goes_on()
+        finally:
+            self.load.stop()
+            print(f"  {self.load.figures()}", flush=True)
+        self._settle()
+        self.load.stop_watchers()
+        self.settled = True
 
     def judgements(self) -> dict[str, Callable[[], list[str]]]:
         load = self.load
