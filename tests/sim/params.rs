@@ -3,7 +3,9 @@
 
 use crate::client::{Client, Manners};
 use crate::rng::Rng;
-use crate::workload::{Anything, Bank, Counter, Holder, Idle, Lock, Queue, Quota, Workload};
+use crate::workload::{
+    Anything, Bank, Counter, Holder, Idle, Lock, Queue, Quota, Syncer, Workload,
+};
 
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -124,7 +126,7 @@ impl Params {
     }
 
     fn client(&self, id: usize, rng: &mut Rng) -> Client {
-        let workload: Box<dyn Workload> = match rng.below(19) {
+        let workload: Box<dyn Workload> = match rng.below(21) {
             _ if rng.percent(self.idle) => Box::new(Idle),
             0..6 => Box::new(Anything::new(rng)),
             6..9 => Box::new(Lock::default()),
@@ -132,6 +134,7 @@ impl Params {
             11..13 => Box::new(Counter::default()),
             13..15 => Box::new(Bank::new()),
             15..17 => Box::new(Holder::default()),
+            17..19 => Box::new(Syncer::default()),
             _ => Box::new(Quota::new(rng)),
         };
         let rare = |rng: &mut Rng, choices: &[u64]| match rng.percent(40) {

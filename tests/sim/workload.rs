@@ -108,6 +108,47 @@ impl Workload for Idle {
     }
 }
 
+/// Asks for the newest state again and again, and writes right behind that.
+#[derive(Default)]
+pub struct Syncer {
+    busy: usize,
+}
+
+impl Workload for Syncer {
+    fn next(&mut self, rng: &mut Rng, _: &View) -> Vec<Request> {
+        if self.busy > 0 {
+            return Vec::new();
+        }
+        let path = Some("/".into());
+        let look = Request::GetChildren {
+            path: "/".into(),
+            watch: false,
+            with_stat: true,
+        };
+        let mut requests = vec![Request::Sync { path }, look];
+        if rng.percent(30) {
+            requests.push(create("/synced", 0, b""));
+            let (path, data) = ("/synced".into(), Some(Bytes::new()));
+            let version = -1;
+            requests.push(Request::SetData {
+                path,
+                data,
+                version,
+            });
+        }
+        self.busy = requests.len();
+        requests
+    }
+
+    fn reply(&mut self, _: &Request, _: Result<'_>, _: &View, _: &mut Rng) {
+        self.busy = self.busy.saturating_sub(1);
+    }
+
+    fn lost(&mut self, _: &[Request]) {
+        self.busy = 0;
+    }
+}
+
 /// A lock without herd: ephemeral sequential znodes, each watching the one before.
 #[derive(Default)]
 pub struct Lock {
