@@ -379,7 +379,7 @@ mod tests {
                 disk_bell.persisted(number, number % 2 == 0);
             }
         });
-        for first in 1..=20_000 {
+        for first in 1..=40_000 {
             let batch = log::Batch {
                 origin: Some(log::Origin {
                     server: 2,
