@@ -99,9 +99,14 @@ impl LogCheck {
             // They say which term they would like, and change nothing.
             MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => false,
             _ if message.term > state.term => true,
-            MessageType::MsgAppendResponse => !message.reject && message.index > self.durable(),
+            // Of an earlier term it may have waited for what came after it: it was durable then,
+            // and has been replaced.
+            MessageType::MsgAppendResponse => {
+                let missing = message.term == state.term && message.index > self.durable();
+                !message.reject && missing
+            }
             MessageType::MsgRequestVoteResponse => {
-                // Of an earlier term it may have waited for what came after it.
+                // The same.
                 let other = message.term == state.term && state.vote != message.to;
                 !message.reject && other
             }
