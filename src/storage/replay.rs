@@ -435,6 +435,8 @@ struct Tail {
     after: u64,
     /// Index before the first entry held, once there was one.
     base: Option<u64>,
+    /// A snapshot says what stands there; else the entry before the first was not read.
+    is_base_known: bool,
     /// Index of the newest snapshot: no entry that comes later can be as low. The base can, when
     /// the part that is read starts with entries that are replaced from further down.
     floor: u64,
@@ -450,6 +452,7 @@ impl Tail {
         Self {
             after,
             base: None,
+            is_base_known: false,
             floor: 0,
             limit: 1,
             entries: Vec::new(),
@@ -507,6 +510,7 @@ impl Tail {
             Some(base) if index > base => self.entries.truncate((index - base - 1) as usize),
             _ => {
                 self.base = Some(index - 1);
+                self.is_base_known = false;
                 self.entries.clear();
             }
         }
@@ -541,6 +545,7 @@ impl Tail {
         if own.is_none_or(|entry| entry.term != mark.term) {
             self.entries.clear();
             self.base = Some(mark.index);
+            self.is_base_known = true;
         }
     }
 
@@ -557,6 +562,17 @@ impl Tail {
                     snapshot: self.after,
                     first,
                 },
+            });
+        }
+        // With the snapshot's own entry, it is lost whether what follows continues the snapshot, or
+        // was dropped when the snapshot came from another server.
+        if let Some(path) = broken
+            && first == self.after + 1
+            && !self.is_base_known
+            && !self.entries.is_empty()
+        {
+            return Err(Fault::CorruptHeader {
+                path: path.to_owned(),
             });
         }
         let last = (first - 1 + self.entries.len() as u64).max(self.after);
