@@ -24,7 +24,7 @@ pub struct Ensemble {
 }
 
 impl Ensemble {
-    /// Reads what [`Self::to_string`] writes, or the lines in any order and form that servers may
+    /// Reads what `Display` writes, or the lines in any order and form that servers may
     /// be configured with; commas separate them too. Without a version it is 0.
     ///
     /// # Errors
