@@ -18,6 +18,7 @@ use crate::proto::log;
 
 use super::log::MemLog;
 use super::replica::Replica;
+use super::status::PeerStatus;
 use super::{Engine, Outputs, set_command};
 
 /// A server's turn to campaign, in ms: the first is through by then.
@@ -204,10 +205,15 @@ impl Engine {
     /// an election. Tried again with each tick until it is so.
     pub(super) fn hand_over(&mut self) {
         self.handing_over = true;
+        self.transfer_leadership(|peer| peer.voter);
+    }
+
+    /// Asks the server that is there, fit, and furthest in the log to lead instead.
+    pub(super) fn transfer_leadership(&mut self, is_fit: impl Fn(&PeerStatus) -> bool) {
         let peers = self.peers().into_iter();
-        let candidates = peers.filter(|peer| peer.voter && peer.active);
+        let fit = peers.filter(|peer| peer.active && is_fit(peer));
         // raft gives one try up after an election timeout; the next goes to who is best then.
-        if let Some(best) = candidates.max_by_key(|peer| peer.matched) {
+        if let Some(best) = fit.max_by_key(|peer| peer.matched) {
             self.replica.transfer_leadership(best.id);
         }
     }

@@ -41,6 +41,14 @@ pub struct Facts<'a> {
     pub strangers: &'a BTreeMap<u64, u64>,
 }
 
+/// One step of a change of membership.
+pub fn step(kind: Kind, server: u64) -> MembershipStep {
+    MembershipStep {
+        kind: kind.into(),
+        server,
+    }
+}
+
 /// The next step, if one is wanted and can be taken now.
 pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
     let Facts {
@@ -60,10 +68,6 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
     let can_lose = |server: &u64| {
         let rest: Vec<&u64> = voters.iter().filter(|voter| *voter != server).collect();
         rest.iter().filter(|voter| active(voter)).count() > rest.len() / 2
-    };
-    let step = |kind: Kind, server: u64| MembershipStep {
-        kind: kind.into(),
-        server,
     };
 
     // A lost disk: what was acknowledged with it does not count any more.
@@ -141,15 +145,12 @@ impl Engine {
             }
             return;
         }
-        let (target, bound) = {
+        let target = {
             let state = self.shared.state.read();
-            let Some(ensemble) = state.machine.ensemble() else {
-                return;
-            };
-            let target = Target::from(ensemble);
-            let bound = |id: &u64| state.machine.setting(&disk_setting(*id)) != 0;
-            let bound: Vec<u64> = (1..=255).filter(bound).collect();
-            (target, bound)
+            state.machine.ensemble().map(Target::from)
+        };
+        let Some(target) = target else {
+            return;
         };
         let strangers = self.standing.strangers(self.now_ms);
         let facts = Facts {
@@ -163,8 +164,9 @@ impl Engine {
             self.hand_over_if_unwanted(&target);
             let members = self.replica.members();
             // Whoever is gone may come back with another disk.
-            let gone = bound.into_iter().filter(|id| !members.contains(id));
-            let gone = gone.map(|id| set_command(&(disk_setting(id), 0)));
+            let bound = (1..=u8::MAX).filter(|id| self.shared.bound_disk(u32::from(*id)) != 0);
+            let gone = bound.map(u64::from).filter(|id| !members.contains(id));
+            let gone: Vec<_> = gone.map(|id| set_command(&(disk_setting(id), 0))).collect();
             self.internal.extend(gone);
             return;
         };
@@ -195,11 +197,7 @@ impl Engine {
     /// A leader that is to leave lets another one lead, which then removes it.
     fn hand_over_if_unwanted(&mut self, target: &Target) {
         if !target.voters.contains(&self.id) && self.replica.is_voter() {
-            let peers = self.peers().into_iter();
-            let fit = peers.filter(|peer| peer.active && target.voters.contains(&peer.id));
-            if let Some(best) = fit.max_by_key(|peer| peer.matched) {
-                self.replica.transfer_leadership(best.id);
-            }
+            self.transfer_leadership(|peer| target.voters.contains(&peer.id));
         }
     }
 
@@ -234,10 +232,6 @@ impl Engine {
             self.hand_over_if_unwanted(&target);
             return None;
         }
-        let step = |kind: Kind, server: u64| MembershipStep {
-            kind: kind.into(),
-            server,
-        };
         let mut steps = Vec::new();
         for id in membership.voters.iter().chain(&membership.learners) {
             let is_voter = membership.voters.contains(id);

@@ -19,7 +19,7 @@ use crate::proto::log::membership_step::Kind;
 
 use super::entry;
 use super::log::MemLog;
-use super::reconcile::Target;
+use super::reconcile::{Target, step};
 use super::status::PeerStatus;
 
 /// Engine ticks between two heartbeats.
@@ -270,11 +270,8 @@ impl Replica {
                 Kind::Remove => false,
             };
             if !is_done {
-                let step = log::MembershipStep {
-                    kind: kind.into(),
-                    server,
-                };
-                self.apply_change(&log::MembershipChange { steps: vec![step] });
+                let steps = vec![step(kind, server)];
+                self.apply_change(&log::MembershipChange { steps });
             }
         }
     }
