@@ -399,6 +399,7 @@ fn ensemble_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
         ("raft_leader", gauge(ensemble.leader)),
         ("raft_term", gauge(ensemble.term)),
         ("raft_lag", gauge(ensemble.lag)),
+        ("raft_joining", gauge(ensemble.joining.into())),
         ("pending_writes", gauge(ensemble.writes)),
         ("pending_syncs", gauge(ensemble.syncs)),
     ];

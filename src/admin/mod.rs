@@ -115,6 +115,9 @@ pub struct EnsembleView {
     pub syncs: u64,
     /// Servers that vote.
     pub voters: u64,
+    /// Whether this server is to vote and does not yet: it has not caught up since it joined, or
+    /// since its disk was lost. Who counts on a majority must not count on it.
+    pub joining: bool,
     /// The text of /zookeeper/config.
     pub config: String,
     /// On the leader: followers with a vote and observers, those that are heard, and those of them

@@ -27,16 +27,21 @@ pub struct StatusArguments {
     /// Print nothing; exit code 0 if the server runs, whether it serves or not
     #[arg(long, conflicts_with = "ready")]
     pub live: bool,
-    /// Print nothing; exit code 0 if the server serves clients: it knows a leader and has caught up
+    /// Print nothing; exit code 0 if the server serves clients: it knows a leader, has caught up,
+    /// and votes if it is to
     #[arg(long)]
     pub ready: bool,
 }
 
+/// The line of `mntr` that says that a server does not vote yet, though it is to.
+const JOINING: &str = "zk_raft_joining\t1";
+
 /// What `mntr` may tell besides, as it is called there and here.
-const DETAILS: [(&str, &str); 8] = [
+const DETAILS: [(&str, &str); 9] = [
     ("zk_raft_leader", "leader"),
     ("zk_raft_term", "term"),
     ("zk_raft_lag", "entries behind"),
+    ("zk_raft_joining", "joining"),
     ("zk_pending_writes", "pending writes"),
     ("zk_pending_syncs", "pending syncs"),
     ("zk_quorum_size", "voters"),
@@ -61,10 +66,18 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
     }
     let serves = !answer.contains(NOT_SERVING);
     if *ready {
-        return match serves {
-            true => Ok(()),
-            false => bail!("{server} runs, but does not serve clients: it knows no leader"),
-        };
+        if !serves {
+            bail!("{server} runs, but does not serve clients: it knows no leader");
+        }
+        // Not everyone is allowed to ask for more.
+        let more = ask(server, "mntr").unwrap_or_default();
+        if more.lines().any(|line| line == JOINING) {
+            bail!(
+                "{server} serves clients, but does not vote yet: until it has caught up, a \
+                 majority must be had without it"
+            );
+        }
+        return Ok(());
     }
     if !serves {
         say(
@@ -167,7 +180,7 @@ mod tests {
     fn a_server_that_serves_is_live_and_ready_and_shown() {
         let answer = "Zookeeper version: 3.9.5\nMode: leader\n";
         assert_eq!(status(server(1, answer), true, false), Ok(String::new()));
-        assert_eq!(status(server(1, answer), false, true), Ok(String::new()));
+        assert_eq!(status(server(2, answer), false, true), Ok(String::new()));
         let shown = status(server(2, answer), false, false).unwrap();
         assert!(shown.contains("Mode                 leader\n"), "{shown}");
     }
@@ -179,6 +192,14 @@ mod tests {
         assert!(status(server(1, answer), false, true).is_err());
         let shown = status(server(1, answer), false, false).unwrap();
         assert!(shown.contains("does not serve clients"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_vote_yet_is_live_and_not_ready() {
+        let answer = "Mode: observer\nzk_raft_joining\t1\n";
+        assert_eq!(status(server(1, answer), true, false), Ok(String::new()));
+        let message = status(server(2, answer), false, true).unwrap_err();
+        assert!(message.contains("does not vote yet"), "{message}");
     }
 
     #[test]

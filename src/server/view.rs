@@ -150,6 +150,15 @@ impl View for ServerView {
         };
         let links = self.network.get().map(Links::status).unwrap_or_default();
         let state = self.shared.state.read();
+        let me = u64::from(self.config.server_id);
+        let members = state
+            .machine
+            .ensemble()
+            .map_or(&[][..], |all| all.members());
+        let is_to_vote = members
+            .iter()
+            .any(|line| u64::from(line.id) == me && !line.observer);
+        let joining = is_to_vote && !status.membership.voters.contains(&me);
         Some(EnsembleView {
             leader: status.leader,
             term: status.term,
@@ -157,6 +166,7 @@ impl View for ServerView {
             writes: status.writes as u64,
             syncs: status.syncs as u64,
             voters: status.membership.voters.len() as u64,
+            joining,
             config: state
                 .machine
                 .ensemble()

@@ -571,6 +571,7 @@ fn a_leader_tells_of_its_ensemble() {
         writes: 3,
         syncs: 4,
         voters: 3,
+        joining: false,
         config: "server.1=a:2888:3888:participant\nversion=100000000".to_owned(),
         followers: Heard {
             active: 2,
@@ -589,6 +590,7 @@ fn a_leader_tells_of_its_ensemble() {
         "zk_pending_syncs\t4",
         "zk_raft_term\t7",
         "zk_raft_lag\t2",
+        "zk_raft_joining\t0",
         "zk_peer_linked_2\t1",
         "zk_peer_linked_3\t0",
     ] {

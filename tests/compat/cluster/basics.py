@@ -415,6 +415,7 @@ def wiped(ensemble: Ensemble) -> None:
         raise
     ensemble.caught_up(follower, seen)
     compare(ensemble, follower, 2)
+    ensemble.complete()
     # It counts again: one of the others may go.
     leader = ensemble.leader()
     ensemble.servers[leader].kill9()

@@ -60,6 +60,10 @@ class Member(lab.Server):
         """What `srvr` calls it; empty if it does not say."""
         return self.look("srvr", "Mode: ")
 
+    def voters(self) -> str:
+        """How many servers vote, as this one says."""
+        return self.look("mntr", "zk_quorum_size")
+
     def look(self, word: str, key: str) -> str:
         """The value behind a key in the answer to a four-letter word; empty if it is not there."""
         try:
@@ -166,6 +170,19 @@ class Ensemble:
         with self.client(number) as client:
             client.seen = zxid
             client.connect(seconds_max)
+
+    def complete(self, seconds_max: float = SERVE_SECONDS_MAX) -> None:
+        """Waits until each server votes: one that is taken back serves a moment before it does,
+        and until then the others are a majority only together."""
+        if self.kind != "zkraft":
+            return
+        every = str(len(SERVERS))
+
+        def all_vote() -> bool:
+            leader = self.leads()
+            return leader is not None and self.servers[leader].voters() == every
+
+        lab.wait_until(all_vote, "a vote for every server", seconds_max, 0.05)
 
     def keep_logs(self) -> None:
         """Copies what the servers said to where it stays, and prints the ends."""

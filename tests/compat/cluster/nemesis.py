@@ -202,6 +202,7 @@ class Nemesis:
         server.wipe()
         server.spawn()
         self.ensemble.wait_for(server.number)
+        self.ensemble.complete()
         return f"of {server.number}"
 
     def _all_serve(self) -> None:
