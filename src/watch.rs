@@ -10,9 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 
-use hashbrown::HashTable;
-
-use crate::machine::{Change, ChangeKind, path};
+use crate::machine::{Change, ChangeKind, Index, path};
 use crate::wire::{EventType, Text};
 
 /// One connection of a client to this server. Never used twice while the server runs.
@@ -198,7 +196,7 @@ pub struct Watches {
     /// Numbers that are not in use.
     free: Vec<u32>,
     /// From the hash of a path to its number. Never iterated.
-    index: HashTable<u32>,
+    index: Index<u32>,
     hasher: foldhash::fast::RandomState,
     connections: BTreeMap<ConnectionId, Listed>,
     limits: WatchLimits,
@@ -445,8 +443,8 @@ impl Watches {
     }
 
     fn find(&self, path: &str) -> Option<u32> {
-        let is_it = |number: &u32| path_of(&self.watched, *number) == path;
-        self.index.find(self.hasher.hash_one(path), is_it).copied()
+        let is_it = |number| path_of(&self.watched, number) == path;
+        self.index.find(self.hasher.hash_one(path), is_it)
     }
 
     /// Gives a path a number. The connection is listed without a watch yet.
@@ -466,9 +464,9 @@ impl Watches {
                 u32::try_from(self.watched.len() - 1).expect("fewer than 2^32 watched paths")
             }
         };
-        let hash = |number: &u32| self.hasher.hash_one(path_of(&self.watched, *number));
+        let hash_of = |number| self.hasher.hash_one(path_of(&self.watched, number));
         self.index
-            .insert_unique(self.hasher.hash_one(path), number, hash);
+            .insert(self.hasher.hash_one(path), number, hash_of);
         number
     }
 
@@ -516,8 +514,15 @@ impl Watches {
         self.free.retain(|number| (*number as usize) < end);
         self.watched.shrink_to_fit();
         self.free.shrink_to_fit();
-        let hash = |number: &u32| self.hasher.hash_one(path_of(&self.watched, *number));
-        self.index.shrink_to_fit(hash);
+        let mut index = Index::with_capacity(self.index.len());
+        let hash_of = |number| self.hasher.hash_one(path_of(&self.watched, number));
+        for (number, _) in (0..)
+            .zip(&self.watched)
+            .filter(|(_, watched)| watched.is_some())
+        {
+            index.insert(hash_of(number), number, hash_of);
+        }
+        self.index = index;
     }
 
     /// A connection waits for nothing at a path any more, and perhaps nobody does.
@@ -534,9 +539,7 @@ impl Watches {
         let slot = &mut self.watched[number as usize];
         if let Some(watched) = slot.take_if(|watched| watched.watchers.is_empty()) {
             let hash = self.hasher.hash_one(watched.path.as_ref());
-            if let Ok(entry) = self.index.find_entry(hash, |found| *found == number) {
-                entry.remove();
-            }
+            self.index.remove(hash, number);
             self.free.push(number);
         }
     }

@@ -176,7 +176,7 @@ impl Multi {
 #[derive(Debug)]
 pub(super) struct Rearm {
     pub relative_zxid: Zxid,
-    paths: std::vec::IntoIter<(List, Text)>,
+    lists: [(List, std::vec::IntoIter<Text>); 5],
 }
 
 /// Which list of a setWatches a path comes from.
@@ -199,23 +199,22 @@ impl Rearm {
             (List::Persistent, persistent),
             (List::Recursive, recursive),
         ];
-        let paths = lists
-            .into_iter()
-            .flat_map(|(list, paths)| paths.into_iter().map(move |path| (list, path)));
-        let paths: Vec<_> = paths.collect();
         Self {
             relative_zxid: set.relative_zxid,
-            paths: paths.into_iter(),
+            lists: lists.map(|(list, paths)| (list, paths.into_iter())),
         }
     }
 
     /// The next paths.
     pub fn take(&mut self) -> impl Iterator<Item = (List, Text)> {
-        self.paths.by_ref().take(NODES_AT_ONCE)
+        let lists = self.lists.iter_mut();
+        lists
+            .flat_map(|(list, paths)| paths.map(|path| (*list, path)))
+            .take(NODES_AT_ONCE)
     }
 
     pub fn is_done(&self) -> bool {
-        self.paths.len() == 0
+        self.lists.iter().all(|(_, paths)| paths.len() == 0)
     }
 }
 

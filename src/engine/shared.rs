@@ -340,20 +340,15 @@ impl Shared {
         self.behind.lock().extend(still);
     }
 
-    pub(super) fn forget(&self, connection: &Connection) {
-        // In slices: a client may have a million watches, and every change looks at the table.
-        while self
-            .state
-            .read()
-            .watches
-            .lock()
-            .forget(connection.id(), FORGOTTEN_AT_ONCE)
-        {}
+    /// Removes some watches of a connection that is gone. True: there are more.
+    pub(super) fn forget_watches(&self, connection: &Connection) -> bool {
         let state = self.state.read();
-        state
-            .watches
-            .lock()
-            .forget(connection.id(), FORGOTTEN_AT_ONCE);
+        let mut watches = state.watches.lock();
+        watches.forget(connection.id(), FORGOTTEN_AT_ONCE)
+    }
+
+    /// A connection is gone: nothing is told to it any more.
+    pub(super) fn disconnect(&self, connection: &Connection) {
         let mut registry = self.registry.lock();
         registry.connections.remove(&connection.id());
         let session = SessionId(connection.stats.session.load(Ordering::Relaxed));

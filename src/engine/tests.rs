@@ -8,7 +8,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::*;
 use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
-use crate::wire::request::Create;
+use crate::wire::request::{Create, SetWatches};
 use crate::wire::{
     Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Reader, Request,
     SubRequest, Text, Zxid,
@@ -451,6 +451,27 @@ fn a_lost_connection_takes_its_watches_along_but_not_its_session() {
     assert_eq!(bench.shared.connection_count(), 0);
     let mut back = bench.handshake(given.session, &given.password, Zxid(0));
     assert_eq!(back.connect_response().unwrap().session, given.session);
+}
+
+#[test]
+fn many_watches_of_a_lost_connection_go_step_by_step() {
+    let mut bench = Bench::new();
+    let (client, _) = bench.client();
+    let exist = (0..2_000).map(|n| format!("/{n}").into()).collect();
+    let set = SetWatches {
+        exist,
+        ..SetWatches::default()
+    };
+    bench.send(&client, -8, &Request::SetWatches(set));
+    client.connection.answer_large(0);
+    let watches = || bench.shared.state.read().watches.lock().len();
+    assert_eq!(watches(), 2_000);
+    assert!(client.connection.lost_step());
+    // No event goes to it any more, and others have their turn.
+    assert_eq!(bench.shared.connection_count(), 0);
+    assert!((1..2_000).contains(&watches()));
+    while client.connection.lost_step() {}
+    assert_eq!(watches(), 0);
 }
 
 #[test]

@@ -1,41 +1,41 @@
-//! From a parent and a name to a znode, in a table that grows a little at a time.
+//! From a key to the number of what has it, in a table that grows a little at a time: from a parent
+//! and a name to a znode, from a path to its watches.
 //!
 //! One large table would be copied whole whenever it is full, which takes tens of milliseconds
-//! with millions of znodes, while no client is served. So it is made of many small parts, and with
-//! every few hundred insertions one of them is split in two (linear hashing: W. Litwin, 1980). The
-//! parts hold numbers alone: what a number hashes to is read off its znode when a part is split.
+//! with millions of entries, while no client is served. So it is made of many small parts, and
+//! with every few hundred insertions one of them is split in two (linear hashing: W. Litwin, 1980).
+//! The parts hold numbers alone: what a number hashes to is read off what it numbers when a part
+//! is split.
 
 use hashbrown::HashTable;
 
-use super::znode::NodeId;
-
-/// Znodes per part, on average. A part holds at most about twice as many before it is split, which
+/// Numbers per part, on average. A part holds at most about twice as many before it is split, which
 /// just fits the capacity of 1,024 buckets.
 const PART: usize = 400;
 
 /// See the module. Never iterated, so its order and the seed of the hash show nowhere.
 #[derive(Debug)]
-pub struct Index {
-    parts: Vec<HashTable<NodeId>>,
+pub struct Index<T> {
+    parts: Vec<HashTable<T>>,
     count: usize,
 }
 
-impl Default for Index {
+impl<T: Copy + Eq> Default for Index<T> {
     fn default() -> Self {
         Self::with_capacity(0)
     }
 }
 
-impl Index {
-    /// With room for this many znodes.
-    pub fn with_capacity(znodes: usize) -> Self {
-        let parts = (znodes / PART).max(1);
-        let whole = znodes / parts.next_power_of_two().max(1);
+impl<T: Copy + Eq> Index<T> {
+    /// With room for this many numbers.
+    pub fn with_capacity(numbers: usize) -> Self {
+        let parts = (numbers / PART).max(1);
+        let whole = numbers / parts.next_power_of_two().max(1);
         // Those that are not split yet hold twice as many, and chance adds some.
         let room = |part: usize| {
             let is_split = part < split_parts(parts) || part >= parts - split_parts(parts);
             let expected = if is_split { whole } else { 2 * whole };
-            if znodes == 0 {
+            if numbers == 0 {
                 0
             } else {
                 expected + expected / 16
@@ -49,19 +49,19 @@ impl Index {
         }
     }
 
-    /// Znodes in it.
+    /// Numbers in it.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    pub fn find(&self, hash: u64, is_it: impl FnMut(NodeId) -> bool) -> Option<NodeId> {
+    pub fn find(&self, hash: u64, is_it: impl FnMut(T) -> bool) -> Option<T> {
         let mut is_it = is_it;
         let part = &self.parts[self.part_of(hash)];
         part.find(within(hash), |id| is_it(*id)).copied()
     }
 
-    /// Adds a znode that is not in it. `hash_of`: what the znode of a number hashes to.
-    pub fn insert(&mut self, hash: u64, id: NodeId, hash_of: impl Fn(NodeId) -> u64) {
+    /// Adds a number that is not in it. `hash_of`: what the key of a number hashes to.
+    pub fn insert(&mut self, hash: u64, id: T, hash_of: impl Fn(T) -> u64) {
         if self.count == self.parts.len() * PART {
             self.split(&hash_of);
         }
@@ -69,7 +69,7 @@ impl Index {
         self.put(hash, id, &hash_of);
     }
 
-    pub fn remove(&mut self, hash: u64, id: NodeId) {
+    pub fn remove(&mut self, hash: u64, id: T) {
         let part = self.part_of(hash);
         if let Ok(place) = self.parts[part].find_entry(within(hash), |found| *found == id) {
             place.remove();
@@ -77,13 +77,13 @@ impl Index {
         }
     }
 
-    fn put(&mut self, hash: u64, id: NodeId, hash_of: &impl Fn(NodeId) -> u64) {
+    fn put(&mut self, hash: u64, id: T, hash_of: &impl Fn(T) -> u64) {
         let part = self.part_of(hash);
         self.parts[part].insert_unique(within(hash), id, |id| within(hash_of(*id)));
     }
 
     /// Adds one part and moves half of another into it.
-    fn split(&mut self, hash_of: &impl Fn(NodeId) -> u64) {
+    fn split(&mut self, hash_of: &impl Fn(T) -> u64) {
         let old = split_parts(self.parts.len());
         let moving = std::mem::take(&mut self.parts[old]);
         self.parts.push(HashTable::new());
@@ -122,6 +122,7 @@ fn within(hash: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::znode::NodeId;
 
     /// Well mixed, as the hash of a name is.
     fn hash(id: NodeId) -> u64 {
@@ -131,7 +132,7 @@ mod tests {
             .swap_bytes()
     }
 
-    fn find(index: &Index, id: NodeId) -> Option<NodeId> {
+    fn find(index: &Index<NodeId>, id: NodeId) -> Option<NodeId> {
         index.find(hash(id), |found| found == id)
     }
 

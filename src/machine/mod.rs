@@ -33,6 +33,7 @@ mod znode;
 
 pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
+pub(crate) use index::Index;
 pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};

@@ -44,7 +44,7 @@ pub struct Tree {
     acls: Acls,
     /// From the hash of (parent, name), seeded at random so that no client can choose names that
     /// collide. Never iterated, so the seed shows nowhere.
-    index: Index,
+    index: Index<NodeId>,
     hasher: foldhash::fast::RandomState,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
     ephemeral_count: usize,

@@ -85,7 +85,9 @@ pub async fn serve(
     };
     let end = client.run(&mut stop).await;
     drop(client);
-    connection.lost();
+    while connection.lost_step() {
+        tokio::task::yield_now().await;
+    }
     context.shared.metrics.connection_drop_count.add(1);
     sender.end();
     match end {

@@ -407,16 +407,22 @@ impl Connection {
 
     /// The socket is gone: nothing can be sent any more. The session lives on until its timeout.
     pub fn lost(&self) {
-        if self.gone.swap(true, Ordering::AcqRel) {
-            return;
+        while self.lost_step() {}
+    }
+
+    /// The same for a fraction of a millisecond: a client may leave a million watches. True: call
+    /// again.
+    pub fn lost_step(&self) -> bool {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            self.outbox.abandon();
+            {
+                let mut inner = self.inner.lock();
+                inner.phase = Phase::Closed;
+                inner.pipeline.clear();
+            }
+            self.shared.disconnect(self);
         }
-        self.outbox.abandon();
-        {
-            let mut inner = self.inner.lock();
-            inner.phase = Phase::Closed;
-            inner.pipeline.clear();
-        }
-        self.shared.forget(self);
+        self.shared.forget_watches(self)
     }
 
     pub fn id(&self) -> ConnectionId {
