@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 use crate::machine::Machine;
 use crate::proto::log;
 
+/// What a server said of itself when it was linked.
+pub use crate::proto::peer::Introduction;
+
 use super::log::MemLog;
 use super::replica::Replica;
 use super::status::PeerStatus;
@@ -38,17 +41,6 @@ pub const CLUSTER_SETTING: &str = "cluster";
 /// Setting with the disk of a server; 0 until it is bound.
 pub fn disk_setting(server: u64) -> String {
     format!("disk.{server}")
-}
-
-/// What a server said of itself when it was linked.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Introduction {
-    /// Random number of its data directory.
-    pub disk: u64,
-    /// Whether its log ever had an entry.
-    pub formed: bool,
-    /// The disk that it holds to be ours; 0: it knows of none.
-    pub knows: u64,
 }
 
 /// How an empty server came to take part.
@@ -307,6 +299,7 @@ mod tests {
             disk: 9,
             formed,
             knows,
+            ..Introduction::default()
         }
     }
 

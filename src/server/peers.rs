@@ -9,10 +9,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listen, Member};
-use crate::engine::{self, Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
+use crate::engine::{Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
 use crate::machine::Ensemble;
 use crate::net::peer::{
-    self, Host, Introduction, LinkOptions, Links, Me, PeerAddress, Secret, SecretError,
+    self, Host, Introduction, LinkOptions, Links, PeerAddress, Secret, SecretError,
 };
 use crate::node::{Doorbell, Peers};
 use crate::storage::{Fault, Identity, LogHandle, SnapshotReader, SnapshotWriter};
@@ -126,14 +126,14 @@ impl Host for Local {
     fn introduced(&self, other: &Introduction) {
         self.doorbell.event(Event::Introduced {
             id: other.server.into(),
-            introduction: said(other),
+            introduction: *other,
         });
     }
 
     fn linked(&self, other: &Introduction) {
         self.doorbell.event(Event::Linked {
             id: other.server.into(),
-            introduction: said(other),
+            introduction: *other,
         });
     }
 
@@ -182,21 +182,14 @@ impl Host for Local {
     }
 }
 
-fn said(other: &Introduction) -> engine::Introduction {
-    engine::Introduction {
-        disk: other.disk,
-        formed: other.formed,
-        knows: other.knows,
-    }
-}
-
-/// How this server introduces itself.
-pub fn me(identity: Identity, boot: u64) -> Me {
-    Me {
+/// How this server introduces itself, besides what changes while it runs.
+pub fn me(identity: Identity, boot: u64) -> Introduction {
+    Introduction {
         server: identity.server,
         disk: identity.disk,
         boot,
         level: FEATURE_LEVEL,
+        ..Introduction::default()
     }
 }
 
@@ -219,7 +212,7 @@ fn quorum_addresses(peers: &[crate::wire::server_line::PeerAddress]) -> Vec<Peer
 /// What the links are started with.
 pub struct Linking {
     pub listen: Listen,
-    pub me: Me,
+    pub me: Introduction,
     pub host: Arc<dyn Host>,
     pub options: LinkOptions,
     pub known: Known,

@@ -160,6 +160,7 @@ impl Cluster {
             disk: self.node(id).disk,
             formed,
             knows,
+            ..Introduction::default()
         };
         self.event(server, Event::Linked { id, introduction });
     }

@@ -140,7 +140,7 @@ pub(in crate::net) async fn dial(
 ) -> Result<Greeted, Failure> {
     let mut socket = Socket::new(stream);
     let hello = encode(Step::Hello(Hello {
-        me: Some(party.me.into()),
+        me: Some(party.me),
         target,
         lane: lane.into(),
         nonce: nonce()?,
@@ -209,7 +209,7 @@ pub(in crate::net) async fn accept(
         ..party.me
     };
     let challenge = encode(Step::Challenge(Challenge {
-        me: Some(me.into()),
+        me: Some(me),
         nonce: nonce()?,
     }));
     socket.begin(&challenge).await?;
@@ -403,10 +403,8 @@ fn compare_secrets(party: &Party<'_>, theirs: bool) -> Result<(), String> {
     }
 }
 
-fn introduced(me: Option<crate::proto::peer::Introduction>) -> Result<Introduction, Failure> {
-    let other = me.map(Introduction::from);
-    other
-        .filter(|other| other.server != 0)
+fn introduced(me: Option<Introduction>) -> Result<Introduction, Failure> {
+    me.filter(|other| other.server != 0)
         .ok_or_else(|| Failure::other("the other side does not say which server it is"))
 }
 
@@ -482,10 +480,10 @@ mod tests {
             level: 1,
             cluster: 5,
             formed: true,
-            knows: 0,
+            ..Introduction::default()
         };
         let hello = encode(Step::Hello(Hello {
-            me: Some(me.into()),
+            me: Some(me),
             target: 1,
             lane: Lane::Bulk.into(),
             nonce: Bytes::from_static(&[7; NONCE_BYTES]),

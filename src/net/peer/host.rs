@@ -1,81 +1,8 @@
-//! What the links need of their server, and how servers introduce themselves.
+//! What the links need of their server.
 
 use crate::engine::{PeerMessage, SnapshotMeta};
-use crate::proto::peer;
+use crate::proto::peer::Introduction;
 use crate::storage::{Fault, SnapshotReader, SnapshotWriter};
-
-/// This server, as it introduces itself.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Me {
-    pub server: u32,
-    /// Random number made with the data directory.
-    pub disk: u64,
-    /// Number of this start.
-    pub boot: u64,
-    /// The highest feature level that it knows.
-    pub level: u32,
-}
-
-/// What a server said of itself in the handshake.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Introduction {
-    pub server: u32,
-    pub disk: u64,
-    pub boot: u64,
-    pub level: u32,
-    /// 0: it knew of no cluster yet.
-    pub cluster: u64,
-    /// Whether it had any log or snapshot.
-    pub formed: bool,
-    /// The disk that it held to be that of the server it spoke to; 0: it knew of none.
-    pub knows: u64,
-}
-
-impl From<peer::Introduction> for Introduction {
-    fn from(said: peer::Introduction) -> Self {
-        let peer::Introduction {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        } = said;
-        Self {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        }
-    }
-}
-
-impl From<Introduction> for peer::Introduction {
-    fn from(said: Introduction) -> Self {
-        let Introduction {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        } = said;
-        Self {
-            server,
-            disk,
-            boot,
-            level,
-            cluster,
-            formed,
-            knows,
-        }
-    }
-}
 
 /// What the links need of their server, and what they tell it. Called from tasks of the network:
 /// must not block, and must not wait for the links. The exception is what has to do with snapshots:

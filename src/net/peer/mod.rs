@@ -44,8 +44,10 @@ use tokio::sync::{Notify, watch};
 use crate::engine::PeerMessage;
 use crate::net::transfer;
 
+pub use crate::proto::peer::Introduction;
+
 pub use self::handshake::version_of;
-pub use self::host::{Host, Introduction, Me};
+pub use self::host::Host;
 pub use self::resolve::{PeerAddress, Resolver, listen};
 pub use self::secret::{Secret, SecretError};
 
@@ -112,11 +114,12 @@ pub struct LinkStatus {
 pub struct Links(Arc<Shared>);
 
 impl Links {
-    /// Begins to accept peers. Everything ends when `stop` says so, or when its sender is gone.
+    /// Begins to accept peers. Of `me`, what `host` knows better is left to it. Everything ends
+    /// when `stop` says so, or when its sender is gone.
     pub fn start(
         runtime: &tokio::runtime::Handle,
         listener: TcpListener,
-        me: Me,
+        me: Introduction,
         host: Arc<dyn Host>,
         options: LinkOptions,
         stop: watch::Receiver<bool>,
@@ -237,7 +240,7 @@ impl fmt::Debug for Links {
 
 /// What all tasks of the links share.
 pub(super) struct Shared {
-    me: Me,
+    me: Introduction,
     pub host: Arc<dyn Host>,
     pub transfers: transfer::Transfers,
     secret: Option<Secret>,
@@ -267,20 +270,11 @@ impl Shared {
 
     /// This server as it is now.
     fn introduction_to(&self, other: u32) -> Introduction {
-        let Me {
-            server,
-            disk,
-            boot,
-            level,
-        } = self.me;
         Introduction {
-            server,
-            disk,
-            boot,
-            level,
             cluster: self.host.cluster(),
             formed: self.host.is_formed(),
             knows: self.host.knows(other),
+            ..self.me
         }
     }
 

@@ -211,7 +211,7 @@ mod tests {
             level: 1,
             cluster: 7,
             formed: true,
-            knows: 0,
+            ..Introduction::default()
         }
     }
 

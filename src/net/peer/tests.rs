@@ -115,7 +115,7 @@ impl TestServer {
         Self::start_with(me(server), 0, LinkOptions::default()).await
     }
 
-    async fn start_with(me: Me, port: u16, options: LinkOptions) -> Self {
+    async fn start_with(me: Introduction, port: u16, options: LinkOptions) -> Self {
         let listener = listen(&at(port), &options.resolver).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let host = Arc::new(TestHost::default());
@@ -170,12 +170,13 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     assert!(waited.is_ok(), "waited for {what}");
 }
 
-fn me(server: u32) -> Me {
-    Me {
+fn me(server: u32) -> Introduction {
+    Introduction {
         server,
         disk: 0xd15c + u64::from(server),
         boot: 5,
         level: 1,
+        ..Introduction::default()
     }
 }
 
@@ -219,7 +220,7 @@ async fn pair() -> (TestServer, TestServer) {
 }
 
 /// Dials a server as another one would.
-async fn dial_as(me: Me, port: u16, lane: Lane) -> Result<Greeted, String> {
+async fn dial_as(me: Introduction, port: u16, lane: Lane) -> Result<Greeted, String> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let party = Party {
         me: introduction(me),
@@ -231,15 +232,11 @@ async fn dial_as(me: Me, port: u16, lane: Lane) -> Result<Greeted, String> {
     dialled.map_err(|failure| failure.text)
 }
 
-fn introduction(me: Me) -> Introduction {
+fn introduction(me: Introduction) -> Introduction {
     Introduction {
-        server: me.server,
-        disk: me.disk,
-        boot: me.boot,
-        level: me.level,
         cluster: CLUSTER,
         formed: true,
-        knows: 0,
+        ..me
     }
 }
 
@@ -278,7 +275,12 @@ async fn messages_go_both_ways_in_both_lanes() {
 }
 
 /// What a server is told when it dials another, and what that one does not have then.
-async fn refusal(me: Me, options: LinkOptions, target: u64, other: &TestServer) -> String {
+async fn refusal(
+    me: Introduction,
+    options: LinkOptions,
+    target: u64,
+    other: &TestServer,
+) -> String {
     let dialler = TestServer::start_with(me, 0, options).await;
     dialler.dial(target, other.port);
     until("a refusal", || dialler.status().error.is_some()).await;
@@ -457,7 +459,7 @@ async fn a_peer_that_is_started_again_is_linked_again() {
     let port = two.stop().await;
     until("the loss", || one.told().lost == 1).await;
     assert_eq!(one.told().unreachable, 1);
-    let again = Me { boot: 6, ..me(2) };
+    let again = Introduction { boot: 6, ..me(2) };
     let two = TestServer::start_with(again, port, LinkOptions::default()).await;
     two.dial(1, one.port);
     until("the new start", || {
@@ -530,7 +532,7 @@ async fn a_newer_start_ends_what_the_older_one_says() {
     let mut old = dial_as(me(2), one.port, Lane::Urgent).await.unwrap();
     send(&mut old, urgent(1)).await.unwrap();
     one.hears(2, &urgent(1)).await;
-    let again = Me { boot: 6, ..me(2) };
+    let again = Introduction { boot: 6, ..me(2) };
     let mut new = dial_as(again, one.port, Lane::Bulk).await.unwrap();
     send(&mut new, bulk(1, 1)).await.unwrap();
     one.hears(2, &bulk(1, 1)).await;
@@ -552,7 +554,7 @@ async fn an_id_cannot_be_stolen() {
     let mut own = dial_as(me(2), one.port, Lane::Urgent).await.unwrap();
     send(&mut own, urgent(1)).await.unwrap();
     one.hears(2, &urgent(1)).await;
-    let thief = Me {
+    let thief = Introduction {
         disk: 0xbad,
         ..me(2)
     };
@@ -628,7 +630,8 @@ async fn names_are_resolved_at_each_attempt() {
 
     // It comes back somewhere else.
     two.stop().await;
-    let moved = TestServer::start_with(Me { boot: 6, ..me(2) }, 0, LinkOptions::default()).await;
+    let moved =
+        TestServer::start_with(Introduction { boot: 6, ..me(2) }, 0, LinkOptions::default()).await;
     port.store(moved.port.into(), Ordering::Relaxed);
     until("the link to the new place", || {
         status().is_linked && status().address.is_some_and(|a| a.port() == moved.port)
@@ -636,7 +639,7 @@ async fn names_are_resolved_at_each_attempt() {
     .await;
     // The name is gone, but not the server.
     port.store(0, Ordering::Relaxed);
-    let again = Me { boot: 7, ..me(2) };
+    let again = Introduction { boot: 7, ..me(2) };
     let same_port = moved.stop().await;
     let _again = TestServer::start_with(again, same_port, LinkOptions::default()).await;
     until("the link", || {

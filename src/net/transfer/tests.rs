@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::engine::{PeerMessage, SnapshotMeta};
 use crate::net::peer::handshake::{self, Greeted, Party, Socket};
-use crate::net::peer::{Host, Introduction, LinkOptions, Links, Me, PeerAddress};
+use crate::net::peer::{Host, Introduction, LinkOptions, Links, PeerAddress};
 use crate::proto::log::Membership;
 use crate::proto::peer::{Accept, Chunk, Done, Failed, Lane, Offer, Stored};
 use crate::storage::{
@@ -167,12 +167,13 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     assert!(timeout(LONG, waiting).await.is_ok(), "waited for {what}");
 }
 
-fn me(server: u32) -> Me {
-    Me {
+fn me(server: u32) -> Introduction {
+    Introduction {
         server,
         disk: server.into(),
         boot: 1,
         level: 1,
+        ..Introduction::default()
     }
 }
 
@@ -201,16 +202,12 @@ fn noise(seed: u64) -> Bytes {
     (0..CHUNK_BYTES).map(|_| byte()).collect()
 }
 
-fn party(me: Me) -> Party<'static> {
+fn party(me: Introduction) -> Party<'static> {
     Party {
         me: Introduction {
-            server: me.server,
-            disk: me.disk,
-            boot: me.boot,
-            level: me.level,
             cluster: 7,
             formed: true,
-            knows: 0,
+            ..me
         },
         secret: None,
         vet: &|_| Ok(()),

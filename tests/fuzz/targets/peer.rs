@@ -110,7 +110,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         level: 1,
         cluster: 5,
         formed: true,
-        knows: 0,
+        ..Introduction::default()
     });
     let steps = [
         handshake::Step::Hello(Hello {
