@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::engine::{Append, Engine, Event, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
+use crate::engine::{
+    Append, Engine, Event, Outdated, Outputs, PeerMessage, SendSnapshot, SnapshotMeta,
+};
 use crate::machine::{Ensemble, Image};
 use crate::net::Clock;
 use crate::proto::log::HardState;
@@ -170,6 +172,7 @@ struct Work {
     engine: Engine,
     log: Box<dyn Log>,
     peers: Box<dyn Peers>,
+    on_outdated: Box<dyn Fn(Outdated) + Send>,
     /// The highest number that the engine was told of.
     persisted: u64,
     /// When the engine wants a turn even if nothing happens, in ms.
@@ -198,6 +201,10 @@ impl Work {
         }
         debug_assert!(out.append.is_empty(), "only a turn appends");
         self.engine.turn(now_ms, clock.wall_ms(), &mut out);
+        if let Some(outdated) = out.outdated {
+            self.stopped = true;
+            (self.on_outdated)(outdated);
+        }
         for append in out.append {
             self.log.append(append);
         }
@@ -217,11 +224,13 @@ impl Work {
     }
 }
 
-/// Starts the thread. It ends after [`Doorbell::stop`].
+/// Starts the thread. It ends after [`Doorbell::stop`]. `on_outdated` is told why the process must
+/// end.
 pub fn start(
     engine: Engine,
     log: impl Log + 'static,
     peers: impl Peers + 'static,
+    on_outdated: impl Fn(Outdated) + Send + 'static,
     doorbell: Arc<Doorbell>,
     clock: Clock,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -233,6 +242,7 @@ pub fn start(
             engine,
             log: Box::new(log),
             peers: Box::new(peers),
+            on_outdated: Box::new(on_outdated),
             persisted: 0,
             wake_at_ms: None,
             stopped: false,
@@ -372,7 +382,7 @@ mod tests {
         };
         let bell = Arc::new(Doorbell::default());
         let engine = Engine::new(setup, 0);
-        let node = start(engine, disk, NoPeers, bell.clone(), Clock::start()).unwrap();
+        let node = start(engine, disk, NoPeers, |_| {}, bell.clone(), Clock::start()).unwrap();
         let disk_bell = bell.clone();
         let disk = std::thread::spawn(move || {
             for number in to_persist {

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use super::process;
 use super::{ConnectionView, Mode, SessionView, VERSION, View};
 use crate::config::Config;
+use crate::machine::FEATURE_LEVEL;
 use crate::metrics::{MetricValue, Totals};
 use crate::wire::{SessionId, Text, op};
 
@@ -446,6 +447,8 @@ pub fn metric_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
         ("local_sessions", MetricValue::Gauge(0)),
         ("open_file_descriptor_count", gauge(open_files)),
         ("max_file_descriptor_count", gauge(max_files)),
+        ("feature_level", gauge(view.feature_level().into())),
+        ("feature_level_known", gauge(FEATURE_LEVEL.into())),
         ("connection_drop_probability", MetricValue::Fraction(0.0)),
         ("outstanding_tls_handshake", MetricValue::Gauge(0)),
     ]);

@@ -36,6 +36,8 @@ pub trait View {
     fn mode(&self) -> Mode;
     /// The ensemble, unless this server stands alone.
     fn ensemble(&self) -> Option<EnsembleView>;
+    /// The feature level that entries of the log are executed at.
+    fn feature_level(&self) -> u32;
     /// The last transaction that was applied here.
     fn zxid(&self) -> Zxid;
     /// Since the process started.

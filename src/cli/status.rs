@@ -37,7 +37,7 @@ pub struct StatusArguments {
 const JOINING: &str = "zk_raft_joining\t1";
 
 /// What `mntr` may tell besides, as it is called there and here.
-const DETAILS: [(&str, &str); 9] = [
+const DETAILS: [(&str, &str); 11] = [
     ("zk_raft_leader", "leader"),
     ("zk_raft_term", "term"),
     ("zk_raft_lag", "entries behind"),
@@ -47,6 +47,8 @@ const DETAILS: [(&str, &str); 9] = [
     ("zk_quorum_size", "voters"),
     ("zk_learners", "followers linked"),
     ("zk_synced_followers", "followers in sync"),
+    ("zk_feature_level", "feature level"),
+    ("zk_feature_level_known", "level known here"),
 ];
 
 /// Tells how the server is.

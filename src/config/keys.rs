@@ -827,6 +827,15 @@ pub static TABLE: &[Key] = &[
                 .map_or(String::new(), |path| path.display().to_string())
         },
     ),
+    honoured(
+        "featureLevelMax",
+        "0",
+        "The highest feature level that this server agrees to raise the ensemble to: while any \
+         server has the present one here, a new version is on trial, and the one before can be \
+         put back; 0 means any that it knows. Not in ZooKeeper",
+        |draft, value| limit(value).map(|n| draft.config.feature_level_max = n),
+        |config| config.feature_level_max.to_string(),
+    ),
     refused(
         "linearizableReads",
         &["false"],

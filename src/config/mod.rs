@@ -49,6 +49,9 @@ pub struct Config {
     pub sync_limit_ms: u64,
     /// The secret by which servers prove to each other that they belong together.
     pub cluster_secret_file: Option<PathBuf>,
+    /// The highest feature level that this server agrees to raise the ensemble to; 0 means any that
+    /// it knows.
+    pub feature_level_max: u32,
 
     /// tickTime: sessions expire on multiples of it.
     pub tick_ms: u32,

@@ -211,6 +211,7 @@ impl Draft {
                 init_limit_ms: 30_000,
                 sync_limit_ms: 15_000,
                 cluster_secret_file: None,
+                feature_level_max: 0,
                 tick_ms: 3000,
                 min_session_timeout_ms: 6000,
                 max_session_timeout_ms: 60_000,

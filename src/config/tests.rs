@@ -236,6 +236,7 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("initLimit", "20"),
         ("syncLimit", "2"),
         ("clusterSecretFile", "/run/secrets/zkraft"),
+        ("featureLevelMax", "1"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {

@@ -58,6 +58,7 @@ impl Engine {
             index = meta.index,
             "a snapshot of the leader's was installed"
         );
+        self.at_level(machine.level());
         let lost = self.forward.begin_anew();
         let waiting = self.barrier.take();
         {

@@ -213,6 +213,7 @@ impl Engine {
     pub(super) fn linked(&mut self, id: u64, introduction: Introduction) {
         let voters = self.replica.membership().voters;
         let admission = self.standing.linked(id, introduction, &voters);
+        self.levels.heard(id, introduction);
         self.admitted(id, admission);
         if id == self.replica.leader() {
             // What was on its way when the link broke is lost.
@@ -227,6 +228,7 @@ impl Engine {
     /// A server said who it is.
     pub(super) fn introduced(&mut self, id: u64, introduction: Introduction) {
         let admission = self.standing.introduced(introduction);
+        self.levels.heard(id, introduction);
         self.admitted(id, admission);
     }
 
@@ -252,6 +254,7 @@ impl Engine {
 
     pub(super) fn peer_lost(&mut self, id: u64) {
         self.standing.unlinked(id);
+        self.levels.gone(id);
         self.replica.unreachable(id);
         let voters = self.replica.membership().voters;
         if !voters.contains(&self.id) || !self.replica.forget_leader(id) {

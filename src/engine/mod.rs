@@ -18,6 +18,7 @@ pub mod expiry;
 pub mod forward;
 pub mod large;
 pub mod lease;
+pub mod level;
 pub mod log;
 pub mod members;
 pub mod outbox;
@@ -37,7 +38,8 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, MessageType};
 
 use crate::machine::{
-    Attached, Change, CommandId, Ensemble, Image, LogId, Machine, OriginId, Outcome, Sink,
+    Attached, Change, CommandId, Ensemble, FEATURE_LEVEL, Image, LogId, Machine, OriginId, Outcome,
+    Sink,
 };
 use crate::metrics::Metrics;
 use crate::proto;
@@ -46,6 +48,7 @@ use crate::wire::{ServerLine, SessionId, WatcherEvent, Zxid, op, perms};
 
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
+pub use level::Outdated;
 pub use members::Introduction;
 pub use outbox::Remaining;
 pub use peer::PeerMessage;
@@ -57,6 +60,7 @@ use barrier::{Barrier, Purpose};
 use expiry::{Expiry, Telling};
 use forward::{Forward, Inbound, Waiter, is_reconfig};
 use lease::Lease;
+use level::Levels;
 use log::MemLog;
 use members::{CLUSTER_SETTING, Failover, Standing};
 use reconcile::Target;
@@ -117,6 +121,10 @@ pub struct Options {
     pub ensemble: String,
     /// Settings that all replicas must share; the leader writes them into the log.
     pub settings: Vec<(&'static str, i64)>,
+    /// The highest feature level that this server knows, and the highest that it agrees to raise
+    /// the ensemble to; 0: any that it knows.
+    pub level: u32,
+    pub level_max: u32,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -145,6 +153,8 @@ impl Default for Options {
             auth: AuthOptions::default(),
             ensemble: String::new(),
             settings: Vec::new(),
+            level: FEATURE_LEVEL,
+            level_max: 0,
             metrics: Arc::default(),
         }
     }
@@ -210,6 +220,8 @@ pub enum Event {
     Introduced { id: u64, introduction: Introduction },
     /// A server was refused, for it came with another disk than the one bound to its number.
     Stranger { id: u64, disk: u64 },
+    /// A server was refused for another reason.
+    Refused { id: u64, introduction: Introduction },
     /// What was sent to this server may be lost.
     Unreachable(u64),
     /// The process of this server is gone: its connections broke, and new ones are refused.
@@ -235,6 +247,8 @@ pub struct Outputs {
     pub ensemble: Option<Ensemble>,
     /// When a turn is wanted even if nothing happens before, in ms.
     pub wake_at_ms: Option<u64>,
+    /// This server is too old to go on: nothing more may be asked of it, and the process must end.
+    pub outdated: Option<Outdated>,
 }
 
 /// Which snapshot is to be sent to whom.
@@ -299,6 +313,9 @@ pub struct Engine {
     settings_term: u64,
     snapshot: SnapshotState,
     standing: Standing,
+    levels: Levels,
+    /// The feature level of the state.
+    level: u32,
     /// When each server was heard last.
     heard_ms: BTreeMap<u64, u64>,
     failover: Option<Failover>,
@@ -356,6 +373,7 @@ impl Engine {
         let replica = Replica::new(id, log, applied.index, is_new, &logger)
             .expect("the recovered log and state belong together");
         let expiry = Expiry::new(options.session_tick_ms, options.tick_ms);
+        let level = machine.level();
         let start = origin.incarnation;
         let shared = Shared::new(machine, options, random, origin);
         // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
@@ -387,6 +405,8 @@ impl Engine {
                 ..SnapshotState::default()
             },
             standing: Standing::new(id, origin.disk, admitted || !is_new),
+            levels: Levels::default(),
+            level,
             heard_ms: BTreeMap::new(),
             failover: None,
             handing_over: false,
@@ -432,6 +452,7 @@ impl Engine {
             Event::Linked { id, introduction } => self.linked(id, introduction),
             Event::Introduced { id, introduction } => self.introduced(id, introduction),
             Event::Stranger { id, disk } => self.standing.stranger(id, disk, self.now_ms),
+            Event::Refused { id, introduction } => self.levels.heard(id, introduction),
             Event::Unreachable(id) => {
                 self.standing.unlinked(id);
                 self.replica.unreachable(id);
@@ -457,6 +478,10 @@ impl Engine {
     /// `wall_ms`: the clock on the wall, in ms since 1970.
     pub fn turn(&mut self, now_ms: u64, wall_ms: i64, out: &mut Outputs) {
         self.now_ms = now_ms;
+        out.outdated = self.outdated();
+        if out.outdated.is_some() {
+            return;
+        }
         self.take_submissions();
         if self.standing.is_admitted() {
             self.replica.campaign_if_alone();
@@ -496,6 +521,10 @@ impl Engine {
                 self.touches.answer(&context, index);
             }
             self.apply(committed);
+            out.outdated = self.outdated();
+            if out.outdated.is_some() {
+                return;
+            }
             self.release_syncs();
             self.confirm_touches(out);
             let changed = self.update_leading() | self.update_serving();
@@ -826,11 +855,12 @@ impl Engine {
 
     fn apply(&mut self, committed: Vec<Entry>) {
         let mut entries = committed.into_iter().peekable();
-        while entries.peek().is_some() {
+        while entries.peek().is_some() && self.outdated().is_none() {
             // Who waits for an answer before those that are only told of a change.
             let mut answered = Vec::new();
             let mut woken = Vec::new();
             let mut commands = 0;
+            let mut level = self.level;
             {
                 let mut state = self.shared.state.write();
                 let mut registry = self.shared.registry.lock();
@@ -846,6 +876,7 @@ impl Engine {
                     now_ms: self.now_ms,
                 };
                 while commands < COMMANDS_PER_SLICE
+                    && level == self.level
                     && let Some(raft_entry) = entries.next()
                 {
                     let at = LogId {
@@ -869,6 +900,7 @@ impl Engine {
                     let before = machine.ensemble().map(Ensemble::version);
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
+                    level = machine.level();
                     // A change that comes with a client's reconfig stands and falls with it.
                     let after = machine.ensemble();
                     let stands = entry.batches.is_empty() || after.map(Ensemble::version) != before;
@@ -883,6 +915,7 @@ impl Engine {
                     }
                 }
             }
+            self.at_level(level);
             self.snapshot.entries += commands as u64;
             self.snapshot.busy_ms = self.now_ms;
             self.shared.metrics.commit_count.add(commands as u64);
@@ -986,6 +1019,7 @@ impl Engine {
             .map(|(name, value)| ((*name).to_owned(), *value))
             .collect();
         differing.extend(self.unbound_disks(&state.machine));
+        differing.extend(self.level_of_one());
         if state.machine.setting(CLUSTER_SETTING) == 0 {
             let random = (self.shared.random)();
             let number = i64::from_be_bytes(random[..8].try_into().expect("8 of 16 bytes"));

@@ -145,6 +145,7 @@ impl Engine {
             }
             return;
         }
+        self.raise_level(wall_ms);
         let target = {
             let state = self.shared.state.read();
             state.machine.ensemble().map(Target::from)
@@ -228,6 +229,20 @@ impl Engine {
             entry.no_quorum = true;
             return Some(entry);
         }
+        let joining = target.voters.iter().chain(&target.observers);
+        let joining = joining
+            .filter(|id| !membership.voters.contains(id) && !membership.learners.contains(id));
+        if let Some(server) = self.too_old(joining.clone()) {
+            tracing::warn!(
+                server,
+                known = self.levels.known(server),
+                level = self.level_to_be(),
+                "a reconfig is refused: the server that is to join is too old for the feature \
+                 level of the ensemble; start a newer version of zkraft on it"
+            );
+            entry.no_quorum = true;
+            return Some(entry);
+        }
         if !target.voters.contains(&self.id) {
             self.hand_over_if_unwanted(&target);
             return None;
@@ -242,9 +257,6 @@ impl Engine {
             }
         }
         // Who joins learns first, and is given its vote when it has nearly caught up.
-        let joining = target.voters.iter().chain(&target.observers);
-        let joining = joining
-            .filter(|id| !membership.voters.contains(id) && !membership.learners.contains(id));
         steps.extend(joining.map(|id| step(Kind::AddLearner, *id)));
         if !steps.is_empty() {
             entry.change = Some(MembershipChange { steps });

@@ -91,6 +91,7 @@ pub struct Shared {
     cluster: AtomicU64,
     /// The disks that servers are bound to, by server.
     bound: Vec<AtomicU64>,
+    level: AtomicU32,
     pub metrics: Arc<Metrics>,
 }
 
@@ -142,6 +143,7 @@ impl Shared {
             formed: AtomicBool::new(false),
             cluster: AtomicU64::new(0),
             bound: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
+            level: AtomicU32::new(0),
             metrics,
         }
     }
@@ -231,11 +233,17 @@ impl Shared {
         bound.map_or(0, |disk| disk.load(Ordering::Acquire))
     }
 
+    /// The feature level that a server must know to be let in.
+    pub fn level(&self) -> u32 {
+        self.level.load(Ordering::Acquire)
+    }
+
     /// Takes what others are told of this server from the state, so that telling it needs no lock.
     pub(super) fn update_introduction(&self) {
         let state = self.state.read();
         let of = |name: &str| state.machine.setting(name) as u64;
         self.cluster.store(of(CLUSTER_SETTING), Ordering::Release);
+        self.level.store(state.machine.level(), Ordering::Release);
         for (server, disk) in self.bound.iter().enumerate().skip(1) {
             disk.store(of(&disk_setting(server as u64)), Ordering::Release);
         }

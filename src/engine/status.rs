@@ -38,6 +38,8 @@ pub struct Status {
     pub syncs: usize,
     /// Writes of this server that are not applied yet.
     pub writes: usize,
+    /// The feature level of the state.
+    pub level: u32,
 }
 
 /// How far another server is, as its leader knows.
@@ -62,10 +64,15 @@ impl Engine {
     pub(super) fn peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.replica.peers();
         for peer in &mut peers {
-            let heard_ms = self.heard_ms.get(&peer.id);
-            peer.active = heard_ms.is_some_and(|heard_ms| self.now_ms <= heard_ms + ACTIVE_MS);
+            peer.active = self.is_active(peer.id);
         }
         peers
+    }
+
+    /// Whether another server was heard of late.
+    pub(super) fn is_active(&self, id: u64) -> bool {
+        let heard_ms = self.heard_ms.get(&id);
+        heard_ms.is_some_and(|heard_ms| self.now_ms <= heard_ms + ACTIVE_MS)
     }
 
     /// Shows operators what there is to see.
@@ -96,6 +103,7 @@ impl Engine {
             peers: self.peers(),
             syncs: self.barrier.count(),
             writes: self.forward.len(),
+            level: self.level,
         };
     }
 }

@@ -39,6 +39,29 @@ struct Client {
     closed: bool,
 }
 
+/// A server alone.
+fn setup(options: Options, machine: Machine, snapshot_due: bool) -> Setup {
+    Setup {
+        origin: OriginId {
+            server: 1,
+            disk: 7,
+            incarnation: 1,
+        },
+        options,
+        random: Box::new(|| [9; 16]),
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+        machine,
+        hard_state: proto::log::HardState::default(),
+        membership: proto::log::Membership {
+            voters: vec![1],
+            ..Default::default()
+        },
+        entries: Vec::new(),
+        snapshot_due,
+        admitted: true,
+    }
+}
+
 impl Bench {
     fn new() -> Self {
         Self::with(Options::default())
@@ -50,25 +73,7 @@ impl Bench {
 
     /// A server that serves, and whether it asked for a snapshot at once.
     fn start(options: Options, snapshot_due: bool) -> (Self, bool) {
-        let setup = Setup {
-            origin: OriginId {
-                server: 1,
-                disk: 7,
-                incarnation: 1,
-            },
-            options,
-            random: Box::new(|| [9; 16]),
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
-            machine: Machine::new(),
-            hard_state: proto::log::HardState::default(),
-            membership: proto::log::Membership {
-                voters: vec![1],
-                ..Default::default()
-            },
-            entries: Vec::new(),
-            snapshot_due,
-            admitted: true,
-        };
+        let setup = setup(options, Machine::new(), snapshot_due);
         let engine = Engine::new(setup, 0);
         let shared = engine.shared();
         let mut bench = Self {
@@ -628,6 +633,47 @@ fn settings_are_in_the_log_before_the_first_client_is_served() {
     let state = bench.shared.state.read();
     assert_eq!(state.machine.setting("extended_types"), 1);
     assert_eq!(state.machine.setting("enforce_quota"), 1);
+}
+
+#[test]
+fn a_server_alone_is_at_the_highest_level_before_the_first_client_is_served() {
+    for (level, level_max, expected) in [(1, 0, 1), (3, 0, 3), (3, 2, 2)] {
+        let bench = Bench::with(Options {
+            level,
+            level_max,
+            ..Options::default()
+        });
+        assert_eq!(bench.shared.state.read().machine.level(), expected);
+        assert_eq!(bench.shared.status().level, expected);
+    }
+}
+
+#[test]
+fn a_state_of_a_level_that_is_not_known_is_not_touched() {
+    let mut machine = Machine::new();
+    let raise = set_command(&(crate::machine::LEVEL_SETTING.to_owned(), 2));
+    let entry = proto::log::Entry {
+        internal: vec![raise],
+        ..proto::log::Entry::default()
+    };
+    let at = LogId { term: 1, index: 1 };
+    machine.apply(at, &entry, &mut Nobody);
+    let mut engine = Engine::new(setup(Options::default(), machine, false), 0);
+    let mut out = Outputs::default();
+    engine.turn(0, 0, &mut out);
+    let [level, known] = [2, 1];
+    assert_eq!(out.outdated, Some(Outdated { level, known }));
+    assert!(out.append.is_empty() && !engine.shared().is_serving());
+}
+
+/// Is told what comes of an entry, and does not care.
+struct Nobody;
+
+impl Sink for Nobody {
+    fn changed(&mut self, _: &Change<'_>) {}
+    fn done(&mut self, _: &Machine, _: CommandId, _: Outcome) {}
+    fn session_attached(&mut self, _: &Attached) {}
+    fn session_closed(&mut self, _: SessionId) {}
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
+use super::level::LEVEL_SETTING;
 use super::quota::{self, Growth};
 use super::session::{self, Session};
 use super::znode::{Kind, NewZnode, NodeId};
@@ -464,7 +465,11 @@ impl Machine {
         let Ok(body) = log::Set::decode(command.body.clone()) else {
             return Outcome::Reply(Err(ErrorCode::MarshallingError));
         };
-        self.settings.set(&body.name, body.value);
+        // A leader may have proposed it before it knew of a higher one.
+        let is_lower = body.name == LEVEL_SETTING && body.value <= i64::from(self.level());
+        if !is_lower {
+            self.settings.set(&body.name, body.value);
+        }
         Outcome::Reply(Ok(Answer::Empty))
     }
 

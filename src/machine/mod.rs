@@ -20,6 +20,7 @@ mod ensemble;
 mod image;
 mod index;
 mod large;
+mod level;
 mod multi;
 mod origin;
 pub mod path;
@@ -35,6 +36,7 @@ pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
 pub(crate) use index::Index;
 pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
+pub use level::{FEATURE_LEVEL, LEVEL_SETTING};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, SessionInfo};
 
@@ -348,7 +350,8 @@ impl Machine {
 
     /// A replicated setting; 0 if nobody set it and it has no other default.
     ///
-    /// Known names: `enforce_quota`, `extended_types`, `reconfig_enabled`, `digest_enabled` (1).
+    /// Known names: `enforce_quota`, `extended_types`, `reconfig_enabled`, `digest_enabled` (1),
+    /// and [`LEVEL_SETTING`] (1).
     pub fn setting(&self, name: &str) -> i64 {
         self.settings.get(name)
     }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::digest::{Part, Term};
+use super::level::LEVEL_SETTING;
 
 /// Settings that are not 0 before anyone sets them.
-const DEFAULTS: [(&str, i64); 1] = [("digest_enabled", 1)];
+const DEFAULTS: [(&str, i64); 2] = [("digest_enabled", 1), (LEVEL_SETTING, 1)];
 
 /// The settings that were ever set.
 #[derive(Clone, Debug, Default)]

@@ -217,6 +217,29 @@ fn an_image_of_a_server_alone_has_the_format_of_earlier_builds() {
 }
 
 #[test]
+fn the_feature_level_is_1_at_first_and_never_goes_down() {
+    let mut rig = Rig::new();
+    let set = |value| {
+        let name = LEVEL_SETTING.into();
+        ours(0, 0, op::SET, &log::Set { name, value })
+    };
+    assert_eq!(rig.machine.level(), 1);
+    let before = rig.machine.settings_version();
+    for lower in [1, 0, -1] {
+        rig.internal(set(lower));
+        assert_eq!(rig.machine.settings_version(), before);
+    }
+    rig.internal(set(3));
+    assert_eq!(rig.machine.level(), 3);
+    let raised = rig.machine.settings_version();
+    rig.internal(set(2));
+    assert_eq!(rig.machine.settings_version(), raised);
+    let image = rig.machine.image();
+    let restored = Machine::restore(image.chunks().map(Ok::<_, ()>)).unwrap();
+    assert_eq!(restored.level(), 3);
+}
+
+#[test]
 fn an_ensemble_counts_in_the_digest_even_where_nothing_shows_it() {
     let digest = |servers| {
         let mut rig = Rig::new();

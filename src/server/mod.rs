@@ -16,9 +16,10 @@ use tokio::sync::watch;
 use crate::cli::RunningServer;
 use crate::config::{Config, Member};
 use crate::engine::{
-    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Role, Setup, Shared, SnapshotMeta,
+    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Outdated, Role, Setup, Shared,
+    SnapshotMeta,
 };
-use crate::machine::{Image, Machine, OriginId, RestoreError};
+use crate::machine::{FEATURE_LEVEL, Image, Machine, OriginId, RestoreError};
 use crate::metrics::Metrics;
 use crate::net::peer::{LinkOptions, SecretError};
 use crate::net::{self, Clock, Context, Limits};
@@ -52,6 +53,8 @@ pub enum StartError {
     Thread(io::Error),
     #[error("cannot listen for the other servers on {address}: {source}")]
     ListenForPeers { address: String, source: io::Error },
+    #[error(transparent)]
+    Outdated(#[from] Outdated),
     #[error(transparent)]
     Secret(#[from] SecretError),
     #[error("{0}")]
@@ -145,8 +148,12 @@ impl Server {
             let members = [&membership.voters[..], &membership.learners].concat();
             return Err(StartError::NotAlone { members });
         }
+        let (level, known) = (recovered.machine.level(), FEATURE_LEVEL);
+        if level > known {
+            return Err(Outdated { level, known }.into());
+        }
         let identity = recovered.identity;
-        let me = peers::me(identity, recovered.incarnation);
+        let me = peers::me(identity, recovered.incarnation, config);
         let engine = engine(config, recovered, metrics.clone(), clock)?;
         let shared = engine.shared();
         let files = Files {
@@ -162,7 +169,18 @@ impl Server {
             known: known.clone(),
             doorbell: doorbell.clone(),
         };
-        let node = node::start(engine, files, outgoing, doorbell.clone(), clock);
+        let sender = fault_sender.clone();
+        let on_outdated = move |outdated: Outdated| {
+            sender.send_replace(Some(Arc::new(outdated.into())));
+        };
+        let node = node::start(
+            engine,
+            files,
+            outgoing,
+            on_outdated,
+            doorbell.clone(),
+            clock,
+        );
         let node = node.map_err(StartError::Thread)?;
 
         let (stop_links, stop) = watch::channel(false);
@@ -460,6 +478,8 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             ("digest_enabled", config.digest_enabled.into()),
             ("reconfig_enabled", config.reconfig_enabled.into()),
         ],
+        level: FEATURE_LEVEL,
+        level_max: config.feature_level_max,
         metrics,
     }
 }

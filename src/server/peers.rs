@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, Listen, Member};
 use crate::engine::{Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
-use crate::machine::Ensemble;
+use crate::machine::{Ensemble, FEATURE_LEVEL};
 use crate::net::peer::{
     self, Host, Introduction, LinkOptions, Links, PeerAddress, Secret, SecretError,
 };
@@ -18,9 +18,6 @@ use crate::node::{Doorbell, Peers};
 use crate::storage::{Fault, Identity, LogHandle, SnapshotReader, SnapshotWriter};
 
 use super::{StartError, load};
-
-/// The highest feature level that this build knows (see the README on rolling upgrades).
-pub const FEATURE_LEVEL: u32 = 1;
 
 /// The addresses of the other servers, as far as they are known before there are links.
 pub type Known = Arc<Mutex<BTreeMap<u64, Vec<PeerAddress>>>>;
@@ -98,18 +95,31 @@ impl Host for Local {
     }
 
     fn admit(&self, other: &Introduction) -> Result<(), String> {
+        let id = u64::from(other.server);
+        let refuse = |text: String| {
+            let introduction = *other;
+            self.doorbell.event(Event::Refused { id, introduction });
+            Err(text)
+        };
+        let level = self.shared.level();
+        if other.level < level {
+            return refuse(format!(
+                "this ensemble is at feature level {level}, and the version of zkraft of server \
+                 {id} knows no level above {}: start the version that the other servers run, or a \
+                 newer one, on the same data",
+                other.level
+            ));
+        }
         if !self.shared.is_member(other.server) {
-            return Err(format!(
-                "server {} does not belong to this ensemble: add it with reconfig, and it will be \
-                 let in",
-                other.server
+            return refuse(format!(
+                "server {id} does not belong to this ensemble: add it with reconfig, and it will \
+                 be let in"
             ));
         }
         let bound = self.shared.bound_disk(other.server);
         if bound == 0 || bound == other.disk {
             return Ok(());
         }
-        let id = u64::from(other.server);
         self.doorbell.event(Event::Stranger {
             id,
             disk: other.disk,
@@ -183,12 +193,13 @@ impl Host for Local {
 }
 
 /// How this server introduces itself, besides what changes while it runs.
-pub fn me(identity: Identity, boot: u64) -> Introduction {
+pub fn me(identity: Identity, boot: u64, config: &Config) -> Introduction {
     Introduction {
         server: identity.server,
         disk: identity.disk,
         boot,
         level: FEATURE_LEVEL,
+        level_max: config.feature_level_max,
         ..Introduction::default()
     }
 }
@@ -260,4 +271,70 @@ pub fn secret(config: &Config) -> Result<Option<Secret>, SecretError> {
         .as_deref()
         .map(Secret::read)
         .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, Options, Outputs, Setup};
+    use crate::machine::{Machine, OriginId};
+    use crate::proto::log::{HardState, Membership};
+
+    /// A server alone that knows this feature level.
+    fn engine(level: u32) -> Engine {
+        let setup = Setup {
+            origin: OriginId {
+                server: 1,
+                disk: 7,
+                incarnation: 1,
+            },
+            options: Options {
+                level,
+                ..Options::default()
+            },
+            random: Box::new(|| [9; 16]),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            machine: Machine::new(),
+            hard_state: HardState::default(),
+            membership: Membership {
+                voters: vec![1],
+                ..Membership::default()
+            },
+            entries: Vec::new(),
+            snapshot_due: false,
+            admitted: true,
+        };
+        let mut engine = Engine::new(setup, 0);
+        for now_ms in (0..1_000).step_by(50) {
+            let mut out = Outputs::default();
+            engine.handle(Event::Tick, now_ms, &mut out);
+            engine.turn(now_ms, 0, &mut out);
+            if let Some(last) = out.append.last() {
+                engine.handle(Event::Persisted(last.number), now_ms, &mut out);
+            }
+        }
+        engine
+    }
+
+    #[test]
+    fn a_server_that_is_too_old_is_told_what_to_do() {
+        let engine = engine(3);
+        let log = LogHandle::memory(|_, _| {});
+        let local = Local::new(engine.shared(), Arc::default(), log);
+        let other = |level| Introduction {
+            server: 2,
+            disk: 9,
+            level,
+            ..Introduction::default()
+        };
+        assert_eq!(local.admit(&other(3)), Ok(()));
+        assert_eq!(local.admit(&other(4)), Ok(()));
+        let text = local.admit(&other(2)).unwrap_err();
+        assert_eq!(
+            text,
+            "this ensemble is at feature level 3, and the version of zkraft of server 2 knows no \
+             level above 2: start the version that the other servers run, or a newer one, on the \
+             same data"
+        );
+    }
 }

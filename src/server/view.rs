@@ -178,6 +178,10 @@ impl View for ServerView {
         })
     }
 
+    fn feature_level(&self) -> u32 {
+        self.shared.status().level
+    }
+
     fn zxid(&self) -> Zxid {
         self.shared.state.read().machine.zxid()
     }

@@ -73,6 +73,10 @@ impl View for Server {
         self.ensemble.clone()
     }
 
+    fn feature_level(&self) -> u32 {
+        7
+    }
+
     fn zxid(&self) -> Zxid {
         Zxid::new(2, 1)
     }
@@ -493,6 +497,7 @@ fn telegraf_and_solr_understand_mntr() {
         ("unread_connections_closed", "2"),
         ("ephemerals_count", "2"),
         ("approximate_data_size", "44"),
+        ("feature_level", "7"),
         ("global_sessions", "1"),
         ("uptime", "5000"),
         ("avg_readlatency", "0.5"),

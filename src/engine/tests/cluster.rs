@@ -17,6 +17,112 @@ struct Node {
     shared: Arc<Shared>,
     up: bool,
     disk: u64,
+    boot: u64,
+    build: Build,
+    kept: Kept,
+    /// It has stopped itself.
+    outdated: Option<Outdated>,
+}
+
+/// What a server's version of zkraft knows, and what it is configured to agree to.
+#[derive(Clone, Copy)]
+struct Build {
+    level: u32,
+    level_max: u32,
+}
+
+impl Build {
+    fn of(level: u32) -> Self {
+        Self {
+            level,
+            level_max: 0,
+        }
+    }
+}
+
+/// What is on a server's disk.
+#[derive(Clone, Default)]
+struct Kept {
+    hard_state: proto::log::HardState,
+    membership: Option<proto::log::Membership>,
+    entries: Vec<proto::log::LogEntry>,
+}
+
+impl Kept {
+    fn write(&mut self, record: &proto::log::Record) {
+        let mark = record.mark.clone();
+        self.membership = mark
+            .and_then(|mark| mark.membership)
+            .or(self.membership.take());
+        self.hard_state = record.hard_state.unwrap_or(self.hard_state);
+        if let Some(first) = record.entries.first() {
+            self.entries.retain(|entry| entry.index < first.index);
+            self.entries.extend(record.entries.iter().cloned());
+        }
+    }
+}
+
+impl Node {
+    /// Starts a server on what is kept of it. `voters`: as it is configured.
+    fn start(
+        origin: OriginId,
+        voters: &[u64],
+        admitted: bool,
+        build: Build,
+        kept: Kept,
+        now_ms: u64,
+    ) -> Self {
+        let configured = proto::log::Membership {
+            voters: voters.to_vec(),
+            ..Default::default()
+        };
+        let setup = Setup {
+            origin,
+            options: Options {
+                ensemble: lines(voters),
+                settings: vec![("reconfig_enabled", 1)],
+                auth: AuthOptions {
+                    skip_acl: true,
+                    ..AuthOptions::default()
+                },
+                level: build.level,
+                level_max: build.level_max,
+                ..Options::default()
+            },
+            random: Box::new(|| [9; 16]),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            machine: Machine::new(),
+            hard_state: kept.hard_state,
+            membership: kept.membership.clone().unwrap_or(configured),
+            entries: kept.entries.clone(),
+            snapshot_due: false,
+            admitted,
+        };
+        let engine = Engine::new(setup, now_ms);
+        Self {
+            shared: engine.shared(),
+            engine,
+            up: true,
+            disk: origin.disk,
+            boot: origin.incarnation,
+            build,
+            kept,
+            outdated: None,
+        }
+    }
+
+    /// As it introduces itself, knowing this disk of the other one.
+    fn introduction(&self, knows: u64) -> Introduction {
+        Introduction {
+            disk: self.disk,
+            boot: self.boot,
+            level: self.build.level,
+            level_max: self.build.level_max,
+            formed: self.engine.replica.last_index() > 0,
+            knows,
+            ..Introduction::default()
+        }
+    }
 }
 
 /// The lines of these servers.
@@ -44,6 +150,8 @@ struct Cluster {
     now_ms: u64,
     /// Links that carry nothing, by sender and receiver.
     cut: BTreeSet<(u64, u64)>,
+    /// The same, since one of the two refuses the other for its age.
+    refused: BTreeSet<(u64, u64)>,
     /// Forwards that are lost from now on.
     lost_forwards: usize,
     /// Appends that this server is sent are lost.
@@ -73,53 +181,30 @@ impl Cluster {
 
     /// Some of the servers found an ensemble by their lines; the others have lines of all.
     fn configured(founders: &[u64], servers: u64, disks_from: u64, admitted: bool) -> Self {
-        let all: Vec<u64> = (1..=servers).collect();
-        let node = |server: u64| {
-            let voters = match founders.contains(&server) {
+        let builds = vec![Build::of(FEATURE_LEVEL); servers as usize];
+        Self::of_builds(founders, &builds, disks_from, admitted)
+    }
+
+    /// The same with a build for each server.
+    fn of_builds(founders: &[u64], builds: &[Build], disks_from: u64, admitted: bool) -> Self {
+        let all: Vec<u64> = (1..=builds.len() as u64).collect();
+        let node = |(server, build): (&u64, &Build)| {
+            let voters = match founders.contains(server) {
                 true => founders,
                 false => &all,
             };
-            let engine = Engine::new(
-                Setup {
-                    origin: OriginId {
-                        server: server as u32,
-                        disk: disks_from + server,
-                        incarnation: 1,
-                    },
-                    options: Options {
-                        ensemble: lines(voters),
-                        settings: vec![("reconfig_enabled", 1)],
-                        auth: AuthOptions {
-                            skip_acl: true,
-                            ..AuthOptions::default()
-                        },
-                        ..Options::default()
-                    },
-                    random: Box::new(|| [9; 16]),
-                    logger: slog::Logger::root(slog::Discard, slog::o!()),
-                    machine: Machine::new(),
-                    hard_state: proto::log::HardState::default(),
-                    membership: proto::log::Membership {
-                        voters: voters.to_vec(),
-                        ..Default::default()
-                    },
-                    entries: Vec::new(),
-                    snapshot_due: false,
-                    admitted,
-                },
-                0,
-            );
-            Node {
-                shared: engine.shared(),
-                engine,
-                up: true,
+            let origin = OriginId {
+                server: *server as u32,
                 disk: disks_from + server,
-            }
+                incarnation: 1,
+            };
+            Node::start(origin, voters, admitted, *build, Kept::default(), 0)
         };
         Self {
-            nodes: all.iter().map(|server| node(*server)).collect(),
+            nodes: all.iter().zip(builds).map(node).collect(),
             now_ms: 0,
             cut: BTreeSet::new(),
+            refused: BTreeSet::new(),
             lost_forwards: 0,
             lost_appends: None,
             lost_read_indexes: false,
@@ -147,21 +232,31 @@ impl Cluster {
             state.machine.setting(&disk_setting(server)) as u64
         };
         let disk = self.node(server).disk;
-        let is_member = self.shared(id).is_member(server as u32);
-        if !is_member || (knows != 0 && knows != disk) {
-            // A link is refused.
-            if is_member {
-                self.event(id, Event::Stranger { id: server, disk });
-            }
+        let is_old = |old: u64, other: u64| {
+            self.nodes[old as usize - 1].build.level < self.shared(other).level()
+        };
+        let both = [(id, server), (server, id)];
+        let is_old = both.iter().any(|(old, other)| is_old(*old, *other));
+        self.refused.retain(|link| !both.contains(link));
+        if is_old {
+            self.refused.extend(both);
+        }
+        if is_old || !self.shared(id).is_member(server as u32) {
+            let introduction = self.node(server).introduction(0);
+            self.event(
+                id,
+                Event::Refused {
+                    id: server,
+                    introduction,
+                },
+            );
             return;
         }
-        let formed = self.node(id).engine.replica.last_index() > 0;
-        let introduction = Introduction {
-            disk: self.node(id).disk,
-            formed,
-            knows,
-            ..Introduction::default()
-        };
+        if knows != 0 && knows != disk {
+            self.event(id, Event::Stranger { id: server, disk });
+            return;
+        }
+        let introduction = self.node(id).introduction(knows);
         self.event(server, Event::Linked { id, introduction });
     }
 
@@ -198,6 +293,30 @@ impl Cluster {
         for other in self.running() {
             self.event(other, Event::PeerLost(server));
         }
+    }
+
+    /// This server's process ends, and another build is started on its disk.
+    fn replace(&mut self, server: u64, build: Build) {
+        let now_ms = self.now_ms;
+        let node = self.node(server);
+        let origin = OriginId {
+            server: server as u32,
+            disk: node.disk,
+            incarnation: node.boot + 1,
+        };
+        let kept = node.kept.clone();
+        *node = Node::start(origin, &[1, 2, 3], false, build, kept, now_ms);
+        for other in self.running() {
+            if other != server {
+                self.event(other, Event::Unreachable(server));
+            }
+        }
+    }
+
+    /// The feature levels of all that run.
+    fn levels(&self) -> Vec<u32> {
+        let level = |server| self.shared(server).state.read().machine.level();
+        self.running().into_iter().map(level).collect()
     }
 
     /// Time passes, step by step, with a turn in each; heartbeats are as ever.
@@ -250,6 +369,7 @@ impl Cluster {
                 let appends = is(MessageType::MsgAppend);
                 let asks = is(MessageType::MsgReadIndex);
                 if self.cut.contains(&(from, to))
+                    || self.refused.contains(&(from, to))
                     || !self.node(to).up
                     || (appends && self.lost_appends == Some(to))
                     || (asks && self.lost_read_indexes)
@@ -277,9 +397,19 @@ impl Cluster {
         let now_ms = self.now_ms;
         let mut sends = Vec::new();
         loop {
-            let engine = &mut self.node(server).engine;
+            let node = self.node(server);
             let mut out = Outputs::default();
-            engine.turn(now_ms, 1_000_000 + now_ms as i64, &mut out);
+            node.engine
+                .turn(now_ms, 1_000_000 + now_ms as i64, &mut out);
+            out.append
+                .iter()
+                .for_each(|append| node.kept.write(&append.record));
+            if out.outdated.is_some() {
+                node.outdated = out.outdated;
+                node.up = false;
+                return Vec::new();
+            }
+            let engine = &mut node.engine;
             let written = out.append.last().map(|append| append.number);
             if let Some(number) = written {
                 engine.handle(Event::Persisted(number), now_ms, &mut out);
@@ -1109,4 +1239,158 @@ fn nobody_takes_the_lead_from_a_leader_by_a_reconfig_that_is_refused() {
     cluster.pass(1_000);
     assert_eq!(client.frames(), [failed(1, ErrorCode::BadVersion)]);
     assert_eq!(cluster.leader(), leader);
+}
+
+#[test]
+fn the_level_is_raised_once_the_last_old_server_is_replaced() {
+    let [old, new] = [1, 2].map(Build::of);
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &[new, new, old], 100, false);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.levels(), [1, 1, 1]);
+    let (mut client, _) = cluster.client(1);
+    cluster.send(&client, 1, &create("/a", 0));
+    cluster.replace(3, new);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.levels(), [2, 2, 2]);
+    assert_eq!(cluster.shared(3).status().level, 2);
+    cluster.send(&client, 2, &create("/b", 0));
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    cluster.agree();
+}
+
+#[test]
+fn what_a_member_that_is_down_said_does_not_raise_the_level() {
+    let [old, new] = [1, 2].map(Build::of);
+    for is_silent in [true, false] {
+        let mut cluster = Cluster::of_builds(&[1, 2, 3], &[old, new, new], 100, false);
+        cluster.pass_linking(3_000);
+        if is_silent {
+            cluster.kill(3);
+            cluster.pass(1_000);
+        } else {
+            // Its process is seen to be gone.
+            cluster.die(3);
+        }
+        cluster.replace(1, new);
+        cluster.pass_linking(5_000);
+        assert_eq!(cluster.levels(), [1, 1]);
+        // It comes back as the build that it was before: as good as ever.
+        cluster.replace(3, old);
+        cluster.pass_linking(3_000);
+        assert_eq!(cluster.levels(), [1, 1, 1]);
+        assert!(cluster.shared(3).is_serving());
+        cluster.replace(3, new);
+        cluster.pass_linking(3_000);
+        assert_eq!(cluster.levels(), [2, 2, 2]);
+    }
+}
+
+#[test]
+fn an_old_server_that_was_removed_does_not_keep_the_level() {
+    let [old, new] = [1, 2].map(Build::of);
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &[new, new, old], 100, false);
+    cluster.pass_linking(3_000);
+    let (mut client, _) = cluster.client(1);
+    cluster.send(&client, 1, &reconfig("", "3"));
+    cluster.pass_linking(3_000);
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.kill(3);
+    assert_eq!(cluster.levels(), [2, 2]);
+}
+
+#[test]
+fn a_server_that_is_too_old_does_not_join() {
+    let [old, new] = [1, 2].map(Build::of);
+    let builds = [new, new, new, old];
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &builds, 100, false);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.levels(), [2, 2, 2, 1]);
+    let (mut client, _) = cluster.client(1);
+    let joining = format!("{};2181", line(4));
+    cluster.send(&client, 1, &reconfig(&joining, ""));
+    cluster.pass_linking(1_000);
+    let refused = failed(1, ErrorCode::NewConfigNoQuorum);
+    assert_eq!(client.frames(), [refused]);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    cluster.replace(4, new);
+    cluster.pass_linking(1_000);
+    cluster.send(&client, 2, &reconfig(&joining, ""));
+    cluster.pass_linking(3_000);
+    assert_eq!(client.frames(), [ok(2)]);
+    assert_eq!(cluster.members(), (vec![1, 2, 3, 4], vec![]));
+    assert_eq!(cluster.levels(), [2, 2, 2, 2]);
+}
+
+#[test]
+fn a_joiner_whose_age_is_not_known_is_not_let_in_if_it_is_too_old() {
+    let [old, new] = [1, 2].map(Build::of);
+    let builds = [new, new, new, old];
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &builds, 100, false);
+    cluster.kill(4);
+    cluster.pass_linking(3_000);
+    let (mut client, _) = cluster.client(1);
+    cluster.send(&client, 1, &reconfig(&format!("{};2181", line(4)), ""));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.node(4).up = true;
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![4]));
+    assert_eq!(cluster.levels(), [2, 2, 2, 1]);
+    assert!(!cluster.shared(4).is_serving());
+}
+
+#[test]
+fn a_server_that_is_replaced_by_an_older_one_stops_where_the_level_rises() {
+    let [old, new] = [1, 2].map(Build::of);
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &[new, new, old], 100, false);
+    cluster.pass_linking(3_000);
+    // The last one is new for the moment in which the level is raised.
+    cluster.replace(3, new);
+    cluster.pass_linking(3_000);
+    let (mut client, _) = cluster.client(1);
+    cluster.send(&client, 1, &create("/a", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.replace(3, old);
+    cluster.pass(1_000);
+    let [level, known] = [2, 1];
+    assert_eq!(cluster.node(3).outdated, Some(Outdated { level, known }));
+    // What it would do wrong comes after the entry with which it stops.
+    assert!(!cluster.has(3, "/a") && !cluster.shared(3).is_serving());
+    cluster.send(&client, 2, &create("/b", 0));
+    assert_eq!(client.frames(), [ok(2)]);
+    // And back on the same data.
+    cluster.replace(3, new);
+    cluster.pass_linking(3_000);
+    assert!(cluster.has(3, "/b") && cluster.shared(3).is_serving());
+    cluster.agree();
+}
+
+#[test]
+fn any_server_can_be_told_to_keep_the_level() {
+    let new = Build::of(2);
+    let keeps = Build {
+        level_max: 1,
+        ..new
+    };
+    for keeper in 1..=3 {
+        let mut builds = [new; 3];
+        builds[keeper as usize - 1] = keeps;
+        let mut cluster = Cluster::of_builds(&[1, 2, 3], &builds, 100, false);
+        cluster.pass_linking(3_000);
+        assert_eq!(cluster.levels(), [1, 1, 1]);
+        cluster.replace(keeper, new);
+        cluster.pass_linking(3_000);
+        assert_eq!(cluster.levels(), [2, 2, 2]);
+        // Once it is raised, who keeps it comes too late.
+        cluster.replace(keeper, keeps);
+        cluster.pass_linking(3_000);
+        assert!(cluster.shared(keeper).is_serving());
+    }
+}
+
+#[test]
+fn the_level_is_the_highest_that_all_know() {
+    let builds = [5, 3, 4].map(Build::of);
+    let mut cluster = Cluster::of_builds(&[1, 2, 3], &builds, 100, false);
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.levels(), [3, 3, 3]);
 }
