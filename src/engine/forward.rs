@@ -33,7 +33,8 @@ pub const BYTES_PER_ENTRY: usize = 1 << 20;
 /// twice as many each time, because a leader whose disk is slow is not helped by it.
 const TICKS_PATIENCE: u32 = 20;
 const TICKS_PATIENCE_MAX: u32 = 320;
-/// Ticks after a gap in which others are taken for its consequences.
+/// Ticks after a gap in which others call for nothing: most are its consequences, and a leader that
+/// loses much of what it gets is not to get ever more.
 const TICKS_DEAF: u32 = 3;
 /// What a command takes besides its body, about.
 const COMMAND_BYTES: usize = 64;
@@ -54,6 +55,8 @@ pub struct Forward {
     patience: u32,
     /// Ticks in which a gap calls for nothing, since everything was just sent again.
     deaf: u32,
+    /// There was one meanwhile, and nothing was applied since.
+    deaf_to_gap: bool,
 }
 
 impl Forward {
@@ -66,6 +69,7 @@ impl Forward {
             ticks: 0,
             patience: TICKS_PATIENCE,
             deaf: 0,
+            deaf_to_gap: false,
         }
     }
 
@@ -108,10 +112,13 @@ impl Forward {
         self.sent += commands;
     }
 
-    /// What is on its way may be lost: send everything again that is not applied.
+    /// What is on its way may be lost: send everything again that is not applied. Whatever gap is
+    /// seen next calls for more.
     pub fn resend(&mut self) {
         self.sent = 0;
         self.ticks = 0;
+        self.deaf = 0;
+        self.deaf_to_gap = false;
     }
 
     /// What became of the commands so far is not known: they are given up, and the stream begins
@@ -119,14 +126,16 @@ impl Forward {
     pub fn begin_anew(&mut self) -> VecDeque<(log::Command, Waiter)> {
         self.origin.incarnation += 1;
         self.first = 1;
-        self.sent = 0;
-        self.ticks = 0;
+        self.resend();
         std::mem::take(&mut self.queue)
     }
 
     /// One engine tick passed while another server leads. What it got may be lost without a word.
     pub fn tick(&mut self) {
         self.deaf = self.deaf.saturating_sub(1);
+        if self.deaf == 0 && self.deaf_to_gap {
+            self.resend_for_gap();
+        }
         if self.sent == 0 {
             self.ticks = 0;
             return;
@@ -140,11 +149,22 @@ impl Forward {
 
     /// These batches are about to be applied. If some of ours will be ignored, everything is sent
     /// again.
+    ///
+    /// What was sent behind the loss before it was noticed will be ignored as well, and comes out
+    /// of the log before anything that was sent again. So if something of ours is applied, the gaps
+    /// so far are dealt with; if not, what was sent again may have been lost too, as it is when one
+    /// leader is lost soon after another one.
     pub fn look_for_gap(&mut self, batches: &[log::Batch]) {
-        if self.deaf == 0 && self.has_gap(batches) {
-            self.deaf = TICKS_DEAF;
-            self.resend();
+        match self.has_gap(batches) {
+            true if self.deaf == 0 => self.resend_for_gap(),
+            true => self.deaf_to_gap = true,
+            false => {}
         }
+    }
+
+    fn resend_for_gap(&mut self) {
+        self.resend();
+        self.deaf = TICKS_DEAF;
     }
 
     /// Whether some of these batches are ours and will be ignored, because what stands before them
@@ -181,6 +201,7 @@ impl Forward {
         self.sent = self.sent.saturating_sub(1);
         self.ticks = 0;
         self.patience = TICKS_PATIENCE;
+        self.deaf_to_gap = false;
         Some(applied)
     }
 
@@ -358,6 +379,59 @@ mod tests {
         forward.sent(3);
         assert!(forward.applied(ORIGIN, 1).is_some());
         assert!(!forward.has_gap(&[from(2)]));
+    }
+
+    /// Sends all that is not on its way, and returns the batch.
+    fn send(forward: &mut Forward) -> Option<log::Batch> {
+        let batch = forward.next_batch()?;
+        forward.sent(batch.commands.len());
+        Some(batch)
+    }
+
+    #[test]
+    fn the_consequences_of_a_gap_call_for_nothing() {
+        let mut forward = forward(&[]);
+        let mut sent = Vec::new();
+        for _ in 0..4 {
+            forward.push(log::Command::default(), Waiter::NoOne);
+            sent.extend(send(&mut forward));
+        }
+        // The first is lost. What follows it is seen as it comes out of the log.
+        forward.look_for_gap(&sent[1..2]);
+        let again = send(&mut forward).unwrap();
+        assert_eq!((again.first, again.commands.len()), (1, 4));
+        forward.look_for_gap(&sent[2..3]);
+        forward.look_for_gap(&sent[3..]);
+        assert_eq!(send(&mut forward), None);
+        forward.look_for_gap(&[again]);
+        assert!(forward.applied(ORIGIN, 1).is_some());
+        (0..TICKS_DEAF).for_each(|_| forward.tick());
+        assert_eq!(send(&mut forward), None);
+    }
+
+    #[test]
+    fn if_what_is_sent_again_is_lost_too_that_is_noticed_soon() {
+        let mut forward = forward(&[1, 1]);
+        let late = log::Batch {
+            first: 2,
+            ..send(&mut forward).unwrap()
+        };
+        forward.look_for_gap(std::slice::from_ref(&late));
+        assert!(send(&mut forward).is_some());
+        forward.look_for_gap(std::slice::from_ref(&late));
+        let mut ticks = 0;
+        while send(&mut forward).is_none() {
+            forward.tick();
+            ticks += 1;
+        }
+        assert_eq!(ticks, TICKS_DEAF);
+        // At once with another leader.
+        forward.look_for_gap(std::slice::from_ref(&late));
+        assert_eq!(send(&mut forward), None);
+        forward.resend();
+        assert!(send(&mut forward).is_some());
+        forward.look_for_gap(std::slice::from_ref(&late));
+        assert!(send(&mut forward).is_some());
     }
 
     #[test]

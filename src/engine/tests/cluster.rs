@@ -1019,6 +1019,40 @@ fn when_the_leaders_process_dies_another_leads_within_a_moment() {
 }
 
 #[test]
+fn two_leaders_lost_one_after_the_other_cost_no_more_than_two_failovers() {
+    let mut cluster = Cluster::new(5);
+    let leader = cluster.leader();
+    // Others campaign before it.
+    let follower = if leader == 5 { 4 } else { 5 };
+    let (mut first, _) = cluster.client(follower);
+    let (mut second, _) = cluster.client(follower);
+    let began_ms = cluster.now_ms;
+    for xid in 1..=2 {
+        // With the leader goes what was on its way; and then some of what is sent again.
+        let leader = cluster.leader();
+        cluster.die(leader);
+        cluster.lost_forwards = 1;
+        cluster.send(&first, xid, &create("/a-", 2));
+        while cluster.lost_forwards > 0 {
+            cluster.pass_finely(1);
+            assert!(
+                cluster.now_ms < began_ms + 5_000,
+                "there is no other leader"
+            );
+        }
+        cluster.send(&second, xid, &create("/b-", 2));
+    }
+    let mut answered = 0;
+    while answered < 4 {
+        cluster.pass_finely(1);
+        answered += first.frames().len() + second.frames().len();
+        assert!(cluster.now_ms < began_ms + 5_000, "nobody is answered");
+    }
+    let took_ms = cluster.now_ms - began_ms;
+    assert!(took_ms <= 300, "{took_ms} ms");
+}
+
+#[test]
 fn a_leader_that_others_still_hear_is_not_deposed() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
