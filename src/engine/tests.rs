@@ -173,7 +173,7 @@ impl Client {
         input.put_slice(frame);
         let output = &mut self.output.borrow_mut();
         self.connection
-            .receive(&mut input, FRAME_BYTES_MAX, now_ms, output)
+            .receive(&mut input, FRAME_BYTES_MAX, || now_ms, output)
     }
 
     fn raw(&mut self) -> Option<Bytes> {
@@ -538,7 +538,7 @@ fn half_a_frame_is_no_sign_of_life() {
         let out = &mut BytesMut::new();
         let taken = client
             .connection
-            .receive(dribble, FRAME_BYTES_MAX, bench.now_ms, out);
+            .receive(dribble, FRAME_BYTES_MAX, || bench.now_ms, out);
         assert_eq!(taken, Ok(0));
         whole.receive(&ping[4..], bench.now_ms).unwrap();
     }

@@ -214,8 +214,8 @@ impl Client<'_> {
     fn take_frames(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Result<(), End> {
         if !input.is_empty() {
             let limit = self.frame_bytes();
-            let now_ms = self.context.clock.now_ms();
-            let taken = self.connection.receive(input, limit, now_ms, output);
+            let clock = || self.context.clock.now_ms();
+            let taken = self.connection.receive(input, limit, clock, output);
             let frames = taken.map_err(|refused| End::Because(refused.0.into()))?;
             self.metrics().packets_received.add(frames as u64);
             if frames > 0 {

@@ -326,7 +326,7 @@ mod tests {
             input.put_slice(frame);
             let connection = &self.connection;
             let left = self.sender.exchange(connection, |output| {
-                let taken = connection.receive(&mut input, FRAME_BYTES_MAX, 0, output);
+                let taken = connection.receive(&mut input, FRAME_BYTES_MAX, || 0, output);
                 taken
                     .map(drop)
                     .map_err(|refused| std::io::Error::other(refused.0))

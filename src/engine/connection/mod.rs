@@ -176,6 +176,9 @@ impl Connection {
     /// of [`Self::take_output`] in its time. Returns how many frames were taken; half a frame, and
     /// one above `frame_bytes_max`, stay where they are.
     ///
+    /// `clock` tells the engine's time in ms. It is asked under the locks: a thread that had waited
+    /// for them, or did not run, would answer a session by a time at which it was still kept.
+    ///
     /// # Errors
     ///
     /// If the connection has to be closed at once, without sending what is queued.
@@ -183,14 +186,15 @@ impl Connection {
         self: &Arc<Self>,
         input: &mut BytesMut,
         frame_bytes_max: usize,
-        now_ms: u64,
+        clock: impl Fn() -> u64,
         out: &mut BytesMut,
     ) -> Result<usize, Refused> {
         let mut frames = 0;
-        let taken = self.take_all(input, frame_bytes_max, now_ms, out, &mut frames);
+        let began_ms = clock();
+        let taken = self.take_all(input, frame_bytes_max, &clock, out, &mut frames);
         if frames > 0 {
             // Half a frame is no sign of life: who sends a byte now and then holds no session.
-            self.heard(now_ms);
+            self.heard(began_ms);
             self.stats
                 .received
                 .fetch_add(frames as u64, Ordering::Relaxed);
@@ -209,16 +213,16 @@ impl Connection {
         self: &Arc<Self>,
         input: &mut BytesMut,
         frame_bytes_max: usize,
-        now_ms: u64,
+        clock: &impl Fn() -> u64,
         out: &mut BytesMut,
         frames: &mut usize,
     ) -> Result<(), Refused> {
         loop {
-            let mut next = self.take_run(None, input, frame_bytes_max, now_ms, out, frames);
+            let mut next = self.take_run(None, input, frame_bytes_max, clock, out, frames);
             if matches!(next, Next::Read) {
                 let state = self.shared.state.read();
                 let state = Some(&*state);
-                next = self.take_run(state, input, frame_bytes_max, now_ms, out, frames);
+                next = self.take_run(state, input, frame_bytes_max, clock, out, frames);
             }
             match next {
                 Next::Stop => return Ok(()),
@@ -226,9 +230,9 @@ impl Connection {
                 Next::Single(frame) => {
                     *frames += 1;
                     if self.awaits_handshake() {
-                        self.connect(frame, now_ms)?;
+                        self.connect(frame, clock())?;
                     } else {
-                        self.request(frame, now_ms)?;
+                        self.request(frame, clock())?;
                     }
                 }
             }
@@ -245,11 +249,12 @@ impl Connection {
         state: Option<&State>,
         input: &mut BytesMut,
         frame_bytes_max: usize,
-        now_ms: u64,
+        clock: &impl Fn() -> u64,
         out: &mut BytesMut,
         frames: &mut usize,
     ) -> Next {
         let mut inner = self.inner.lock();
+        let now_ms = clock();
         let may_answer = state.is_some() && self.outbox.take(out) == Remaining::Nothing;
         let is_full = !self.outbox.has_room();
         let most = DIRECT_BYTES_MAX.min(self.outbox.allowance());

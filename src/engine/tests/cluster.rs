@@ -804,6 +804,29 @@ fn a_server_that_slept_answers_nothing_until_it_knows_what_it_missed() {
     assert!(!cluster.knows(follower, given.session));
 }
 
+#[test]
+fn who_waited_for_the_state_answers_by_the_time_at_which_it_has_it() {
+    let mut cluster = Cluster::new(3);
+    let follower = cluster.follower();
+    let (client, _) = cluster.client(follower);
+    let shared = cluster.shared(follower);
+    let now_ms = cluster.now_ms;
+    let clock = || match shared.state.try_write() {
+        Some(_) => now_ms,
+        // Until it was had, the session's time had passed.
+        None => now_ms + TIMEOUT_MS,
+    };
+    let mut ping = BytesMut::new();
+    ping.put_i32(8);
+    ping.put_i32(-2);
+    ping.put_i32(op::PING);
+    let mut out = BytesMut::new();
+    let taken = client
+        .connection
+        .receive(&mut ping, FRAME_BYTES_MAX, clock, &mut out);
+    assert_eq!((taken, out.len()), (Ok(0), 0));
+}
+
 /// Kills the leader, which had taken in a request that nobody else has seen, and returns how long
 /// it took until the request was answered after a new leader was known, in ticks.
 fn ticks_behind_a_new_leader(request: &Request) -> usize {

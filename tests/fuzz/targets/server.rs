@@ -210,7 +210,10 @@ impl Client {
         let mut sent = self.input.clone();
         let is_first = self.connection.awaits_handshake();
         let (input, output) = (&mut self.input, &mut self.output);
-        let Ok(frames) = self.connection.receive(input, FRAME_BYTES, now_ms, output) else {
+        let Ok(frames) = self
+            .connection
+            .receive(input, FRAME_BYTES, || now_ms, output)
+        else {
             self.lose();
             return true;
         };

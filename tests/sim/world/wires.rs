@@ -64,7 +64,7 @@ impl World {
                 input.put_slice(frame);
             }
             let timeout_ms = connection.stats.timeout_ms.load(Ordering::Relaxed);
-            let taken = connection.receive(&mut input, usize::MAX, now_ms, &mut link.output);
+            let taken = connection.receive(&mut input, usize::MAX, || now_ms, &mut link.output);
             let count = *taken.as_ref().unwrap_or(&frames.len());
             link.input.extend(frames.iter().skip(count).cloned());
             for frame in frames.iter().take(count) {
