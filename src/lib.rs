@@ -52,10 +52,13 @@
 //! 5. What is for clients is encoded outside of all locks and sent ([`net`]): by the node itself
 //!    while a connection's task only waits, else by that task, which is woken.
 //!
-//! The core does this for several servers too, which [`server`] does not start yet: a follower
-//! sends its stream to the leader ([`engine::peer`]), again after a change of leaders, and goes on
-//! answering its clients for as long as [`engine::lease`] says that their sessions are kept. What
-//! servers tell each other goes over the links of [`net::peer`].
+//! With several servers a follower sends its stream to the leader ([`engine::peer`]), again after a
+//! change of leaders, and goes on answering its clients for as long as [`engine::lease`] says that
+//! their sessions are kept. [`engine::members`] knows who may take part, and who campaigns when a
+//! leader is gone; `engine::reconcile` leads the membership step by step to what a reconfig asked
+//! for; [`engine::level`] raises the feature level when all servers are of a build that knows it.
+//! What servers tell each other goes over the links of [`net::peer`]. Whoever is too far behind for
+//! the log is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it over.
 //!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
 //! encoded there; a large one goes on in steps between which others have their turn. The log
@@ -66,7 +69,8 @@
 //!
 //! An operation: `wire::request`, `machine::apply` or `machine::read`, a test in `tests/wire`. A
 //! key of `zoo.cfg`: [`config::keys`]. A metric: [`metrics`]. A format on disk: `proto/`. A load to
-//! measure with: `cli::bench`. Bytes that others send and someone decodes: `tests/fuzz`.
+//! measure with: `cli::bench`. Bytes that others send and someone decodes: `tests/fuzz`. Anything
+//! that replicas of older builds would do otherwise: [`machine::FEATURE_LEVEL`].
 
 /// The formats that are ours, generated from `proto/` (see `proto/build.rs`).
 pub mod proto {

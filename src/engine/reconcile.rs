@@ -202,7 +202,14 @@ impl Engine {
         }
     }
 
-    /// What to propose for a client's reconfig. `None`: it has to wait.
+    /// What to propose for a client's reconfig. `None`: it has to wait, for the milliseconds that
+    /// another change takes.
+    ///
+    /// ZooKeeper answers RECONFIGINPROGRESS (-14) to who comes meanwhile (§3.3), and the client
+    /// asks again. Here reconfigs have their order in the log like all writes, so the later one
+    /// waits and is judged by what the earlier one led to: BADVERSION if it expected something
+    /// else. What follows an accepted reconfig, servers that catch up and are given their votes, is
+    /// no reason to wait either: the leader goes from there to what the later one asks for.
     pub(super) fn plan_reconfig(&mut self, batch: log::Batch, wall_ms: i64) -> Option<log::Entry> {
         let mut entry = log::Entry {
             time_ms: wall_ms,
