@@ -198,11 +198,41 @@ def zkraft_binary() -> Path:
     return built
 
 
+def zkraft_of(commit: str) -> Path:
+    """The server as an earlier commit has it, a release build that is made once.
+
+    `Skipped` if the history here does not reach that far.
+    """
+    home = CACHE / "builds" / commit
+    binary = home / "zkraft"
+    with _locked(f"builds/{commit}.lock"):
+        if binary.exists():
+            return binary
+        git = ["git", "-C", str(REPO)]
+        found = subprocess.run(
+            [*git, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True, check=False
+        )
+        if found.returncode != 0:
+            raise Skipped(f"the history here has no commit {commit[:12]} (a shallow clone?)")
+        with tempfile.TemporaryDirectory(dir=CACHE) as sources:
+            _run([*git, "archive", "--output", f"{sources}/tree.tar", commit])
+            _run(["tar", "-xf", "tree.tar"], cwd=Path(sources))
+            target = Path(sources) / "target"
+            build = ["cargo", "build", "--release", "--locked", "-j1", "--bin", "zkraft"]
+            _run([*build, "--target-dir", str(target)], cwd=Path(sources))
+            home.mkdir(parents=True, exist_ok=True)
+            # Under its name only when it is whole.
+            shutil.copy2(target / "release" / "zkraft", home / "zkraft.new")
+            (home / "zkraft.new").rename(binary)
+    return binary
+
+
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    """Holds the cache's lock, so that two suites may start at once."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w", encoding="utf-8") as lock:
+def _locked(name: str = "lock") -> Iterator[None]:
+    """Holds a lock of the cache, so that two suites may start at once."""
+    path = CACHE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -328,6 +358,8 @@ class Server:
         self.arguments = tuple(arguments)
         self.jvm_args = tuple(jvm_args)
         self.wrapper = tuple(wrapper)
+        # Of zkraft: which build it is; the one under test if that is not said.
+        self.binary: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._config_file = self.home / "zoo.cfg"
         self._config = dict(config or {})
@@ -453,7 +485,8 @@ class Server:
 
     def _command(self) -> list[str]:
         if self.kind == "zkraft":
-            return [str(zkraft_binary()), "serve", str(self._config_file), *self.arguments]
+            binary = self.binary or zkraft_binary()
+            return [str(binary), "serve", str(self._config_file), *self.arguments]
         return [
             "java",
             "-Xmx512m",
