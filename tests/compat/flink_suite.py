@@ -159,7 +159,7 @@ class Suite:
         server = lab.Server(self.against, config, jvm_args=jvm)
         steps.check("the server starts", lambda: stack.enter_context(server))
         options = Options(self.version, SESSION_TIMEOUT_MS, tolerate)
-        cluster = stack.enter_context(Cluster(self.distribution, options, server.port))
+        cluster = stack.enter_context(Cluster(self.distribution, options, server.places))
         job = steps.check(
             "two JobManagers and a TaskManager run the job, and it completes checkpoints",
             lambda: start(cluster, jar),

@@ -369,6 +369,16 @@ class Server:
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Where clients may connect: host and port."""
+        return [(self.host, self.port)]
+
+    def data_dir_at(self, place: tuple[str, int]) -> Path:
+        """The data directory of the server at this address, which is this one."""
+        assert place in self.places
+        return self.data_dir
+
     def __enter__(self) -> Server:
         self.start()
         return self
@@ -586,6 +596,7 @@ class Report:
     """
 
     def __init__(self, suite: str, against: str) -> None:
+        self.suite = suite
         self.passed = 0
         self.failed = 0
         self.skipped = 0

@@ -73,6 +73,14 @@ class Member(lab.Server):
         found = [line.removeprefix(key) for line in answer.splitlines() if line.startswith(key)]
         return found[0].strip() if found else ""
 
+    def sessions(self) -> set[int]:
+        """The sessions whose clients are connected to it; none if it does not say."""
+        try:
+            answer = lab.four_letter(self.port, "cons", LOOK_SECONDS_MAX, self.host)
+        except (OSError, UnicodeDecodeError):
+            return set()
+        return {int(session, 16) for session in re.findall(r"sid=0x([0-9a-f]+)", answer)}
+
     def wipe(self) -> None:
         """Its data directory is lost; what is configured is there again."""
         assert not self.running()
@@ -99,8 +107,10 @@ class Ensemble:
         self.kind = kind
         self.network = network
         self.name = name or kind
-        disks = disks or {}
-        self.servers = {n: Member(kind, n, network, config or {}, disks.get(n)) for n in SERVERS}
+        disks, config = disks or {}, config or {}
+        # With ZooKeeper's leaderServes=no a leader has no clients, and answers no word either.
+        self._leader_serves = config.get("leaderServes") != "no"
+        self.servers = {n: Member(kind, n, network, config, disks.get(n)) for n in SERVERS}
 
     def __enter__(self) -> Ensemble:
         return self
@@ -143,7 +153,42 @@ class Ensemble:
     def leads(self) -> int | None:
         modes = {n: s.mode() for n, s in self.servers.items() if s.running()}
         leaders = [number for number, mode in modes.items() if mode == "leader"]
+        followers = [number for number, mode in modes.items() if mode == "follower"]
+        if not self._leader_serves and len(modes) == len(SERVERS) == len(followers) + 1:
+            leaders = [number for number in modes if number not in followers]
         return leaders[0] if len(leaders) == 1 else None
+
+    def make_lead(self, number: int, seconds_max: float = SERVE_SECONDS_MAX) -> int:
+        """Moves the leadership to a server; how many leaders had to give it up until then.
+
+        Whoever leads falls silent until another one does: its clients stay with it. ZooKeeper's
+        would not.
+        """
+        assert self.kind == "zkraft"
+        deadline = time.monotonic() + seconds_max
+        given_up = 0
+        while (leader := self.leader()) != number:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {seconds_max:g} s for server {number} to lead")
+            others = [server for n, server in self.servers.items() if n != leader]
+            self.servers[leader].pause()
+            try:
+                lab.wait_until(
+                    lambda others=others: any(other.mode() == "leader" for other in others),
+                    "another leader",
+                    every_seconds=0.05,
+                )
+            finally:
+                self.servers[leader].resume()
+            given_up += 1
+            self.wait_for(*SERVERS)
+        return given_up
+
+    def newest(self) -> int:
+        """A zxid of what was done before."""
+        with self.client() as client:
+            client.sync()
+            return client.seen
 
     def followers(self) -> list[int]:
         leader = self.leader()

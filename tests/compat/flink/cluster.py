@@ -166,6 +166,15 @@ class JavaProcess:
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def session(self) -> int:
+        """The session of its client, from the last handshake in the log; 0 if there was none."""
+        found = re.findall(r"session id = 0x([0-9a-f]+), negotiated", self.log_text())
+        return int(found[-1], 16) if found else 0
+
+    def suspensions(self) -> int:
+        """How often its client has reported a broken connection."""
+        return self.log_text().count("State change: SUSPENDED")
+
     def log_tail(self, lines: int = 10, columns: int = 180) -> str:
         """The last lines of the log, without stack frames."""
         state = "" if self.running() else f", ended with {self._process.returncode}"
@@ -196,10 +205,6 @@ class JobManager(JavaProcess):
         if not found:
             raise LookupError(f"{self.name} logged no handshake")
         return int(found[-1])
-
-    def suspensions(self) -> int:
-        """How often its client has reported a broken connection."""
-        return self.log_text().count("State change: SUSPENDED")
 
 
 class TaskManager(JavaProcess):
@@ -234,6 +239,7 @@ class Rest:
             completed=(latest["completed"] or {}).get("id", 0),
             restored=(latest["restored"] or {}).get("id", 0),
             restores=answer["counts"]["restored"],
+            failed=answer["counts"]["failed"],
         )
 
     def attempts(self, job: str) -> dict[str, tuple[int, str]]:
@@ -265,11 +271,12 @@ class Rest:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Ids of the latest checkpoints (0: none) and how often this JobManager has restored one."""
+    """Ids of the latest checkpoints (0: none); how many this JobManager has restored and lost."""
 
     completed: int
     restored: int
     restores: int
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -302,10 +309,12 @@ class Cluster:
 
     ROOT = "/flink"
 
-    def __init__(self, distribution: Distribution, options: Options, server_port: int) -> None:
+    def __init__(
+        self, distribution: Distribution, options: Options, servers: Sequence[tuple[str, int]]
+    ) -> None:
         self.distribution = distribution
         self.options = options
-        self._server_port = server_port
+        self._servers = servers
         self.cluster_id = f"c-{uuid.uuid4().hex[:8]}"
         self.home = Path(tempfile.mkdtemp(prefix=f"flink-{options.version}-"))
         self.output = self.home / "output"
@@ -322,10 +331,8 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        processes = [*self.job_managers, *([self.task_manager] if self.task_manager else [])]
-        for process in processes:
-            if process.running():
-                process.kill9()
+        for process in self.running():
+            process.kill9()
         if "LAB_KEEP" not in os.environ:
             shutil.rmtree(self.home, ignore_errors=True)
 
@@ -361,6 +368,11 @@ class Cluster:
     def start_task_manager(self) -> None:
         self.task_manager = TaskManager("taskmanager", self.distribution, self._conf, self._logs)
 
+    def running(self) -> list[JavaProcess]:
+        """The JobManagers and the TaskManager that run."""
+        every = [*self.job_managers, *([self.task_manager] if self.task_manager else [])]
+        return [process for process in every if process.running()]
+
     def leading(self) -> JobManager:
         """The running JobManager that the rest_server znode names."""
         port = int(self.leader("rest_server").address.rsplit(":", 1)[1])
@@ -379,7 +391,7 @@ class Cluster:
 
     def leader(self, component: str) -> Leader:
         """Who leads a component: rest_server, dispatcher, resource_manager or job-<id>."""
-        with Znodes(self._server_port) as tree:
+        with Znodes(self._servers) as tree:
             znode = tree.get(f"{self.root}/leader/{component}/connection_info")
         if znode is None:
             raise LookupError(f"{component} has no leader")
@@ -387,17 +399,17 @@ class Cluster:
 
     def paths_with(self, text: str) -> list[str]:
         """The paths below this cluster's root that contain `text`."""
-        with Znodes(self._server_port) as tree:
+        with Znodes(self._servers) as tree:
             return [path for path in tree.below(self.root) if text in path]
 
     def ephemerals(self) -> dict[str, int]:
         """The ephemeral nodes below this cluster's root, with the sessions that own them."""
-        with Znodes(self._server_port) as tree:
+        with Znodes(self._servers) as tree:
             nodes = {path: tree.get(path) for path in tree.below(self.root)}
         return {path: node.owner for path, node in nodes.items() if node and node.owner}
 
     def children(self, path: str) -> list[str]:
-        with Znodes(self._server_port) as tree:
+        with Znodes(self._servers) as tree:
             return tree.children(path)
 
     def latched_twice(self) -> bool:
@@ -405,7 +417,7 @@ class Cluster:
         return len(self.children(f"{self.root}/leader/latch")) >= 2
 
     def znode_exists(self, path: str) -> bool:
-        with Znodes(self._server_port) as tree:
+        with Znodes(self._servers) as tree:
             return tree.get(path) is not None
 
     def rest(self) -> Rest:
@@ -455,12 +467,13 @@ class Cluster:
 
     def _write_configuration(self) -> None:
         options = self.options
+        quorum = ",".join(f"{host}:{port}" for host, port in self._servers)
         keys = {
             "high-availability.type": "zookeeper",
             "high-availability.cluster-id": f"/{self.cluster_id}",
             "high-availability.storageDir": f"file://{self.home}/ha",
             "high-availability.zookeeper.path.root": self.ROOT,
-            "high-availability.zookeeper.quorum": f"127.0.0.1:{self._server_port}",
+            "high-availability.zookeeper.quorum": quorum,
             "high-availability.zookeeper.client.session-timeout": options.session_timeout_ms,
             # A client that gives up on an operation ends its process. So: first retries soon, for
             # the short outages, and more than the long outage can use up (20 s at the least).

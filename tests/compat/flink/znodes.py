@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -31,11 +32,24 @@ class Znode:
 
 
 class Znodes:
-    """A session that reads. Socket failures surface as OSError."""
+    """A session that reads, at the first of these servers that grants it one.
 
-    def __init__(self, port: int) -> None:
+    As the session begins with a write, it sees all that was done before. Socket failures surface as
+    OSError.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, int]]) -> None:
+        for number, place in enumerate(places, 1):
+            try:
+                self._open(place, ANSWER_SECONDS_MAX / len(places))
+                return
+            except OSError:
+                if number == len(places):
+                    raise
+
+    def _open(self, place: tuple[str, int], patience_s: float) -> None:
         self._xid = 0
-        self._socket = socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS_MAX)
+        self._socket = socket.create_connection(place, patience_s)
         try:
             body = struct.pack(">iqiqi16s?", 0, 0, SESSION_TIMEOUT_MS, 0, 16, bytes(16), False)
             self._send(body)

@@ -1,0 +1,449 @@
+"""Apache Flink with ZooKeeper high availability on three servers, which go one at a time.
+
+    python3 tests/compat/flink_ensemble_suite.py --against zkraft|zookeeper
+        [--version 2.3.0|1.20.5|both] [--scenario a,b,c,d] [--kills 10]
+
+    a  kill -9 of the leading server, again and again, while Flink's clients are at the others, with
+       Flink's default (tolerate-suspended-connections: false)
+    b  kill -9 of the server at which the leading JobManager's client is, as a follower and as the
+       leader, with suspended connections tolerated
+    c  kill -9 of the leading JobManager while the servers elect a leader
+    d  one server after the other is restarted by SIGTERM, with suspended connections tolerated
+
+In a nothing may happen to Flink at all: no broken connection, no other leader, no failed
+checkpoint, no restart. ZooKeeper's servers close all connections when they lose their leader: with
+it a is counted, not judged, and the others are not run. Its leader has no clients
+(leaderServes=no), as that of zkraft has none of Flink's, and both print the same table, to be
+compared.
+
+The job and the ways to look at it are those of flink_suite.py. LAB_KEEP keeps all logs; those of
+servers are kept after a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import lab
+from cluster.ensemble import Ensemble
+from cluster.network import SERVERS, Loopback
+from flink.cluster import Cluster, Distribution, Options
+from flink_suite import (
+    ELECTION_SECONDS_MAX,
+    JOB_SOURCE,
+    SESSION_TIMEOUT_MS,
+    START_SECONDS_MAX,
+    TICK_MS,
+    VERSIONS,
+    Before,
+    Steps,
+    Trial,
+    same,
+    start,
+)
+
+SCENARIOS = "abcd"
+CONFIG = {"tickTime": str(TICK_MS), "initLimit": "10", "syncLimit": "5"}
+# How long a client of a dead server may take to another one: times are printed, not judged.
+MOVE_SECONDS_MAX = SESSION_TIMEOUT_MS / 1000
+# Until a client that was cut off says so in its log, and the metrics have been gathered again.
+SETTLE_SECONDS = 2.0
+# A silent leader is given up after half a second at the soonest (README).
+SILENT_SECONDS = 0.3
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    lab.end_cleanly_on_sigterm()
+    report = lab.Report("flink_ensemble", arguments.against)
+    versions = VERSIONS if arguments.version == "both" else (arguments.version,)
+    for version in versions:
+        Suite(report, arguments.against, version, arguments.kills).run(arguments.scenario)
+    return report.close()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", choices=("zkraft", "zookeeper"), default="zkraft")
+    parser.add_argument("--version", choices=(*VERSIONS, "both"), default="both")
+    parser.add_argument("--scenario", type=scenario_list, help="default: all; a for zookeeper")
+    parser.add_argument("--kills", type=int, default=10, help="how many leaders scenario a kills")
+    arguments = parser.parse_args()
+    known = tuple(SCENARIOS) if arguments.against == "zkraft" else ("a",)
+    arguments.scenario = arguments.scenario or known
+    if not set(arguments.scenario) <= set(known):
+        parser.error("with zookeeper there is scenario a alone")
+    return arguments
+
+
+def scenario_list(text: str) -> tuple[str, ...]:
+    letters = tuple(text.split(","))
+    if not set(letters) <= set(SCENARIOS):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of a,b,c,d")
+    return letters
+
+
+@dataclass(frozen=True)
+class Toll:
+    """What Flink paid for one server that went."""
+
+    restarts: int
+    # Components whose leader was recorded anew, the job's included.
+    new_leaders: int
+    # Lines of Flink's logs about a broken connection, of all processes.
+    suspended: int
+    failed_checkpoints: int
+
+    def __add__(self, other: Toll) -> Toll:
+        return Toll(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        named = zip(fields(self), astuple(self), strict=True)
+        return ", ".join(f"{value} {field.name.replace('_', ' ')}" for field, value in named)
+
+
+NOTHING = Toll(0, 0, 0, 0)
+
+
+class EnsembleTrial(Trial):
+    """A running job whose cluster is coordinated by three servers."""
+
+    def __init__(self, ensemble: Ensemble, cluster: Cluster, job: str) -> None:
+        super().__init__(ensemble.servers[1], cluster, job)
+        self.ensemble = ensemble
+
+    def places(self) -> dict[str, int]:
+        """At which server the client of each of Flink's processes is, by `cons`; 0 for nowhere."""
+        at = {n: server.sessions() for n, server in self.ensemble.servers.items()}
+        sessions = {process.name: process.session() for process in self.cluster.running()}
+        return {
+            name: next((n for n in SERVERS if session and session in at[n]), 0)
+            for name, session in sessions.items()
+        }
+
+    def suspensions(self) -> int:
+        return sum(process.suspensions() for process in self.cluster.running())
+
+    def observed(self, disturb: Callable[[], None]) -> tuple[Toll, float]:
+        """What a disturbance costs, and the seconds from it to a checkpoint that began later."""
+        before, suspended = self.look(), self.suspensions()
+        began = time.monotonic()
+        disturb()
+        # The next one to complete may have been under way.
+        self.completes(before.checkpoints.completed + 2)
+        seconds = time.monotonic() - began
+        self.checkpoints_go_on(before.checkpoints.completed)
+        time.sleep(SETTLE_SECONDS)
+        after = self.look()
+        return toll(before, after, self.suspensions() - suspended), seconds
+
+    def completes(self, checkpoint: int) -> None:
+        self.cluster.wait_for(
+            f"checkpoint {checkpoint}",
+            START_SECONDS_MAX,
+            lambda: self.cluster.rest().checkpoints(self.job).completed >= checkpoint,
+        )
+
+    def bring_back(self, number: int) -> None:
+        """Starts a server again, and waits until it has what the others have."""
+        server = self.ensemble.servers[number]
+        if not server.running():
+            server.spawn()
+        self.ensemble.wait_for(number)
+        self.ensemble.caught_up(number, self.ensemble.newest())
+
+
+def toll(before: Before, after: Before, suspended: int) -> Toll:
+    """What changed. Several restarts between two looks count as one, unless Flink counted them."""
+    restarted = before.checkpoints.restored != after.checkpoints.restored
+    new = [name for name, old in before.leaders.items() if after.leaders[name] != old]
+    failed = after.checkpoints.failed - before.checkpoints.failed
+    return Toll(
+        max(after.restarts - before.restarts, int(restarted)),
+        len(new),
+        suspended,
+        # A JobManager that restored the job counts from zero.
+        failed if not restarted else after.checkpoints.failed,
+    )
+
+
+class Suite:
+    """All scenarios against one kind of ensemble with one release of Flink."""
+
+    def __init__(self, report: lab.Report, against: lab.Kind, version: str, kills: int) -> None:
+        self.report = report
+        self.against = against
+        self.version = version
+        self.kills = kills
+        self.distribution = Distribution(version)
+
+    def run(self, letters: tuple[str, ...]) -> None:
+        with tempfile.TemporaryDirectory(prefix="flink-job-") as folder:
+            steps = Steps(self.report, self.version)
+            jar = steps.check(
+                "the job compiles",
+                lambda: self.distribution.compile_job(JOB_SOURCE, Path(folder)),
+            )
+            if jar is None:
+                return
+            # c ends one of the JobManagers.
+            for tolerate, order in ((False, "a"), (True, "bdc")):
+                pending = [letter for letter in order if letter in letters]
+                while pending:
+                    with contextlib.ExitStack() as stack:
+                        self._run_on_cluster(stack, tolerate, jar, pending)
+
+    def _run_on_cluster(
+        self, stack: contextlib.ExitStack, tolerate: bool, jar: Path, pending: list[str]
+    ) -> None:
+        """Takes scenarios off `pending` up to the first that fails; `stack` ends the processes."""
+        prefix = f"{self.version} {'tolerant' if tolerate else 'default'}"
+        trial = self._start(stack, tolerate, jar, Steps(self.report, f"{prefix}, start"))
+        if trial is None:
+            for letter in pending:
+                self.report.skip(f"{prefix}, {letter}", "the cluster did not start")
+            pending.clear()
+            return
+        scenarios: dict[str, Callable[[EnsembleTrial, Steps], None]] = {
+            "a": lambda trial, steps: leaders_are_killed(trial, steps, self.kills),
+            "b": clients_move,
+            "c": job_manager_dies_meanwhile,
+            "d": rolling_restart,
+        }
+        while pending:
+            letter = pending.pop(0)
+            steps = Steps(self.report, f"{prefix}, {letter}")
+            scenarios[letter](trial, steps)
+            if steps.failed:
+                trial.ensemble.keep_logs()
+                return
+
+    def _start(
+        self, stack: contextlib.ExitStack, tolerate: bool, jar: Path, steps: Steps
+    ) -> EnsembleTrial | None:
+        name = f"{self.against} flink {self.version} {tolerate}"
+        config = CONFIG if self.against == "zkraft" else {**CONFIG, "leaderServes": "no"}
+        ensemble = stack.enter_context(Ensemble(self.against, Loopback(), config, name=name))
+        options = Options(self.version, SESSION_TIMEOUT_MS, tolerate)
+        cluster = stack.enter_context(Cluster(self.distribution, options, ensemble.places()))
+
+        def start_all() -> str:
+            if self.against == "zookeeper":
+                for server in ensemble.servers.values():
+                    server.spawn()
+                ensemble.leader()
+                return start(cluster, jar)
+            # One server is down meanwhile, so that it has no client of Flink's.
+            ensemble.start()
+            vacant = ensemble.servers[ensemble.leader()]
+            vacant.stop()
+            job = start(cluster, jar)
+            vacant.spawn()
+            ensemble.wait_for(*SERVERS)
+            return job
+
+        job = steps.check(
+            "three servers, two JobManagers and a TaskManager run the job, with checkpoints",
+            start_all,
+        )
+        if job is None:
+            ensemble.keep_logs()
+        return EnsembleTrial(ensemble, cluster, job) if job else None
+
+
+# --- The scenarios ------------------------------------------------------------------------------
+
+
+def leaders_are_killed(trial: EnsembleTrial, steps: Steps, kills: int) -> None:
+    """a: clients of the other servers do not notice that the leader is gone."""
+    rows: list[tuple[str, ...]] = []
+    total, times = NOTHING, []
+
+    def kill() -> None:
+        nonlocal total
+        leader, at_leader, moves = prepare(trial)
+        paid, seconds = trial.observed(trial.ensemble.servers[leader].kill9)
+        total += paid
+        times.append(seconds)
+        rows.append((str(leader), str(at_leader), *map(str, astuple(paid)), f"{seconds:.1f}"))
+        print(
+            f"  server {leader} led, with {at_leader} of Flink's clients; {paid}; "
+            f"the checkpoint after it came in {seconds:.1f} s (moved the leadership {moves} times)",
+            flush=True,
+        )
+        trial.bring_back(leader)
+        if trial.ensemble.kind == "zkraft":
+            same("what Flink paid", NOTHING, paid)
+
+    what = "nothing happens to Flink" if trial.ensemble.kind == "zkraft" else "Flink goes on"
+    for number in range(1, kills + 1):
+        steps.check(f"kill {number} of the leading server: {what}", kill)
+    steps.check("no element is lost or counted twice", trial.state_is_exact)
+    head = ("killed", "clients there", *(field.name for field in fields(Toll)), "s to checkpoint")
+    print(f"  {trial.ensemble.kind}, Flink {trial.cluster.options.version}, in all: {total}")
+    if times:
+        median, worst = statistics.median(times), max(times)
+        print(f"  a later checkpoint was done after {median:.1f} s, at the worst {worst:.1f} s")
+    for row in (head, *rows):
+        print("  | " + " | ".join(row) + " |", flush=True)
+
+
+def prepare(trial: EnsembleTrial) -> tuple[int, int, int]:
+    """Who is to be killed, how many of Flink's clients are there, and how often leaders changed."""
+    ensemble = trial.ensemble
+    places = trial.places()
+    moves = 0
+    if ensemble.kind == "zkraft":
+        assert 0 not in places.values(), f"not every client is connected: {places}"
+        vacant = [number for number in SERVERS if number not in places.values()]
+        assert vacant, f"Flink's clients are everywhere: {places}"
+        moves = ensemble.make_lead(vacant[0])
+        same("where Flink's clients are", places, trial.places())
+    leader = ensemble.leader()
+    return leader, list(places.values()).count(leader), moves
+
+
+def clients_move(trial: EnsembleTrial, steps: Steps) -> None:
+    """b: the session goes on at another server."""
+
+    def kill(as_leader: bool) -> None:
+        ensemble, cluster = trial.ensemble, trial.cluster
+        home = trial.places()[cluster.leading().name]
+        if as_leader:
+            ensemble.make_lead(home)
+        elif ensemble.leader() == home:
+            ensemble.make_lead(home % len(SERVERS) + 1)
+        there = [name for name, place in trial.places().items() if place == home]
+        sessions = {p.session(): p.name for p in cluster.running() if p.name in there}
+        times: dict[str, float] = {}
+
+        def disturb() -> None:
+            ensemble.servers[home].kill9()
+            times.update(moved(trial, sessions, home))
+
+        paid, _ = trial.observed(disturb)
+        took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+        print(f"  server {home}; its clients were elsewhere after: {took}; {paid}", flush=True)
+        trial.bring_back(home)
+        nothing_but_suspensions(paid)
+
+    steps.check("kill -9 of the JobManager's server, a follower: no restart", lambda: kill(False))
+    steps.check("kill -9 of the JobManager's server, the leader: no restart", lambda: kill(True))
+    steps.check("no element is lost or counted twice", trial.state_is_exact)
+
+
+def moved(trial: EnsembleTrial, sessions: dict[int, str], dead: int) -> dict[str, float]:
+    """Waits until the sessions are at other servers; the seconds it took each."""
+    began = time.monotonic()
+    times: dict[str, float] = {}
+    others = [server for number, server in trial.ensemble.servers.items() if number != dead]
+
+    def all_there() -> bool:
+        there = set().union(*(server.sessions() for server in others))
+        for session, name in sessions.items():
+            if session in there and name not in times:
+                times[name] = time.monotonic() - began
+        return len(times) == len(sessions)
+
+    lab.wait_until(all_there, "the clients to move", MOVE_SECONDS_MAX)
+    return times
+
+
+def nothing_but_suspensions(paid: Toll) -> None:
+    same("restarts", 0, paid.restarts)
+    same("leaders", 0, paid.new_leaders)
+    # Without this the check could not fail: the outage must have been seen.
+    assert paid.suspended, "no client logged SUSPENDED"
+
+
+def rolling_restart(trial: EnsembleTrial, steps: Steps) -> None:
+    """d: what an upgrade of all servers costs."""
+    total = NOTHING
+
+    def restart(number: int) -> None:
+        nonlocal total
+        role = "leader" if trial.ensemble.leader() == number else "follower"
+        there = list(trial.places().values()).count(number)
+        code = 0
+
+        def disturb() -> None:
+            nonlocal code
+            code = trial.ensemble.servers[number].stop()
+            trial.bring_back(number)
+
+        paid, _ = trial.observed(disturb)
+        total += paid
+        print(f"  {role} {number}, with {there} of Flink's clients; {paid}", flush=True)
+        same("exit code", 0, code)
+        same("restarts", 0, paid.restarts)
+        same("leaders", 0, paid.new_leaders)
+
+    for number in SERVERS:
+        steps.check(
+            f"server {number} is stopped by SIGTERM and started again: no restart",
+            lambda number=number: restart(number),
+        )
+    # Every client had to move at least once.
+    steps.check("in all: no restart", lambda: nothing_but_suspensions(total))
+    steps.check("no element is lost or counted twice", trial.state_is_exact)
+
+
+def job_manager_dies_meanwhile(trial: EnsembleTrial, steps: Steps) -> None:
+    """c: two elections at once, of Flink's on the servers' own."""
+    cluster, ensemble = trial.cluster, trial.ensemble
+
+    def fail_over(how: str, disturb: Callable[[int], None]) -> None:
+        before = steps.check("the job is healthy", trial.look)
+        if before is None:
+            return
+
+        def both() -> tuple[int, float, int]:
+            victim = cluster.leading()
+            # Sessions get their full time from the next leader, which is there within a second or
+            # two; the standby's own client may have to find another server first.
+            allowed = (victim.negotiated_timeout_ms() + TICK_MS) / 1000 + 2 * ELECTION_SECONDS_MAX
+            leader = ensemble.leader()
+            disturb(leader)
+            victim.kill9()
+            newest = max(before.checkpoints.completed, trial.newest_checkpoint_znode())
+            return newest, allowed, leader
+
+        done = steps.check(f"the leading server {how}, and the leading JobManager is killed", both)
+        if done is None:
+            return
+        newest, allowed, leader = done
+        began = time.monotonic()
+        steps.check(
+            f"a standby leads within the session timeout, a tick and {2 * ELECTION_SECONDS_MAX} s",
+            lambda: trial.new_leader(before, allowed),
+        )
+        print(f"  it led after {time.monotonic() - began:.1f} s", flush=True)
+        if ensemble.servers[leader].running():
+            ensemble.servers[leader].resume()
+        steps.check("the server is back", lambda: trial.bring_back(leader))
+        trial.resumes(steps, newest)
+
+        def stand_by() -> None:
+            cluster.start_job_manager()
+            cluster.wait_for("a second JobManager", START_SECONDS_MAX, cluster.latched_twice)
+
+        steps.check("a new JobManager stands by", stand_by)
+
+    def fall_silent(leader: int) -> None:
+        ensemble.servers[leader].pause()
+        time.sleep(SILENT_SECONDS)
+
+    fail_over("is killed -9", lambda leader: ensemble.servers[leader].kill9())
+    fail_over("falls silent", fall_silent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
