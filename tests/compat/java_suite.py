@@ -6,7 +6,10 @@ The cases are Java (`java/zkraft`), written once and compiled twice: against Deb
 restarts it when a case asks, and reports.
 
     python3 tests/compat/java_suite.py --against zkraft|zookeeper [--flavour debian|flink]
-                                       [--only PART]
+        [--only PART] [--servers 3 [--nemesis [--seed N]]] [--rounds N]
+
+With `--servers 3` the server is an ensemble of three, all in the connect string; to kill it is to
+kill all. With `--nemesis` one of them is killed every few seconds, and starts again.
 
 It must never judge a case: whatever the Java program reports is what counts, and a program that
 ends early or stays silent is a failure.
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lab
+from cluster import service
 
 SOURCES = Path(__file__).resolve().parent / "java" / "zkraft"
 FLAVOURS = ("debian", "flink")
@@ -50,12 +54,9 @@ SERVER_CONFIG = {
     "minSessionTimeout": "2000",
     "maxSessionTimeout": "60000",
     "extendedTypesEnabled": "true",
+    # Containers and TTL nodes are looked at once a minute by default.
+    "znode.container.checkIntervalMs": "500",
 }
-
-# Containers and TTL nodes are looked at once a minute by default. Java reads this key only as a
-# system property of exactly this name, so its zoo.cfg cannot carry it (spec 12.2).
-CLEANER_KEY = "znode.container.checkIntervalMs"
-CLEANER_INTERVAL_MS = "500"
 
 
 @dataclass(frozen=True)
@@ -148,31 +149,28 @@ def join(class_path: tuple[Path, ...]) -> str:
     return os.pathsep.join(map(str, class_path))
 
 
-def server_for(against: lab.Kind) -> lab.Server:
-    if against == "zookeeper":
-        return lab.Server(
-            against, SERVER_CONFIG, jvm_args=(f"-D{CLEANER_KEY}={CLEANER_INTERVAL_MS}",)
-        )
-    return lab.Server(against, {**SERVER_CONFIG, CLEANER_KEY: CLEANER_INTERVAL_MS})
-
-
-def run(client: Flavour, against: lab.Kind, only: str, report: lab.Report) -> None:
+def run(client: Flavour, options: argparse.Namespace, report: lab.Report) -> None:
     """Runs the cases of one flavour against a fresh server."""
+    against: lab.Kind = options.against
+    attempts = service.ATTEMPTS_MAX if options.nemesis else 1
     classes = build(client)
     log = lab.CACHE / f"java-{client.name}" / f"client-{against}.log"
-    with server_for(against) as server, open(log, "wb") as errors:
+    with (
+        service.served(report, against, SERVER_CONFIG, options) as server,
+        open(log, "wb") as errors,
+    ):
         command = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         command += ["-Dorg.slf4j.simpleLogger.showDateTime=true"]
         command += ["-cp", join((classes, *client.class_path)), "zkraft.Suite"]
-        command += [server.address, against, only]
+        command += [server.address, against, str(attempts), options.only]
         program = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         watchdog = threading.Timer(PROGRAM_SECONDS_MAX, program.kill)
         watchdog.start()
         try:
-            follow(program, server, client.name, report)
+            follow(program, server, client.name, report, options.nemesis)
         finally:
             watchdog.cancel()
             program.kill()
@@ -181,7 +179,11 @@ def run(client: Flavour, against: lab.Kind, only: str, report: lab.Report) -> No
 
 
 def follow(
-    program: subprocess.Popen[str], server: lab.Server, name: str, report: lab.Report
+    program: subprocess.Popen[str],
+    server: lab.Server | service.Service,
+    name: str,
+    report: lab.Report,
+    is_disturbed: bool,
 ) -> None:
     """Obeys and reports what the program says until it has said `@end`."""
     assert program.stdin is not None and program.stdout is not None
@@ -195,6 +197,9 @@ def follow(
             program.stdin.write("ok\n")
             program.stdin.flush()
             continue
+        if word == "@again":
+            print(f"  again: {name}: {case}: {detail}", flush=True)
+            continue
         if word == "@end" and rest == str(reported) and reported > 0:
             return
         if word not in RESULTS:
@@ -202,12 +207,12 @@ def follow(
         RESULTS[word](report, f"{name}: {case}", detail)
         reported += 1
         # Between cases the server always runs: a case that killed it has restarted it.
-        if not server.running():
+        if not is_disturbed and not server.running():
             break
     report.record_failure(
         f"{name}: the program runs to its end",
-        f"after {reported} cases the program ended with {program.poll()}, the server with "
-        f"{server.process and server.process.poll()}; the server's log ends: {server.log_tail(5)}",
+        f"after {reported} cases the program ended with {program.poll()}, the server "
+        f"{'runs' if server.running() else 'is down'}; its log ends: {server.log_tail(5)}",
     )
 
 
@@ -216,6 +221,7 @@ RESULTS: dict[str, Callable[[lab.Report, str, str], None]] = {
     "@pass": lambda report, case, seconds: report.record_pass(case, float(seconds)),
     "@fail": lambda report, case, reason: report.record_failure(case, reason),
     "@skip": lambda report, case, reason: report.skip(case, reason),
+    "@leave": lambda report, case, reason: report.leave_out(case, reason),
 }
 
 
@@ -224,11 +230,15 @@ def main() -> int:
     parser.add_argument("--against", choices=("zkraft", "zookeeper"), required=True)
     parser.add_argument("--flavour", choices=FLAVOURS, help="default: both")
     parser.add_argument("--only", default="", help="run only cases whose names contain this")
+    service.add_options(parser)
     options = parser.parse_args()
+    service.check_options(parser, options)
+    lab.end_cleanly_on_sigterm()
     report = lab.Report("java", options.against)
-    for name in [options.flavour] if options.flavour else FLAVOURS:
+    names = [options.flavour] if options.flavour else list(FLAVOURS)
+    for name in names * options.rounds:
         try:
-            run(flavour(name), options.against, options.only, report)
+            run(flavour(name), options, report)
         except Exception as failure:
             report.record_failure(f"{name}: the suite runs", str(failure))
     return report.close()

@@ -1,9 +1,11 @@
 """Interop suite: PyPI's kazoo against zkraft, or against ZooKeeper to judge the suite itself.
 
     python3 tests/compat/kazoo_suite.py --against zkraft|zookeeper [--only TEXT]
+        [--servers 3 [--nemesis [--seed N]]] [--rounds N]
 
 One server runs for all cases; some cases kill and restart it, so that later cases also meet data
-that survived a crash. The cases are in `kazoo_cases/`.
+that survived a crash. The cases are in `kazoo_cases/`. With `--servers 3` it is an ensemble of
+three, all in the connect string, and with `--nemesis` one of them is killed every few seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import lab
+from cluster import service
 
 KAZOO = "kazoo==2.11.0"
 CASE_SECONDS_MAX = 90
@@ -34,14 +37,23 @@ def main() -> int:
 
     report = lab.Report("kazoo_suite", options.against)
     config = {"tickTime": str(bench.TICK_MS), "enforceQuota": "true"}
-    with lab.Server(options.against, config) as server:
-        for number, function in enumerate(cases):
+    again = service.Again(options)
+    with service.served(report, options.against, config, options) as server:
+        for number, function in enumerate(cases * options.rounds):
             claim = bench.claim_of(function)
             if options.only and options.only not in claim:
                 continue
+            if options.nemesis and function in bench.STEADY:
+                report.leave_out(claim, bench.STEADY[function])
+                continue
+
+            def run(suffix: str, function: Any = function, root: str = f"/case{number}") -> None:
+                _run_bounded(bench.Bench(server, root + suffix), function)
+
             with report.case(claim):
-                _ensure_running(server)
-                _run_bounded(bench.Bench(server, f"/case{number}"), function)
+                if not options.nemesis:
+                    _ensure_running(server)
+                again.run(run, bench.was_lost)
     return report.close()
 
 
@@ -49,7 +61,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="kazoo interop suite")
     parser.add_argument("--against", choices=("zkraft", "zookeeper"), required=True)
     parser.add_argument("--only", default="", help="run the cases whose claim has this text")
-    return parser.parse_args(arguments)
+    service.add_options(parser)
+    options = parser.parse_args(arguments)
+    service.check_options(parser, options)
+    return options
 
 
 def _enter_venv() -> None:
@@ -68,7 +83,7 @@ def _load_cases() -> tuple[ModuleType, list[Callable[..., None]]]:
     return bench, bench.CASES
 
 
-def _ensure_running(server: lab.Server) -> None:
+def _ensure_running(server: lab.Server | service.Service) -> None:
     """A case that failed halfway may have left the server dead."""
     if not server.running():
         server.start()

@@ -600,6 +600,7 @@ class Report:
         self.passed = 0
         self.failed = 0
         self.skipped = 0
+        self.left_out = 0
         self.failures: list[str] = []
         print(f"# {suite} against {against}", flush=True)
 
@@ -609,6 +610,11 @@ class Report:
     def skip(self, name: str, why: str) -> None:
         self.skipped += 1
         print(f"SKIPPED {name}: {why}", flush=True)
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Names a case that means nothing where this suite runs: nothing is amiss."""
+        self.left_out += 1
+        print(f"LEFT OUT {name}: {why}", flush=True)
 
     def record_pass(self, name: str, seconds: float) -> None:
         self.passed += 1
@@ -624,6 +630,8 @@ class Report:
     def close(self) -> int:
         for name in self.failures:
             print(f"failed: {name}")
+        if self.left_out:
+            print(f"{self.left_out} cases were left out; each said why")
         tail = f", {self.skipped} skipped" if self.skipped else ""
         print(f"{self.passed} passed, {self.failed} failed{tail}", flush=True)
         return 0 if self.passed and not self.failed else 1

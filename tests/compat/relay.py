@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Sequence
 
 
 class Relay:
-    """Forwards 127.0.0.1:`port` to a server's port; a context manager."""
+    """Forwards 127.0.0.1:`port` to the first of the servers that is there; a context manager."""
 
-    def __init__(self, server_port: int) -> None:
-        self._server_port = server_port
+    def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
+        self._servers = servers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._guard = threading.Lock()
@@ -57,9 +58,8 @@ class Relay:
             self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
-        try:
-            server = socket.create_connection(("127.0.0.1", self._server_port), timeout=5)
-        except OSError:
+        server = self._connect_to_server()
+        if server is None:
             client.close()
             return
         server.settimeout(None)
@@ -71,6 +71,12 @@ class Relay:
             self._sockets |= {client, server}
         for source, target in ((client, server), (server, client)):
             threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _connect_to_server(self) -> socket.socket | None:
+        for place in self._servers:
+            with contextlib.suppress(OSError):
+                return socket.create_connection(place, timeout=5)
+        return None
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         """Copies one direction; the end of either direction ends the connection."""

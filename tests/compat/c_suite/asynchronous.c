@@ -73,7 +73,8 @@ static int completed_count;
 static void note_completion(int rc, const char *value, const void *number)
 {
     (void)value;
-    completed[completed_count++] = rc == ZOK ? (int)(intptr_t)number : -1;
+    CHECK_OK(rc);
+    completed[completed_count++] = (int)(intptr_t)number;
 }
 
 static void pipelined_requests_complete_in_order(void)

@@ -285,3 +285,50 @@ void reply_acl(int rc, struct ACL_vector *acl, struct Stat *stat, const void *re
     int count = rc == ZOK ? acl->count : 0;
     complete(reply, rc, count > 0 ? acl->data[0].id.id : NULL, count, rc == ZOK ? stat : NULL);
 }
+
+/* --- Reads of several servers ----------------------------------------------------------------- */
+
+static void catch_up(zhandle_t *handle)
+{
+    struct reply reply = {0};
+    /* If it fails, so will the read. */
+    if (strchr(bench_address, ',') && zoo_async(handle, "/", reply_string, &reply) == ZOK)
+        reply_wait(&reply);
+}
+
+#define BEHIND_SYNC(name, parameters, ...) \
+    int __real_##name parameters; \
+    int __wrap_##name parameters \
+    { \
+        catch_up(handle); \
+        return __real_##name(__VA_ARGS__); \
+    }
+
+BEHIND_SYNC(zoo_exists, (zhandle_t *handle, const char *path, int watch, struct Stat *stat), handle,
+            path, watch, stat)
+BEHIND_SYNC(zoo_wexists,
+            (zhandle_t *handle, const char *path, watcher_fn watch, void *context,
+             struct Stat *stat),
+            handle, path, watch, context, stat)
+BEHIND_SYNC(zoo_get,
+            (zhandle_t *handle, const char *path, int watch, char *data, int *bytes,
+             struct Stat *stat),
+            handle, path, watch, data, bytes, stat)
+BEHIND_SYNC(zoo_wget,
+            (zhandle_t *handle, const char *path, watcher_fn watch, void *context, char *data,
+             int *bytes, struct Stat *stat),
+            handle, path, watch, context, data, bytes, stat)
+BEHIND_SYNC(zoo_get_children,
+            (zhandle_t *handle, const char *path, int watch, struct String_vector *names), handle,
+            path, watch, names)
+BEHIND_SYNC(zoo_wget_children,
+            (zhandle_t *handle, const char *path, watcher_fn watch, void *context,
+             struct String_vector *names),
+            handle, path, watch, context, names)
+BEHIND_SYNC(zoo_get_children2,
+            (zhandle_t *handle, const char *path, int watch, struct String_vector *names,
+             struct Stat *stat),
+            handle, path, watch, names, stat)
+BEHIND_SYNC(zoo_get_acl,
+            (zhandle_t *handle, const char *path, struct ACL_vector *acl, struct Stat *stat),
+            handle, path, acl, stat)

@@ -3,6 +3,10 @@
  * One process runs one case, so a failing check may simply end the process, and a crash of the
  * client library fails one case only. The driver (c_suite.py) owns the server and the relay; a
  * case asks for what it needs by a line on standard output (`bench_ask`). Every wait is bounded.
+ *
+ * The cases expect to read what another of their clients has done. One server gives them that; of
+ * several, each may be behind. So their synchronous reads go behind a sync then: the linker puts
+ * the functions of bench.c in their place.
  */
 #ifndef ZKRAFT_COMPAT_BENCH_H
 #define ZKRAFT_COMPAT_BENCH_H
@@ -25,15 +29,20 @@ enum {
     SESSION_MS_GRANTED_MAX = 10000,
 };
 
-/* One case: its claim, with underscores, and the function that proves it. */
+/* One case: its claim, with underscores, the function that proves it, and why it cannot be run
+ * while servers are killed, or NULL. */
 struct test {
     const char *name;
     void (*run)(void);
+    const char *steady;
 };
-#define CASE(function) { #function, function }
-#define NO_MORE_CASES { NULL, NULL }
+#define CASE(function) { #function, function, NULL }
+#define STEADY_CASE(function, why) { #function, function, why }
+#define NO_MORE_CASES { NULL, NULL, NULL }
+#define ENDS_SERVERS "it ends the servers itself"
 
-/* The address of the server, of the relay in front of it, and a path of this case alone. */
+/* The connect string of the server or of all servers, the address of the relay in front of it, and
+ * a path of this case alone. */
 extern const char *bench_address;
 extern const char *bench_relay;
 extern const char *bench_root;

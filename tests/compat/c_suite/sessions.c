@@ -192,9 +192,9 @@ const struct test session_cases[] = {
     CASE(an_unknown_session_reads_as_expiry),
     CASE(a_client_cut_off_for_too_long_is_told_of_its_expiry),
     CASE(a_short_cut_keeps_session_and_ephemeral),
-    CASE(session_and_ephemeral_survive_a_killed_server),
-    CASE(a_session_closed_before_the_kill_stays_closed),
-    CASE(calls_on_a_lost_connection_report_the_loss),
+    STEADY_CASE(session_and_ephemeral_survive_a_killed_server, ENDS_SERVERS),
+    STEADY_CASE(a_session_closed_before_the_kill_stays_closed, ENDS_SERVERS),
+    STEADY_CASE(calls_on_a_lost_connection_report_the_loss, ENDS_SERVERS),
     CASE(a_client_moves_to_its_other_address),
     NO_MORE_CASES,
 };

@@ -1,6 +1,7 @@
 /* Interop suite over ZooKeeper's own C client; started by c_suite.py.
  *
- *     suite list                          the names of the cases, one per line
+ *     suite list                          the names of the cases, one per line, and behind a tab
+ *                                         why one cannot be run while servers are killed
  *     suite CASE ADDRESS RELAY ROOT       runs one case; its last line says `ok` or `FAILED why`
  *
  * The cases are in the other files of this folder, one table per field.
@@ -38,7 +39,7 @@ static const struct test *next_case(const struct test *after)
 static void list_cases(void)
 {
     for (const struct test *test = next_case(NULL); test; test = next_case(test))
-        puts(test->name);
+        printf("%s\t%s\n", test->name, test->steady ? test->steady : "");
 }
 
 static void create_root(void)

@@ -284,7 +284,7 @@ const struct test watch_cases[] = {
     CASE(all_watches_of_a_path_can_be_removed),
     CASE(a_reconnect_reports_what_was_missed_and_keeps_the_rest),
     CASE(a_reconnect_within_a_chroot_does_the_same),
-    CASE(watches_live_on_after_the_server_was_killed),
+    STEADY_CASE(watches_live_on_after_the_server_was_killed, ENDS_SERVERS),
     CASE(thousands_of_watches_are_set_again_at_once),
     NO_MORE_CASES,
 };

@@ -1,12 +1,14 @@
 """What every kazoo case is given, and how a case is declared.
 
 A case is a function `claim_in_words(bench)` marked with `@case`; its name is its claim. It raises
-when the claim does not hold. `Bench` hands out clients and a path of its own to each case, so cases
-share one server without seeing each other. Nothing here may wait without a bound.
+when the claim does not hold. One that is marked with `@steady` too is not run while servers are
+killed. `Bench` hands out clients and a path of its own to each case, so cases share one server
+without seeing each other. Nothing here may wait without a bound.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -14,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kazoo.client import KazooClient
+from kazoo.exceptions import ConnectionLoss
 from kazoo.protocol.states import WatchedEvent
 
 import lab
+from cluster.service import Service
 
 TICK_MS = 500
 SESSION_SECONDS_MIN = 2 * TICK_MS / 1000
@@ -25,6 +29,11 @@ EVENT_SECONDS_MAX = 15
 Case = Callable[["Bench"], None]
 
 CASES: list[Case] = []
+# Why a case cannot be run while servers are killed.
+STEADY: dict[Case, str] = {}
+
+ENDS_SERVERS = "it ends the servers itself"
+ONE_SERVER = "it looks at one server through several connections"
 
 
 def case(function: Case) -> Case:
@@ -33,16 +42,65 @@ def case(function: Case) -> Case:
     return function
 
 
+def steady(why: str) -> Callable[[Case], Case]:
+    """Keeps the function out of runs in which servers are killed."""
+
+    def mark(function: Case) -> Case:
+        STEADY[function] = why
+        return function
+
+    return mark
+
+
+def was_lost(error: BaseException | None) -> bool:
+    """Whether a request was under way when its connection broke."""
+    while error is not None:
+        if isinstance(error, ConnectionLoss):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def claim_of(function: Case) -> str:
     module = function.__module__.rpartition(".")[2]
     return f"{module}: {function.__name__.replace('_', ' ')}"
+
+
+class Fresh:
+    """A client of several servers that reads behind a sync.
+
+    The cases expect to read what another of their clients has done. One server gives them that;
+    of several, each may be behind. Recipes are made by the client itself and read as they do.
+    """
+
+    def __init__(self, client: KazooClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get(self, path: str, *options: Any, **named: Any) -> Any:
+        self._client.sync("/")
+        return self._client.get(path, *options, **named)
+
+    def exists(self, path: str, *options: Any, **named: Any) -> Any:
+        self._client.sync("/")
+        return self._client.exists(path, *options, **named)
+
+    def get_children(self, path: str, *options: Any, **named: Any) -> Any:
+        self._client.sync("/")
+        return self._client.get_children(path, *options, **named)
+
+    def get_acls(self, path: str) -> Any:
+        self._client.sync("/")
+        return self._client.get_acls(path)
 
 
 @dataclass
 class Bench:
     """One case's view of the server under test."""
 
-    server: lab.Server
+    server: lab.Server | Service
     root: str
     _open: list[KazooClient] = field(default_factory=list)
 
@@ -61,7 +119,7 @@ class Bench:
         retry = {"max_tries": -1, "delay": 0.05, "backoff": 1, "max_delay": 0.2}
         client = KazooClient(hosts, timeout=timeout, connection_retry=retry, **options)
         self._open.append(client)
-        return client
+        return client if len(self.server.places) == 1 else Fresh(client)
 
     def folder(self, client: KazooClient, name: str = "") -> str:
         """Creates and returns a path that no other case uses."""
@@ -84,8 +142,12 @@ class Events:
     def __call__(self, event: WatchedEvent) -> None:
         self._arrived.put(event)
 
-    def next(self) -> WatchedEvent:
-        return self._arrived.get(timeout=EVENT_SECONDS_MAX)
+    def next(self, seconds_max: float = EVENT_SECONDS_MAX) -> WatchedEvent:
+        event = self._arrived.get(timeout=seconds_max)
+        if event.type == "NONE":
+            # kazoo forgets its one-shot watches when a connection breaks.
+            raise ConnectionLoss(f"the watch is gone: {event}")
+        return event
 
     def expect(self, kind: str, path: str) -> None:
         event = self.next()
@@ -93,7 +155,8 @@ class Events:
 
     def expect_nothing_more(self) -> None:
         """To be called once a later event of the same connection has arrived."""
-        equal(self._arrived.qsize(), 0, "further events")
+        with contextlib.suppress(queue.Empty):
+            raise AssertionError(f"a further event: {self.next(0)}")
 
 
 class States:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from kazoo.client import KazooClient
+
 import lab
 
-from .bench import TICK_MS, Bench, Events, at_least, case, contains, equal
+from .bench import ONE_SERVER, TICK_MS, Bench, Events, at_least, case, contains, equal, steady
 
 # What monitoring agents rely on, of those that a single server has.
 MNTR_NUMBERS = (
@@ -39,7 +41,7 @@ def server_version_is_read_from_envi(bench: Bench) -> None:
     version = client.server_version()
     equal(len(version), 3, f"parts of {version}")
     at_least(version, (3, 5, 0), "version")
-    text = _ask(bench, "envi")
+    text = _ask(client, "envi")
     equal(text.splitlines()[0], "Environment:", "first line")
     keys = [line.partition("=")[0] for line in text.splitlines()[1:]]
     equal(keys[0], "zookeeper.version", "first key")
@@ -72,33 +74,35 @@ def srvr_has_the_lines_that_tools_parse(bench: Bench) -> None:
 def node_count_follows_creates_and_deletes(bench: Bench) -> None:
     client = bench.client()
     root = bench.folder(client)
-    before = _node_count(bench)
+    before = _node_count(client)
     for name in ("a", "b", "c"):
         client.create(f"{root}/{name}")
-    equal(_node_count(bench), before + 3, "count after three creates")
+    equal(_node_count(client), before + 3, "count after three creates")
     client.delete(f"{root}/a")
-    equal(_node_count(bench), before + 2, "count after a delete")
+    equal(_node_count(client), before + 2, "count after a delete")
 
 
 @case
+@steady(ONE_SERVER)
 def stat_lists_the_clients(bench: Bench) -> None:
     client = bench.client()
     client.exists("/")
-    text = _ask(bench, "stat")
+    text = _ask(client, "stat")
     _matches(text, r"^Clients:$")
     _matches(text, r"^ /127\.0\.0\.1:\d+\[\d+\]\(queued=\d+,recved=\d+,sent=\d+\)$")
     _matches(text, r"^Mode: ")
 
 
 @case
+@steady(ONE_SERVER)
 def mntr_has_the_numbers_that_agents_read(bench: Bench) -> None:
     client = bench.client()
     path = bench.folder(client)
     client.create(f"{path}/ephemeral", ephemeral=True)
     client.get(path, watch=Events())
-    values = dict(line.split("\t", 1) for line in _ask(bench, "mntr").splitlines())
+    values = dict(line.split("\t", 1) for line in _ask(client, "mntr").splitlines())
     _matches(values["zk_version"], r"^\d+\.\d+\.\d+.*, built on .+$")
-    contains(("standalone", "leader"), values["zk_server_state"], "state")
+    contains(("standalone", "leader", "follower"), values["zk_server_state"], "state")
     numbers = {key: float(values[key]) for key in MNTR_NUMBERS}
     for key in ("zk_num_alive_connections", "zk_watch_count", "zk_ephemerals_count"):
         at_least(numbers[key], 1, key)
@@ -108,20 +112,23 @@ def mntr_has_the_numbers_that_agents_read(bench: Bench) -> None:
 
 @case
 def conf_shows_the_configuration(bench: Bench) -> None:
-    values = dict(line.split("=", 1) for line in _ask(bench, "conf").splitlines() if "=" in line)
-    equal(values["clientPort"], str(bench.server.port), "clientPort")
+    client = bench.client()
+    values = dict(line.split("=", 1) for line in _ask(client, "conf").splitlines() if "=" in line)
+    host, port = _place(client)
+    equal(values["clientPort"], str(port), "clientPort")
     equal(values["tickTime"], str(TICK_MS), "tickTime")
     equal(values["minSessionTimeout"], str(2 * TICK_MS), "minSessionTimeout")
     equal(values["maxSessionTimeout"], str(20 * TICK_MS), "maxSessionTimeout")
     equal(values["maxClientCnxns"], "0", "maxClientCnxns")
-    contains(values["dataDir"], str(bench.server.data_dir), "dataDir")
+    contains(values["dataDir"], str(bench.server.data_dir_at((host, port))), "dataDir")
 
 
 @case
+@steady(ONE_SERVER)
 def cons_shows_each_connection_with_its_session(bench: Bench) -> None:
     client = bench.client(timeout=8)
     client.exists("/")
-    line = _line_with(_ask(bench, "cons"), f"sid={_hex(client)}")
+    line = _line_with(_ask(client, "cons"), f"sid={_hex(client)}")
     _matches(line, r"^ /127\.0\.0\.1:\d+\[\d+\]\(queued=\d+,recved=\d+,sent=\d+,sid=0x")
     fields = dict(field.split("=") for field in line.partition("(")[2].rstrip(")").split(","))
     equal(fields["to"], "8000", "negotiated timeout")
@@ -135,7 +142,7 @@ def dump_lists_sessions_and_their_ephemerals(bench: Bench) -> None:
     client = bench.client()
     path = f"{bench.folder(client)}/ephemeral"
     client.create(path, ephemeral=True)
-    lines = _ask(bench, "dump").splitlines()
+    lines = _ask(client, "dump").splitlines()
     equal(lines[0], "SessionTracker dump:", "first line")
     at = lines.index("ephemeral nodes dump:")
     _matches(lines[at + 1], r"^Sessions with Ephemerals \([1-9]\d*\):$")
@@ -144,6 +151,7 @@ def dump_lists_sessions_and_their_ephemerals(bench: Bench) -> None:
 
 
 @case
+@steady(ONE_SERVER)
 def the_watch_words_list_data_watches(bench: Bench) -> None:
     client = bench.client()
     path = bench.folder(client)
@@ -151,27 +159,29 @@ def the_watch_words_list_data_watches(bench: Bench) -> None:
     summary = client.command(b"wchs")
     _matches(summary, r"^[1-9]\d* connections watching [1-9]\d* paths$")
     _matches(summary, r"^Total watches:[1-9]\d*$")
-    by_session = _ask(bench, "wchc").splitlines()
+    by_session = _ask(client, "wchc").splitlines()
     at = by_session.index(_hex(client))
     equal(by_session[at + 1], f"\t{path}", "the path below its session")
-    by_path = _ask(bench, "wchp").splitlines()
+    by_path = _ask(client, "wchp").splitlines()
     equal(by_path[by_path.index(path) + 1], f"\t{_hex(client)}", "the session below its path")
 
 
 @case
+@steady(ONE_SERVER)
 def statistics_can_be_reset(bench: Bench) -> None:
     client = bench.client()
     for _ in range(20):
         client.exists("/")
-    equal(_ask(bench, "srst").strip(), "Server stats reset.", "srst")
-    equal(_ask(bench, "crst").strip(), "Connection stats reset.", "crst")
-    received = int(re.search(r"Received: (\d+)", _ask(bench, "srvr"))[1])
+    equal(_ask(client, "srst").strip(), "Server stats reset.", "srst")
+    equal(_ask(client, "crst").strip(), "Connection stats reset.", "crst")
+    received = int(re.search(r"Received: (\d+)", _ask(client, "srvr"))[1])
     equal(received < 20, True, "packets received since the reset")
 
 
 @case
 def dirs_gives_two_sizes(bench: Bench) -> None:
-    text = _ask(bench, "dirs")
+    client = bench.client()
+    text = _ask(client, "dirs")
     _matches(text, r"^datadir_size: \d+$")
     _matches(text, r"^logdir_size: \d+$")
 
@@ -187,9 +197,15 @@ def words_outside_the_whitelist_are_refused_and_unknown_ones_dropped(bench: Benc
         equal(lab.four_letter(server.port, "abcd"), "", "an unknown word")
 
 
-def _ask(bench: Bench, word: str) -> str:
-    """The whole answer; kazoo's own `command` reads at most one segment of it."""
-    return lab.four_letter(bench.server.port, word)
+def _ask(client: KazooClient, word: str) -> str:
+    """The whole answer of its server; kazoo's own `command` reads at most one segment of it."""
+    host, port = _place(client)
+    return lab.four_letter(port, word, host=host)
+
+
+def _place(client: KazooClient) -> tuple[str, int]:
+    """Where the client is connected to."""
+    return client._connection._socket.getpeername()[:2]
 
 
 def _hex(client) -> str:
@@ -208,5 +224,5 @@ def _line_with(text: str, part: str) -> str:
     raise AssertionError(f"no line with {part} in {text!r}")
 
 
-def _node_count(bench: Bench) -> int:
-    return int(re.search(r"Node count: (\d+)", _ask(bench, "srvr"))[1])
+def _node_count(client: KazooClient) -> int:
+    return int(re.search(r"Node count: (\d+)", _ask(client, "srvr"))[1])

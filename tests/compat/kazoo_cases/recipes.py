@@ -14,7 +14,11 @@ from kazoo.recipe.lease import MultiNonBlockingLease
 
 import lab
 
-from .bench import EVENT_SECONDS_MAX, Bench, States, case, equal, in_threads
+from .bench import ENDS_SERVERS, EVENT_SECONDS_MAX, Bench, States, case, equal, in_threads, steady
+
+# What kazoo's recipes do not survive.
+LOST_ENTRY = "an entry is nobody's if the answer to its removal is lost"
+LOST_WATCH = "the recipe waits for an event of a watch that is gone with its connection"
 
 # --- Locks --------------------------------------------------------------------------------------
 
@@ -27,6 +31,7 @@ def a_lock_excludes_and_is_handed_over(bench: Bench) -> None:
     wanted = second.Lock(path, "second")
     equal(held.acquire(timeout=EVENT_SECONDS_MAX), True, "first acquire")
     equal(wanted.acquire(blocking=False), False, "acquire without blocking")
+    first.sync(path)
     equal(held.contenders(), ["first"], "contenders")
     waiting = _start(lambda: wanted.acquire(timeout=EVENT_SECONDS_MAX))
     lab.wait_until(lambda: held.contenders() == ["first", "second"], "the second contender")
@@ -93,12 +98,14 @@ def a_semaphore_admits_as_many_as_it_has_leases(bench: Bench) -> None:
     equal(leases[0].acquire(timeout=EVENT_SECONDS_MAX), True, "first lease")
     equal(leases[1].acquire(timeout=EVENT_SECONDS_MAX), True, "second lease")
     equal(leases[2].acquire(blocking=False), False, "third lease of two")
+    clients[0].sync(path)
     equal(sorted(leases[0].lease_holders()), ["holder0", "holder1"], "holders")
     waiting = _start(lambda: leases[2].acquire(timeout=EVENT_SECONDS_MAX))
     leases[0].release()
     equal(_result(waiting), True, "third lease after a release")
     leases[1].release()
     leases[2].release()
+    clients[0].sync(path)
     equal(leases[0].lease_holders(), [], "holders at the end")
 
 
@@ -133,10 +140,12 @@ def an_election_has_one_leader_at_a_time_and_goes_on(bench: Bench) -> None:
 
 
 @case
+@steady(LOST_WATCH)
 def a_barrier_holds_until_it_is_removed(bench: Bench) -> None:
     keeper, walker = bench.client(), bench.client()
     path = f"{bench.folder(keeper)}/barrier"
     keeper.Barrier(path).create()
+    walker.sync(path)
     equal(walker.Barrier(path).wait(0.1), False, "wait at the closed barrier")
     waiting = _start(lambda: walker.Barrier(path).wait(EVENT_SECONDS_MAX))
     equal(keeper.Barrier(path).remove(), True, "remove")
@@ -145,6 +154,7 @@ def a_barrier_holds_until_it_is_removed(bench: Bench) -> None:
 
 
 @case
+@steady(LOST_WATCH)
 def a_double_barrier_starts_and_ends_together(bench: Bench) -> None:
     clients = [bench.client() for _ in range(3)]
     path = f"{bench.folder(clients[0])}/barrier"
@@ -181,8 +191,10 @@ def a_party_lists_its_members(bench: Bench) -> None:
     party, other = first.Party(path, "first"), second.Party(path, "second")
     party.join()
     other.join()
+    first.sync(path)
     equal((sorted(party), len(party)), (["first", "second"], 2), "members")
     other.leave()
+    first.sync(path)
     equal(list(party), ["first"], "members after one left")
     first.stop()
     lab.wait_until(lambda: len(other) == 0, "the closed member to go")
@@ -195,10 +207,12 @@ def a_shallow_party_carries_its_names_in_the_nodes(bench: Bench) -> None:
     parties = [first.ShallowParty(path, "first"), second.ShallowParty(path, "second")]
     for party in parties:
         party.join()
+    first.sync(path)
     equal(sorted(parties[0]), ["first", "second"], "members")
 
 
 @case
+@steady("a partitioner gives up if it loses an answer")
 def a_set_is_partitioned_again_when_members_come_and_go(bench: Bench) -> None:
     first, second = bench.client(), bench.client()
     path = f"{bench.folder(first)}/partition"
@@ -223,6 +237,7 @@ def a_set_is_partitioned_again_when_members_come_and_go(bench: Bench) -> None:
 
 
 @case
+@steady(LOST_ENTRY)
 def a_queue_gives_back_by_priority_then_age(bench: Bench) -> None:
     client = bench.client()
     jobs = client.Queue(f"{bench.folder(client)}/queue")
@@ -233,6 +248,7 @@ def a_queue_gives_back_by_priority_then_age(bench: Bench) -> None:
 
 
 @case
+@steady(LOST_ENTRY)
 def a_queue_gives_each_entry_to_one_consumer(bench: Bench) -> None:
     clients = [bench.client() for _ in range(3)]
     path = f"{bench.folder(clients[0])}/queue"
@@ -241,6 +257,7 @@ def a_queue_gives_each_entry_to_one_consumer(bench: Bench) -> None:
         producer.put(b"%d" % number)
 
     def drain(client: KazooClient) -> list[bytes]:
+        client.sync(path)
         jobs = client.Queue(path)
         taken = []
         while (value := jobs.get()) is not None:
@@ -253,6 +270,7 @@ def a_queue_gives_each_entry_to_one_consumer(bench: Bench) -> None:
 
 
 @case
+@steady(LOST_WATCH)
 def a_locking_queue_returns_what_was_not_consumed(bench: Bench) -> None:
     first, second = bench.client(), bench.client()
     path = f"{bench.folder(first)}/queue"
@@ -264,6 +282,7 @@ def a_locking_queue_returns_what_was_not_consumed(bench: Bench) -> None:
     equal(two.get(EVENT_SECONDS_MAX), b"a", "the next entry for the other")
     equal(two.consume(), True, "consume")
     equal(one.release(), True, "release")
+    second.sync(path)
     equal(two.get(EVENT_SECONDS_MAX), b"first", "the released entry")
     equal(two.consume(), True, "consume")
     # An entry whose holder's session ends is free again.
@@ -275,6 +294,7 @@ def a_locking_queue_returns_what_was_not_consumed(bench: Bench) -> None:
 
 
 @case
+@steady("an increment whose answer is lost is done twice")
 def counters_add_up_across_clients(bench: Bench) -> None:
     clients = [bench.client() for _ in range(4)]
     path = f"{bench.folder(clients[0])}/counter"
@@ -286,6 +306,7 @@ def counters_add_up_across_clients(bench: Bench) -> None:
             counter -= 1
 
     in_threads(*[lambda c=client: count(c) for client in clients])
+    clients[0].sync(path)
     equal(clients[0].Counter(path).value, 80, "integer counter")
     real = clients[0].Counter(f"{path}-real", default=1.5)
     real += 0.25
@@ -345,6 +366,7 @@ def a_tree_cache_mirrors_a_subtree(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def a_tree_cache_catches_up_after_the_server_was_killed(bench: Bench) -> None:
     client, writer = bench.client(timeout=4), bench.client(timeout=4)
     root = bench.folder(client, "tree")

@@ -22,7 +22,7 @@ from kazoo.security import (
     make_digest_acl_credential,
 )
 
-from .bench import Bench, States, case, equal, raises
+from .bench import ENDS_SERVERS, Bench, States, case, equal, raises, steady
 
 # Spec section 7.6: the id that digest authentication with "u:p" yields.
 ID_OF_U_P = Id("digest", "u:Jq7wMyA/w2Vd5WIDAKdu4OIIFEQ=")
@@ -206,6 +206,7 @@ def an_unknown_scheme_ends_the_client_with_auth_failed(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def credentials_and_acls_survive_a_killed_server(bench: Bench) -> None:
     acl = [make_digest_acl("bob", "secret", all=True)]
     owner = bench.client(timeout=4, auth_data=[("digest", "bob:secret")], default_acl=acl)

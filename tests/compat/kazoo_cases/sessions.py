@@ -23,6 +23,7 @@ import lab
 from relay import Relay
 
 from .bench import (
+    ENDS_SERVERS,
     EVENT_SECONDS_MAX,
     SESSION_SECONDS_MIN,
     Bench,
@@ -32,6 +33,7 @@ from .bench import (
     case,
     equal,
     in_threads,
+    steady,
 )
 
 # --- Closing and expiry -------------------------------------------------------------------------
@@ -114,10 +116,11 @@ def a_client_paused_for_too_long_learns_that_its_session_is_lost(bench: Bench) -
 
 
 @case
+@steady("it tells how often the connection breaks")
 def a_client_cut_off_for_too_long_learns_that_its_session_is_lost(bench: Bench) -> None:
     watcher = bench.client()
     root = bench.folder(watcher)
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         client = bench.client_of(relay.address, timeout=SESSION_SECONDS_MIN)
         states = States(client)
         path = client.create(f"{root}/ephemeral", ephemeral=True)
@@ -139,7 +142,7 @@ def a_client_cut_off_for_too_long_learns_that_its_session_is_lost(bench: Bench) 
 def a_lock_passes_on_when_its_holder_expires(bench: Bench) -> None:
     heir = bench.client()
     path = bench.folder(heir, "lock")
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         holder = bench.client_of(relay.address, timeout=SESSION_SECONDS_MIN)
         equal(holder.Lock(path).acquire(timeout=EVENT_SECONDS_MAX), True, "holder's acquire")
         lock = heir.Lock(path)
@@ -203,7 +206,7 @@ def an_unknown_session_is_refused_and_replaced(bench: Bench) -> None:
 
 @case
 def a_short_cut_keeps_session_and_ephemerals(bench: Bench) -> None:
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         client = bench.client_of(relay.address)
         states = States(client)
         path = f"{bench.folder(client)}/ephemeral"
@@ -221,6 +224,7 @@ def a_short_cut_keeps_session_and_ephemerals(bench: Bench) -> None:
 
 
 @case
+@steady("it pauses the servers itself")
 def a_short_pause_of_the_server_costs_nothing_but_time(bench: Bench) -> None:
     client = bench.client()
     path = bench.folder(client)
@@ -241,6 +245,7 @@ def a_short_pause_of_the_server_costs_nothing_but_time(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def a_session_and_its_ephemeral_survive_a_killed_server(bench: Bench) -> None:
     client = bench.client(timeout=4)
     states = States(client)
@@ -262,6 +267,7 @@ def a_session_and_its_ephemeral_survive_a_killed_server(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def a_session_survives_a_clean_stop_and_start(bench: Bench) -> None:
     client = bench.client(timeout=4)
     states = States(client)
@@ -278,8 +284,9 @@ def a_session_survives_a_clean_stop_and_start(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def a_session_outlives_a_server_that_is_down_for_longer_than_its_timeout(bench: Bench) -> None:
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         client = bench.client_of(relay.address, timeout=2)
         states = States(client)
         path = f"{bench.folder(client)}/ephemeral"
@@ -299,11 +306,12 @@ def a_session_outlives_a_server_that_is_down_for_longer_than_its_timeout(bench: 
 
 
 @case
+@steady(ENDS_SERVERS)
 def a_session_whose_client_stays_away_expires_after_a_restart(bench: Bench) -> None:
     watcher = bench.client(timeout=8)
     watcher_states = States(watcher)
     root = bench.folder(watcher)
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         client = bench.client_of(relay.address, timeout=2)
         states = States(client)
         path = client.create(f"{root}/ephemeral", ephemeral=True)
@@ -320,6 +328,7 @@ def a_session_whose_client_stays_away_expires_after_a_restart(bench: Bench) -> N
 
 
 @case
+@steady(ENDS_SERVERS)
 def nodes_come_back_exactly_after_a_killed_server(bench: Bench) -> None:
     client = bench.client(timeout=4)
     states = States(client)
@@ -344,6 +353,7 @@ def nodes_come_back_exactly_after_a_killed_server(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def acknowledged_writes_survive_kills_under_load(bench: Bench) -> None:
     client = bench.client(timeout=4)
     root = bench.folder(client)
@@ -381,6 +391,7 @@ def acknowledged_writes_survive_kills_under_load(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def requests_without_an_answer_fail_with_connection_loss(bench: Bench) -> None:
     client = bench.client(timeout=4)
     path = bench.folder(client)

@@ -11,7 +11,17 @@ from kazoo.recipe.watchers import PatientChildrenWatch
 
 from relay import Relay
 
-from .bench import EVENT_SECONDS_MAX, Bench, Events, States, case, equal, raises
+from .bench import (
+    ENDS_SERVERS,
+    EVENT_SECONDS_MAX,
+    Bench,
+    Events,
+    States,
+    case,
+    equal,
+    raises,
+    steady,
+)
 
 
 class Calls:
@@ -238,6 +248,7 @@ def patient_children_watch_waits_for_quiet(bench: Bench) -> None:
 
 
 @case
+@steady(ENDS_SERVERS)
 def watch_recipes_work_on_after_the_server_was_killed(bench: Bench) -> None:
     client, writer = bench.client(timeout=4), bench.client(timeout=4)
     path = bench.folder(client, "parent")
@@ -263,7 +274,7 @@ def watch_recipes_work_on_after_the_server_was_killed(bench: Bench) -> None:
 def watch_recipes_notice_what_changed_while_they_were_cut_off(bench: Bench) -> None:
     writer = bench.client()
     path = bench.folder(writer, "parent")
-    with Relay(bench.server.port) as relay:
+    with Relay(bench.server.places) as relay:
         client = bench.client_of(relay.address)
         states = States(client)
         data, children = Calls(), Calls()

@@ -25,13 +25,14 @@ import org.apache.curator.framework.recipes.watch.PersistentWatcher;
 final class Caches {
     private Caches() {}
 
-    @Case
+    @Case(steady = "it tells how often the connection breaks")
     static void pathChildrenCacheFollowsTheChildren(Lab lab) throws Exception {
         Link link = lab.link();
         CuratorFramework client = lab.curator(b -> b.connectString(link.address()));
         Client other = lab.connect();
         String at = other.make(lab.path());
         other.make(at + "/old");
+        Framework.fence(client);
         var told = new Told();
         var cache = lab.keep(new PathChildrenCache(client, at, true));
         cache.getListenable().addListener((from, event) ->
@@ -78,7 +79,7 @@ final class Caches {
         Check.until("it sees the deletion", () -> cache.getCurrentData() == null);
     }
 
-    @Case
+    @Case(steady = "it tells how often the connection breaks")
     static void treeCacheFollowsASubtree(Lab lab) throws Exception {
         Link link = lab.link();
         CuratorFramework client = lab.curator(b -> b.connectString(link.address()));
@@ -86,6 +87,7 @@ final class Caches {
         String at = other.make(lab.path());
         other.make(at + "/a");
         other.make(at + "/a/b");
+        Framework.fence(client);
         var told = new Told();
         TreeCache cache = lab.keep(TreeCache.newBuilder(client, at).build());
         cache.getListenable().addListener((from, event) ->
@@ -120,6 +122,7 @@ final class Caches {
         String at = other.make(lab.path());
         other.make(at + "/a");
         other.make(at + "/a/b");
+        Framework.fence(client);
         var told = new Told();
         var ready = new CountDownLatch(1);
         CuratorCache cache = lab.keep(CuratorCache.build(client, at));
@@ -150,7 +153,7 @@ final class Caches {
                 () -> cache.get(at + "/d").filter(node -> holds(node, "later")).isPresent());
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void cachesSurviveAKilledServer(Lab lab) throws Exception {
         Client other = lab.connect();
         String at = other.make(lab.path());
@@ -173,7 +176,7 @@ final class Caches {
                 && cache.get(at + "/before").filter(n -> holds(n, "changed")).isPresent());
     }
 
-    @Case
+    @Case(steady = "a persistent watch is not told what it missed")
     static void persistentWatcherIsSetAgain(Lab lab) throws Exception {
         Link link = lab.link();
         CuratorFramework client = lab.curator(b -> b.connectString(link.address()));

@@ -8,4 +8,10 @@ import java.lang.annotation.Target;
 /** Marks a static method, taking one {@link Lab}, as a case of the suite; its name is the claim. */
 @Retention(RetentionPolicy.RUNTIME)
 @Target(ElementType.METHOD)
-@interface Case {}
+@interface Case {
+    /** It stops and starts the servers. */
+    String ENDS_SERVERS = "it ends the servers itself";
+
+    /** Why it cannot be run while servers are killed; empty if it can. */
+    String steady() default "";
+}

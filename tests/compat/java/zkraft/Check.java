@@ -39,7 +39,10 @@ final class Check {
         try {
             step.run();
         } catch (KeeperException error) {
-            equal(code, error.code(), "error code");
+            if (error.code() != code) {
+                throw new AssertionError(
+                        "error code: expected " + code + ", got " + error.code(), error);
+            }
             return error;
         }
         throw new AssertionError("expected " + code + ", but it succeeded");

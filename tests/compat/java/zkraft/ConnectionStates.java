@@ -11,7 +11,7 @@ import org.apache.zookeeper.CreateMode;
 final class ConnectionStates {
     private ConnectionStates() {}
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void aRestartWithinTheTimeoutIsOnlyASuspension(Lab lab) throws Exception {
         CuratorFramework client = lab.curator();
         BlockingQueue<ConnectionState> states = listen(client);
@@ -26,7 +26,7 @@ final class ConnectionStates {
         Check.equal(List.of(), List.copyOf(states), "further states");
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void aLongAbsenceLosesTheSession(Lab lab) throws Exception {
         CuratorFramework client = lab.curator(b -> b.sessionTimeoutMs(Lab.SHORT_SESSION_MS));
         BlockingQueue<ConnectionState> states = listen(client);
@@ -41,7 +41,7 @@ final class ConnectionStates {
         client.create().forPath(lab.path());
     }
 
-    @Case
+    @Case(steady = "it tells how often the connection breaks")
     static void anExpiredSessionIsLostAndReplaced(Lab lab) throws Exception {
         Link link = lab.link();
         CuratorFramework client = lab.curator(b -> b
@@ -58,7 +58,7 @@ final class ConnectionStates {
         client.create().withMode(CreateMode.EPHEMERAL).forPath(lab.path());
     }
 
-    @Case
+    @Case(steady = "it tells how often the connection breaks")
     static void theEnsembleTrackerKeepsTheConnectString(Lab lab) throws Exception {
         Link link = lab.link();
         CuratorFramework client = lab.curator(b -> b

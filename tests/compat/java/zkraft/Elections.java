@@ -17,7 +17,7 @@ import org.apache.zookeeper.data.Stat;
 final class Elections {
     private Elections() {}
 
-    @Case
+    @Case(steady = "a latch gives its leadership up when its connection breaks")
     static void aLatchIsHandedOverOnClose(Lab lab) throws Exception {
         var first = new Contender(lab, lab.address(), "first");
         first.expect("first leads");
@@ -31,7 +31,7 @@ final class Elections {
         Check.equal("second", second.latch.getLeader().getId(), "leader");
     }
 
-    @Case
+    @Case(steady = "a latch gives its leadership up when its connection breaks")
     static void aLatchIsHandedOverWhenItsHolderIsCutOff(Lab lab) throws Exception {
         Link link = lab.link();
         var first = new Contender(lab, link.address(), "first");
@@ -49,7 +49,7 @@ final class Elections {
         first.expect("first leads");
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void aLatchIsWonAgainAfterAKilledServer(Lab lab) throws Exception {
         var first = new Contender(lab, lab.address(), "first");
         first.expect("first leads");
@@ -62,7 +62,7 @@ final class Elections {
         Check.until("both take part", () -> second.latch.getParticipants().size() == 2);
     }
 
-    @Case
+    @Case(steady = "a latch gives its leadership up when its connection breaks")
     static void aLeaderOwnsItsLatchNode(Lab lab) throws Exception {
         var only = new Contender(lab, lab.address(), "only");
         only.expect("only leads");
@@ -85,8 +85,11 @@ final class Elections {
                         public void takeLeadership(CuratorFramework client) throws Exception {
                             overlaps.addAndGet(leading.getAndIncrement());
                             led.add(name);
-                            Thread.sleep(50);
-                            leading.decrementAndGet();
+                            try {
+                                Thread.sleep(50);
+                            } finally {
+                                leading.decrementAndGet();
+                            }
                         }
                     }));
             selector.autoRequeue();

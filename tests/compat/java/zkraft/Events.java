@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.zookeeper.WatchedEvent;
 import org.apache.zookeeper.Watcher;
 
@@ -13,12 +14,18 @@ import org.apache.zookeeper.Watcher;
  * states apart from them, because the client tells every watcher about those too.
  */
 final class Events implements Watcher {
+    /** How often any client of this program lost its connection. */
+    static final AtomicInteger DISCONNECTIONS = new AtomicInteger();
+
     private final BlockingQueue<String> nodes = new LinkedBlockingQueue<>();
     private final BlockingQueue<Event.KeeperState> states = new LinkedBlockingQueue<>();
 
     @Override
     public void process(WatchedEvent event) {
         if (event.getType() == Event.EventType.None) {
+            if (event.getState() == Event.KeeperState.Disconnected) {
+                DISCONNECTIONS.incrementAndGet();
+            }
             states.add(event.getState());
         } else {
             nodes.add(event.getType() + " " + event.getPath());

@@ -76,6 +76,7 @@ final class Framework {
         Check.equal(bytes("x"), client.getData().forPath(lab.path() + "/a"), "data");
         CuratorFramework other = lab.curator(builder -> builder.namespace(space + "/deeper"));
         other.create().forPath("/b");
+        fence(client);
         Check.that(client.checkExists().forPath(lab.path() + "/deeper/b") != null, "nested");
         var events = new Events();
         inside.checkExists().usingWatcher(events).forPath("/c");
@@ -83,7 +84,7 @@ final class Framework {
         events.expect("NodeCreated /c");
     }
 
-    @Case
+    @Case(steady = "each of the requests that are under way must be answered")
     static void backgroundCallsAnswerInOrder(Lab lab) throws Exception {
         CuratorFramework client = lab.curator();
         String at = lab.path();
@@ -180,7 +181,7 @@ final class Framework {
         Check.until("the node is deleted later", () -> !other.has(at));
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void aRetryOutlastsAKilledServer(Lab lab) throws Exception {
         CuratorFramework client = lab.curator();
         lab.kill();
@@ -204,6 +205,7 @@ final class Framework {
         String at = lab.path();
         client.create().creatingParentContainersIfNeeded()
                 .withMode(CreateMode.EPHEMERAL).forPath(at + "/leader/info", bytes("x"));
+        fence(stranger);
         for (String node : List.of(at, at + "/leader", at + "/leader/info")) {
             ACL acl = client.getACL().forPath(node).get(0);
             Check.equal("digest", acl.getId().getScheme(), "scheme at " + node);
@@ -237,6 +239,7 @@ final class Framework {
         CuratorFramework client = lab.curator();
         Client other = lab.connect();
         String at = other.make(lab.path());
+        fence(client);
         WatcherRemoveCuratorFramework scoped = client.newWatcherRemoveCuratorFramework();
         var removed = new Events();
         var kept = new Events();

@@ -1,8 +1,11 @@
 package zkraft;
 
 import java.io.IOException;
+import java.net.InetSocketAddress;
 import java.util.ArrayDeque;
+import java.util.ArrayList;
 import java.util.Deque;
+import java.util.List;
 import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -11,6 +14,7 @@ import java.util.concurrent.TimeUnit;
 import java.util.function.UnaryOperator;
 import org.apache.curator.framework.CuratorFramework;
 import org.apache.curator.framework.CuratorFrameworkFactory;
+import org.apache.curator.framework.state.ConnectionState;
 import org.apache.curator.retry.RetryNTimes;
 
 /** What one case works with: clients, links and the server. Closes all that it opened. */
@@ -86,6 +90,11 @@ final class Lab {
                 .connectionTimeoutMs(10_000)
                 .retryPolicy(new RetryNTimes(100, 200));
         CuratorFramework client = keep(settings.apply(builder).build());
+        client.getConnectionStateListenable().addListener((from, state) -> {
+            if (state == ConnectionState.SUSPENDED) {
+                Events.DISCONNECTIONS.incrementAndGet();
+            }
+        });
         client.start();
         Check.that(client.blockUntilConnected((int) Check.WAIT_SECONDS, TimeUnit.SECONDS),
                 "Curator connects");
@@ -100,8 +109,13 @@ final class Lab {
     }
 
     Link link() throws IOException {
-        int port = Integer.parseInt(address.substring(address.lastIndexOf(':') + 1));
-        return keep(new Link(port));
+        List<InetSocketAddress> servers = new ArrayList<>();
+        for (String server : address.split(",")) {
+            int colon = server.lastIndexOf(':');
+            int port = Integer.parseInt(server.substring(colon + 1));
+            servers.add(new InetSocketAddress(server.substring(0, colon), port));
+        }
+        return keep(new Link(servers));
     }
 
     /** Ends the case unjudged where real ZooKeeper is known to deviate from the spec. */

@@ -4,26 +4,29 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.net.InetAddress;
+import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.util.List;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 
 /**
- * A TCP relay in front of the server, to break the connection of one client and of no other.
+ * A TCP relay in front of the first server that is there, to break the connection of one client
+ * and of no other.
  *
  * <p>While cut, it closes every connection at once. While mute, requests reach the server but
  * nothing comes back, so a client cannot know what became of its request.
  */
 final class Link implements AutoCloseable {
     private final ServerSocket listener;
-    private final int serverPort;
+    private final List<InetSocketAddress> servers;
     private final Set<Socket> sockets = ConcurrentHashMap.newKeySet();
     private volatile boolean cut;
     private volatile boolean mute;
 
-    Link(int serverPort) throws IOException {
-        this.serverPort = serverPort;
+    Link(List<InetSocketAddress> servers) throws IOException {
+        this.servers = servers;
         listener = new ServerSocket(0, 50, InetAddress.getLoopbackAddress());
         start("accept", this::accept);
     }
@@ -70,7 +73,7 @@ final class Link implements AutoCloseable {
         sockets.add(client);
         Socket server;
         try {
-            server = new Socket(InetAddress.getLoopbackAddress(), serverPort);
+            server = connect();
         } catch (IOException refused) {
             closeQuietly(client);
             throw refused;
@@ -85,6 +88,18 @@ final class Link implements AutoCloseable {
         }
         start("to-server", () -> pump(client, server, false));
         start("to-client", () -> pump(server, client, true));
+    }
+
+    private Socket connect() throws IOException {
+        IOException refused = null;
+        for (InetSocketAddress server : servers) {
+            try {
+                return new Socket(server.getAddress(), server.getPort());
+            } catch (IOException next) {
+                refused = next;
+            }
+        }
+        throw refused;
     }
 
     private void pump(Socket from, Socket to, boolean mayBeMute) {

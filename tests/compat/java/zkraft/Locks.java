@@ -36,6 +36,7 @@ final class Locks {
         mine.acquire();
         mine.acquire();
         Check.equal(false, tries(theirs), "second client acquired a held mutex");
+        Framework.fence(one);
         Check.equal(1, one.getChildren().forPath(lab.path()).size(), "nodes after it gave up");
         mine.release();
         Check.equal(false, tries(theirs), "second client acquired after one of two releases");

@@ -154,7 +154,7 @@ final class Nodes {
         }
     }
 
-    @Case
+    @Case(steady = "each of the requests that are under way must be answered")
     static void childrenAreListedCompletely(Lab lab) throws Exception {
         Client client = lab.connect();
         String at = client.make(lab.path());
@@ -201,7 +201,7 @@ final class Nodes {
         Check.equal(List.of(), client.getEphemerals(at + "/e3"), "prefix that none has");
     }
 
-    @Case
+    @Case(steady = "each of the requests that are under way must be answered")
     static void callbacksComeInTheOrderOfRequests(Lab lab) throws Exception {
         Client client = lab.connect();
         String at = client.make(lab.path());

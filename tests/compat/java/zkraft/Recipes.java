@@ -40,9 +40,11 @@ final class Recipes {
 
     @Case
     static void aBarrierHoldsUntilItIsRemoved(Lab lab) throws Exception {
+        CuratorFramework client = lab.curator();
         var setter = new DistributedBarrier(lab.curator(), lab.path());
-        var waiter = new DistributedBarrier(lab.curator(), lab.path());
+        var waiter = new DistributedBarrier(client, lab.path());
         setter.setBarrier();
+        Framework.fence(client);
         Check.equal(false, waiter.waitOnBarrier(300, TimeUnit.MILLISECONDS), "passed a barrier");
         Future<Boolean> passes = lab.inBackground(
                 () -> waiter.waitOnBarrier(Check.WAIT_SECONDS, TimeUnit.SECONDS));
@@ -69,7 +71,7 @@ final class Recipes {
         }
     }
 
-    @Case
+    @Case(steady = "an item whose answer is lost is put twice")
     static void aQueueDeliversInOrder(Lab lab) throws Exception {
         var consumer = new Consumer();
         DistributedQueue<String> reader = lab.keep(QueueBuilder
@@ -89,7 +91,7 @@ final class Recipes {
         }
     }
 
-    @Case
+    @Case(steady = "an item whose answer is lost is put twice")
     static void aPriorityQueueDeliversTheLowestFirst(Lab lab) throws Exception {
         DistributedPriorityQueue<String> writer = lab.keep(QueueBuilder
                 .<String>builder(lab.curator(), null, new Text(), lab.path())
@@ -109,22 +111,24 @@ final class Recipes {
         }
     }
 
-    @Case
+    @Case(steady = "an item whose answer is lost is put twice")
     static void aSimpleQueueIsTakenFromByOne(Lab lab) throws Exception {
+        CuratorFramework client = lab.curator();
         var one = new SimpleDistributedQueue(lab.curator(), lab.path());
-        var two = new SimpleDistributedQueue(lab.curator(), lab.path());
+        var two = new SimpleDistributedQueue(client, lab.path());
         Check.equal(null, one.poll(), "head of an empty queue");
         Future<byte[]> waiting = lab.inBackground(two::take);
         one.offer(bytes("first"));
         Check.equal(bytes("first"), Check.get(waiting), "taken item");
         one.offer(bytes("second"));
         one.offer(bytes("third"));
+        Framework.fence(client);
         Check.equal(bytes("second"), two.peek(), "head");
         Check.equal(bytes("second"), one.remove(), "removed item");
         Check.equal(bytes("third"), two.poll(Check.WAIT_SECONDS, TimeUnit.SECONDS), "third");
     }
 
-    @Case
+    @Case(steady = "a count tells its value again when it is connected again")
     static void aSharedCountIsSetByVersion(Lab lab) throws Exception {
         var mine = lab.keep(new SharedCount(lab.curator(), lab.path(), 7));
         var theirs = lab.keep(new SharedCount(lab.curator(), lab.path(), 7));
@@ -151,7 +155,7 @@ final class Recipes {
         Check.until("the first sees it", () -> mine.getCount() == 9);
     }
 
-    @Case
+    @Case(steady = "an increment whose answer is lost is done twice")
     static void anAtomicLongLosesNoIncrement(Lab lab) throws Exception {
         int rounds = 20;
         int workers = 4;

@@ -28,7 +28,7 @@ final class Sessions {
         Check.equal(Lab.MAX_SESSION_MS, endless.getSessionTimeout(), "timeout above the bounds");
     }
 
-    @Case
+    @Case(steady = "the connection must not break")
     static void pingsKeepAnIdleSession(Lab lab) throws Exception {
         Client idle = lab.connect(lab.address(), Lab.SHORT_SESSION_MS);
         String at = idle.make(lab.path(), CreateMode.EPHEMERAL);
@@ -125,7 +125,7 @@ final class Sessions {
         }
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void aKilledServerForgetsNothingAcknowledged(Lab lab) throws Exception {
         Client client = lab.connect();
         Link link = lab.link();

@@ -10,30 +10,40 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.apache.zookeeper.KeeperException;
+import org.apache.zookeeper.KeeperException.Code;
 
 /**
  * Runs every {@link Case} against one server, one by one, and tells the driver how each went.
  *
  * <p>Standard output belongs to the driver (java_suite.py): {@code @pass NAME<TAB>SECONDS}, {@code
- * @fail NAME<TAB>REASON}, {@code @skip NAME<TAB>REASON}, {@code @kill}, {@code @restart} and, after
- * the last case, {@code @end COUNT}. The driver answers the two orders with {@code ok}. Nothing
- * else may be printed there; the clients log to standard error.
+ * @fail NAME<TAB>REASON}, {@code @skip NAME<TAB>REASON}, {@code @leave NAME<TAB>REASON}, {@code
+ * @again NAME<TAB>REASON}, {@code @kill}, {@code @restart} and, after the last case, {@code @end
+ * COUNT}. The driver answers the two orders with {@code ok}. Nothing else may be printed there; the
+ * clients log to standard error.
  *
- * <p>Arguments: address, {@code zkraft} or {@code zookeeper}, and optionally a part of the names of
- * the cases to run.
+ * <p>Arguments: connect string, {@code zkraft} or {@code zookeeper}, how often a case may be begun
+ * whose request was lost, and optionally a part of the names of the cases to run. A number above 1
+ * means that servers are killed meanwhile. What was under way then may or may not be done, and a
+ * case that does not expect that cannot go on; that is the only reason to begin again.
  */
 public final class Suite {
     /** Longer than any case needs on a busy machine; a case that takes longer hangs. */
     private static final long CASE_LIMIT_SECONDS = 90;
 
-    private static final List<Class<?>> GROUPS =
+    private static final List<Class<?>> PLAIN =
             List.of(
                     Nodes.class,
                     Transactions.class,
                     Acls.class,
                     Watches.class,
                     Sessions.class,
-                    Expiry.class,
+                    Expiry.class);
+
+    /** Curator sends a request again by itself if the answer to it was lost. */
+    private static final List<Class<?>> CURATOR =
+            List.of(
                     Framework.class,
                     ConnectionStates.class,
                     Elections.class,
@@ -48,16 +58,36 @@ public final class Suite {
         System.setOut(System.err);
         var orders = new Orders(driver, new BufferedReader(
                 new InputStreamReader(System.in, StandardCharsets.UTF_8)));
-        String part = args.length > 2 ? args[2] : "";
+        Client.behindSync = args[0].contains(",");
+        int attempts = Integer.parseInt(args[2]);
+        String part = args.length > 3 ? args[3] : "";
         int count = 0;
-        for (Class<?> group : GROUPS) {
+        for (Class<?> group : Stream.concat(PLAIN.stream(), CURATOR.stream()).toList()) {
             for (Method method : cases(group)) {
                 String name = group.getSimpleName() + "." + method.getName();
                 if (!name.contains(part)) {
                     continue;
                 }
+                String steady = method.getAnnotation(Case.class).steady();
+                if (attempts > 1 && !steady.isEmpty()) {
+                    orders.say("@leave " + name + "\t" + steady);
+                    count++;
+                    continue;
+                }
                 long began = System.nanoTime();
-                Throwable failure = run(method, new Lab(name, args[0], args[1], orders));
+                Throwable failure = null;
+                for (int attempt = 1; attempt <= attempts; attempt++) {
+                    String path = attempt == 1 ? name : name + "-" + attempt;
+                    int broken = Events.DISCONNECTIONS.get();
+                    failure = run(method, new Lab(path, args[0], args[1], orders));
+                    boolean isBroken = Events.DISCONNECTIONS.get() != broken;
+                    if (!isBroken || !wasLost(failure, CURATOR.contains(group))) {
+                        break;
+                    }
+                    if (attempt < attempts) {
+                        orders.say("@again " + name + "\t" + inOneLine(failure));
+                    }
+                }
                 double seconds = (System.nanoTime() - began) / 1e9;
                 if (failure == null) {
                     orders.say("@pass " + name + "\t" + seconds);
@@ -80,6 +110,21 @@ public final class Suite {
                 .filter(method -> method.isAnnotationPresent(Case.class))
                 .sorted(Comparator.comparing(Method::getName))
                 .toList();
+    }
+
+    /**
+     * Whether a request was under way when its connection broke. If it was sent again, it may fail
+     * because it was done.
+     */
+    private static boolean wasLost(Throwable failure, boolean isSentAgain) {
+        for (Throwable at = failure; at != null; at = at.getCause()) {
+            if (at instanceof KeeperException error) {
+                Code code = error.code();
+                return code == Code.CONNECTIONLOSS
+                        || (isSentAgain && code != Code.SESSIONEXPIRED);
+            }
+        }
+        return false;
     }
 
     /** Null if the case passed, else why not. */

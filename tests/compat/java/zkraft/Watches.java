@@ -79,7 +79,7 @@ final class Watches {
         events.expectNoMore();
     }
 
-    @Case
+    @Case(steady = "each of the requests that are under way must be answered")
     static void eventsComeBeforeTheReplyOfTheirCause(Lab lab) throws Exception {
         Client client = lab.connect();
         String at = client.make(lab.path());
@@ -243,7 +243,7 @@ final class Watches {
                 "NodeCreated " + at + "/never");
     }
 
-    @Case
+    @Case(steady = "a persistent watch is not told what it missed")
     static void persistentWatchesSurviveAReconnect(Lab lab) throws Exception {
         Link link = lab.link();
         Client client = lab.connect(link.address(), Lab.LONG_SESSION_MS);
@@ -270,7 +270,7 @@ final class Watches {
         recursive.expect("NodeCreated " + at + "/deep", "NodeCreated " + at + "/deep/er");
     }
 
-    @Case
+    @Case(steady = "each of the requests that are under way must be answered")
     static void aLongListOfWatchesIsRegisteredAgain(Lab lab) throws Exception {
         Link link = lab.link();
         Client client = lab.connect(link.address(), Lab.LONG_SESSION_MS);
@@ -320,7 +320,7 @@ final class Watches {
         events.expect("NodeCreated /later");
     }
 
-    @Case
+    @Case(steady = Case.ENDS_SERVERS)
     static void watchesSurviveAKilledServer(Lab lab) throws Exception {
         Client client = lab.connect();
         Client other = lab.connect();
