@@ -836,11 +836,15 @@ pub static TABLE: &[Key] = &[
         |draft, value| limit(value).map(|n| draft.config.feature_level_max = n),
         |config| config.feature_level_max.to_string(),
     ),
-    refused(
+    honoured(
         "linearizableReads",
-        &["false"],
-        "Reads that see every write that was answered before them",
-        "a client that needs that sends sync before it reads: remove the line",
+        "false",
+        "Every read of this server's clients sees all that was answered to anyone before it was \
+         sent, as if a sync stood before it. It costs a round trip from this server through the \
+         leader to a majority, which all reads that wait share; a server alone pays nothing. Not \
+         in ZooKeeper",
+        |draft, value| boolean(value).map(|on| draft.config.linearizable_reads = on),
+        |config| config.linearizable_reads.to_string(),
     ),
     refused(
         "group.*",

@@ -47,6 +47,8 @@ pub struct Config {
     pub init_limit_ms: u64,
     /// syncLimit: how long a server without a leader goes on serving its clients.
     pub sync_limit_ms: u64,
+    /// Whether every read sees all that was answered to anyone before it was sent.
+    pub linearizable_reads: bool,
     /// The secret by which servers prove to each other that they belong together.
     pub cluster_secret_file: Option<PathBuf>,
     /// The highest feature level that this server agrees to raise the ensemble to; 0 means any that

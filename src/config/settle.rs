@@ -210,6 +210,7 @@ impl Draft {
                 quorum: None,
                 init_limit_ms: 30_000,
                 sync_limit_ms: 15_000,
+                linearizable_reads: false,
                 cluster_secret_file: None,
                 feature_level_max: 0,
                 tick_ms: 3000,

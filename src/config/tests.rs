@@ -237,6 +237,7 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("syncLimit", "2"),
         ("clusterSecretFile", "/run/secrets/zkraft"),
         ("featureLevelMax", "1"),
+        ("linearizableReads", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {

@@ -114,6 +114,8 @@ pub struct Options {
     pub sessions_max: usize,
     /// `syncLimit` in ms: how long a server without a majority keeps its clients' connections.
     pub sync_limit_ms: u64,
+    /// `linearizableReads`: every read sees all that was answered to anyone before it came.
+    pub linearizable_reads: bool,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
     /// The lines of the servers that make up the ensemble until a reconfig says otherwise; empty:
@@ -149,6 +151,7 @@ impl Default for Options {
             watches: WatchLimits::default(),
             sessions_max: 0,
             sync_limit_ms: 10_000,
+            linearizable_reads: false,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             ensemble: String::new(),

@@ -28,6 +28,9 @@ pub enum Kind {
     Write,
     /// Waits until a round of agreement has ended (see [`super::barrier`]).
     Sync { path: Option<Text>, released: bool },
+    /// Waits as a sync does, and is no request: the reads behind it must see everything that was
+    /// answered to anyone before they came.
+    Fence { released: bool },
     /// Runs as soon as nothing stands before it.
     Read(Request),
     /// Stops the pipeline until the connection's task has answered it (see [`super::large`]). The
@@ -56,10 +59,11 @@ impl Kind {
     fn is_waiting_sync(&self) -> bool {
         matches!(
             self,
-            Self::Sync {
-                released: false,
-                ..
-            }
+            Self::Fence { released: false }
+                | Self::Sync {
+                    released: false,
+                    ..
+                }
         )
     }
 
@@ -78,8 +82,10 @@ pub struct Pipeline {
     queue: VecDeque<Pending>,
     /// Lists among them.
     lists: usize,
-    /// Syncs among them that still wait for their round.
+    /// Syncs and fences among them that still wait for their round.
     syncs: usize,
+    /// Those that are no requests.
+    fences: usize,
     /// A write came while some did.
     holds_write: bool,
 }
@@ -88,6 +94,7 @@ impl Pipeline {
     pub fn push(&mut self, pending: Pending) {
         self.lists += usize::from(pending.kind.is_list());
         self.syncs += usize::from(pending.kind.is_waiting_sync());
+        self.fences += usize::from(matches!(pending.kind, Kind::Fence { .. }));
         self.queue.push_back(pending);
     }
 
@@ -155,13 +162,15 @@ impl Pipeline {
         }
     }
 
-    /// Releases the oldest sync that still waits.
+    /// Releases the oldest sync or fence that still waits.
     pub fn release_sync(&mut self) {
         let waiting = self
             .queue
             .iter_mut()
             .find_map(|pending| match &mut pending.kind {
-                Kind::Sync { released, .. } if !*released => Some(released),
+                Kind::Sync { released, .. } | Kind::Fence { released } if !*released => {
+                    Some(released)
+                }
                 _ => None,
             });
         if let Some(released) = waiting {
@@ -172,9 +181,14 @@ impl Pipeline {
 
     /// Takes the next request that can be answered now.
     pub fn next_runnable(&mut self) -> Option<Pending> {
+        while let Kind::Fence { released: true } = self.queue.front()?.kind {
+            self.queue.pop_front();
+            self.fences -= 1;
+        }
         match self.queue.front()?.kind {
             Kind::Write
             | Kind::Large(_)
+            | Kind::Fence { .. }
             | Kind::Sync {
                 released: false, ..
             } => None,
@@ -190,8 +204,9 @@ impl Pipeline {
         self.queue.is_empty()
     }
 
+    /// How many requests are not answered.
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.len() - self.fences
     }
 
     /// Whether the connection ends with the last request: what came behind it must not take effect.
@@ -265,6 +280,27 @@ mod tests {
         pipeline.release_sync();
         assert!(!pipeline.is_stopped() && !pipeline.holds_write());
         assert_eq!(runnable(&mut pipeline), [1, 2]);
+    }
+
+    #[test]
+    fn a_fence_holds_the_reads_behind_it_and_is_not_answered() {
+        let fence = || pending(0, Kind::Fence { released: false });
+        let mut pipeline = Pipeline::default();
+        pipeline.push(pending(1, Kind::Write));
+        pipeline.push(fence());
+        pipeline.push(pending(2, Kind::Read(Request::WhoAmI)));
+        pipeline.push(fence());
+        pipeline.push(pending(3, Kind::Read(Request::WhoAmI)));
+        assert_eq!(pipeline.len(), 3);
+        assert!(pipeline.holds_write(), "as behind a sync");
+        assert!(pipeline.applied().is_some());
+        assert!(runnable(&mut pipeline).is_empty());
+        pipeline.release_sync();
+        assert_eq!(runnable(&mut pipeline), [2]);
+        assert!(pipeline.holds_write());
+        pipeline.release_sync();
+        assert_eq!(runnable(&mut pipeline), [3]);
+        assert!(pipeline.is_empty() && !pipeline.holds_write());
     }
 
     #[test]

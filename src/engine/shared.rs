@@ -65,6 +65,8 @@ pub struct Shared {
     pub(super) random: Entropy,
     pub(super) registry: Mutex<Registry>,
     inbox: Mutex<Vec<Submission>>,
+    /// How often the node has emptied the inbox.
+    takes: AtomicU64,
     /// The inbox has something that the node was not told of.
     unannounced: AtomicBool,
     wake_node: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -126,6 +128,7 @@ impl Shared {
             random,
             registry: Mutex::default(),
             inbox: Mutex::default(),
+            takes: AtomicU64::new(0),
             unannounced: AtomicBool::new(false),
             wake_node: OnceLock::new(),
             behind: Mutex::default(),
@@ -295,7 +298,24 @@ impl Shared {
     }
 
     pub(super) fn take_submissions(&self) -> Vec<Submission> {
-        std::mem::take(&mut *self.inbox.lock())
+        let mut inbox = self.inbox.lock();
+        if !inbox.is_empty() {
+            self.takes.fetch_add(1, Ordering::SeqCst);
+        }
+        std::mem::take(&mut *inbox)
+    }
+
+    /// How often the inbox was emptied. What was submitted since then waits in it still, so no
+    /// round that it asks for has begun.
+    pub(super) fn takes(&self) -> u64 {
+        self.takes.load(Ordering::SeqCst)
+    }
+
+    /// Whether a read that comes now must wait for a round before it sees what was answered to
+    /// others. A server that alone decides has applied all of that: whoever else could answer
+    /// hears from it first, after the end of the turn in which it applies.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.options.linearizable_reads && self.confirmed_ms() != u64::MAX
     }
 
     /// Forgets every connection: the engine is gone.

@@ -455,6 +455,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         },
         sessions_max: config.max_sessions as usize,
         sync_limit_ms: config.sync_limit_ms,
+        linearizable_reads: config.linearizable_reads,
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),

@@ -96,12 +96,14 @@ pub struct Checks {
     shown: BTreeMap<SessionId, Zxid>,
     /// The highest zxid of an acknowledged write.
     acknowledged: Zxid,
+    /// Whether reads must show all of that.
+    linearizable_reads: bool,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
 
 impl Checks {
-    pub fn new(servers: usize) -> Self {
+    pub fn new(servers: usize, linearizable_reads: bool) -> Self {
         Self {
             model: Model::new(),
             logs: (0..servers).map(|_| log::LogCheck::default()).collect(),
@@ -116,6 +118,7 @@ impl Checks {
             sessions_seen: BTreeSet::new(),
             shown: BTreeMap::new(),
             acknowledged: Zxid(0),
+            linearizable_reads,
             seen: (0, 0, 0),
         }
     }
@@ -320,6 +323,7 @@ impl Checks {
                 .cluster
                 .committed(applied)
                 .map_or(Zxid(0), |at| at.zxid),
+            linearizable_reads: self.linearizable_reads,
         };
         let shown = conn.frame(frame, &view)?;
         self.seen.0 += u64::from(shown.event);

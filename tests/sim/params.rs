@@ -15,6 +15,7 @@ pub struct Params {
     pub session_tick_ms: u64,
     pub timeouts_ms: (i32, i32),
     pub sync_limit_ms: u64,
+    pub linearizable_reads: bool,
     pub snap_count: u64,
     pub cleaner_ms: u64,
     pub settings: Vec<(&'static str, i64)>,
@@ -79,12 +80,14 @@ impl Params {
             false => 0,
         };
         let snap_count = *rng.pick(&[20, 100, 500, 1_000_000]);
+        let faulty_s = rng.between(3, 12);
         Self {
             servers,
-            faulty_us: rng.between(3, 12) * 1_000_000,
+            faulty_us: faulty_s * 1_000_000,
             session_tick_ms,
             timeouts_ms,
             sync_limit_ms: *rng.pick(&[1, 2, 5]) * session_tick_ms,
+            linearizable_reads: faulty_s.is_multiple_of(3),
             // A server that lacks what another's log does not reach back to cannot be helped yet.
             snap_count: if servers == 1 { snap_count } else { u64::MAX },
             cleaner_ms: *rng.pick(&[300, 1000, 5000]),

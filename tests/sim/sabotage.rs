@@ -53,6 +53,8 @@ pub enum Sabotage {
     ForgedTouched,
     /// Servers do not tell the leader whom they have heard.
     ForgetHeard,
+    /// Reads do not wait for what was answered before them, as they are said to do.
+    StaleReads,
 }
 
 /// Every sabotage, and the checkers that may notice it first.
@@ -79,6 +81,7 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::RenumberForwards, &[Group::Replies, Group::Panic]),
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
+    (Sabotage::StaleReads, &[Group::Replies]),
 ];
 
 impl Sabotage {
@@ -119,6 +122,10 @@ impl Sabotage {
                 (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
             }
             Self::ForgetHeard => params.servers = 3,
+            Self::StaleReads => {
+                params.servers = 3;
+                params.linearizable_reads = true;
+            }
             _ => {}
         }
     }

@@ -189,7 +189,7 @@ impl World {
             now_us: 0,
             queue: BTreeMap::new(),
             events: 0,
-            checks: Checks::new(hosts.len()),
+            checks: Checks::new(hosts.len(), params.linearizable_reads),
             hosts,
             network: Network::default(),
             present: vec![None; clients.len()],

@@ -193,10 +193,14 @@ impl Connection {
                         woken |= self.outbox.close();
                     }
                 }
-                Kind::Write | Kind::Large(_) => unreachable!("they are not runnable"),
+                Kind::Write | Kind::Fence { .. } | Kind::Large(_) => {
+                    unreachable!("they are not runnable")
+                }
             }
         }
-        woken
+        // A fence is not answered, so nothing else may tell the task of its turn.
+        let has_turn = inner.pipeline.large().is_some();
+        (has_turn && self.outbox.nudge()) || woken
     }
 
     /// Answers a read from the present state, with the events that must go before the reply.

@@ -121,6 +121,8 @@ struct Inner {
     pipeline: Pipeline,
     session: SessionId,
     generation: u64,
+    /// [`Shared::takes`] when the newest fence was put up.
+    fenced: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -161,6 +163,7 @@ impl Connection {
                 pipeline: Pipeline::default(),
                 session: SessionId(0),
                 generation: 0,
+                fenced: None,
             }),
             identities: RwLock::new(identities.into()),
             outbox,
@@ -260,7 +263,8 @@ impl Connection {
         let most = DIRECT_BYTES_MAX.min(self.outbox.allowance());
         let before = out.len();
         let identities = state.map(|_| self.identities());
-        let mut writes = Vec::new();
+        let mut submissions = Vec::new();
+        let is_fenced = self.shared.is_fenced();
         let mut answered = 0;
         let mut last = None;
         let next = loop {
@@ -283,7 +287,7 @@ impl Connection {
                 }
                 _ if is_write(opcode) && inner.pipeline.holds_write() => break Next::Stop,
                 op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2 | op::PING
-                    if may_run =>
+                    if may_run && (!is_fenced || opcode == op::PING) =>
                 {
                     let (Some(state), Some(identities)) = (state, &identities) else {
                         break Next::Read;
@@ -311,6 +315,9 @@ impl Connection {
                         break Next::Single(frame);
                     };
                     let kind = if is_read(opcode) {
+                        if is_fenced {
+                            submissions.extend(self.fence(&mut inner, now_ms));
+                        }
                         Kind::Read(decoded)
                     } else {
                         let command = log::Command {
@@ -319,7 +326,7 @@ impl Connection {
                             op: opcode,
                             body,
                         };
-                        writes.push(Submission::Write(self.clone(), command));
+                        submissions.push(Submission::Write(self.clone(), command));
                         Kind::Write
                     };
                     inner.pipeline.push(Pending {
@@ -335,7 +342,7 @@ impl Connection {
             last = Some((xid, opcode));
         };
         // While the pipeline is locked, so that the order of commands is the order of requests.
-        self.shared.submit(writes);
+        self.shared.submit(submissions);
         if let Some((xid, opcode)) = last {
             self.stats.last_opcode.store(opcode, Ordering::Relaxed);
             self.stats.last_xid.store(xid, Ordering::Relaxed);
@@ -345,6 +352,23 @@ impl Connection {
             self.note_answers(answered, bytes, state.machine.zxid(), now_ms);
         }
         next
+    }
+
+    /// Puts up a fence for a read that comes now, if the newest one will not do: its round vouches
+    /// only for what was answered before it began. What is returned must be submitted.
+    fn fence(self: &Arc<Self>, inner: &mut Inner, now_ms: u64) -> Option<Submission> {
+        let takes = self.shared.takes();
+        if inner.fenced == Some(takes) {
+            return None;
+        }
+        inner.fenced = Some(takes);
+        inner.pipeline.push(Pending {
+            xid: 0,
+            opcode: op::SYNC,
+            since_ms: now_ms,
+            kind: Kind::Fence { released: false },
+        });
+        Some(Submission::Barrier(self.clone()))
     }
 
     /// False: the shell must not hand in more frames for now.

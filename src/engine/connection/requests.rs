@@ -147,13 +147,20 @@ impl Connection {
     }
 
     /// Answers when everything before is answered: now, if nothing waits.
-    pub(super) fn answer_in_order(&self, pending: Pending, now_ms: u64) {
+    pub(super) fn answer_in_order(self: &Arc<Self>, pending: Pending, now_ms: u64) {
         let state = self.shared.state.read();
         let mut inner = self.inner.lock();
         if !matches!(inner.phase, Phase::Open) {
             return;
         }
         let mut pending = pending;
+        if let Kind::Read(request) = &pending.kind
+            && is_of_state(request)
+            && self.shared.is_fenced()
+        {
+            let fence = self.fence(&mut inner, now_ms);
+            self.shared.submit(fence);
+        }
         if let Kind::Read(request) = &pending.kind
             && !inner.pipeline.is_empty()
             && may_become_large(request, &state.machine, inner.session)
@@ -165,6 +172,17 @@ impl Connection {
         // The connection's own task is the caller and looks at the outbox next: no wake.
         let _ = self.run(&mut inner, &state.machine, &state.watches, now_ms);
     }
+}
+
+/// Whether the answer says something of the replicated state, or of what changed in it since.
+fn is_of_state(request: &Request) -> bool {
+    !matches!(
+        request,
+        Request::Ping
+            | Request::WhoAmI
+            | Request::CheckWatches { .. }
+            | Request::RemoveWatches { .. }
+    )
 }
 
 /// The same for one that waits for a write, after which more may be there. Lists are few, see

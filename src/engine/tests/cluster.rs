@@ -1,5 +1,7 @@
 //! Several engines that hear each other, with a network that can be cut and disks that are fast.
 
+mod linearizable;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -71,24 +73,27 @@ impl Node {
         build: Build,
         kept: Kept,
         now_ms: u64,
+        tune: &dyn Fn(&mut Options),
     ) -> Self {
         let configured = proto::log::Membership {
             voters: voters.to_vec(),
             ..Default::default()
         };
+        let mut options = Options {
+            ensemble: lines(voters),
+            settings: vec![("reconfig_enabled", 1)],
+            auth: AuthOptions {
+                skip_acl: true,
+                ..AuthOptions::default()
+            },
+            level: build.level,
+            level_max: build.level_max,
+            ..Options::default()
+        };
+        tune(&mut options);
         let setup = Setup {
             origin,
-            options: Options {
-                ensemble: lines(voters),
-                settings: vec![("reconfig_enabled", 1)],
-                auth: AuthOptions {
-                    skip_acl: true,
-                    ..AuthOptions::default()
-                },
-                level: build.level,
-                level_max: build.level_max,
-                ..Options::default()
-            },
+            options,
             random: Box::new(|| [9; 16]),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             machine: Machine::new(),
@@ -179,6 +184,15 @@ impl Cluster {
         Self::configured(&voters, servers, disks_from, admitted)
     }
 
+    /// Servers that have these options besides.
+    fn tuned(servers: u64, tune: impl Fn(&mut Options)) -> Self {
+        let voters: Vec<u64> = (1..=servers).collect();
+        let builds = vec![Build::of(FEATURE_LEVEL); servers as usize];
+        let mut cluster = Self::built(&voters, &builds, 0, true, &tune);
+        cluster.pass(3_000);
+        cluster
+    }
+
     /// Some of the servers found an ensemble by their lines; the others have lines of all.
     fn configured(founders: &[u64], servers: u64, disks_from: u64, admitted: bool) -> Self {
         let builds = vec![Build::of(FEATURE_LEVEL); servers as usize];
@@ -187,6 +201,16 @@ impl Cluster {
 
     /// The same with a build for each server.
     fn of_builds(founders: &[u64], builds: &[Build], disks_from: u64, admitted: bool) -> Self {
+        Self::built(founders, builds, disks_from, admitted, &|_| ())
+    }
+
+    fn built(
+        founders: &[u64],
+        builds: &[Build],
+        disks_from: u64,
+        admitted: bool,
+        tune: &dyn Fn(&mut Options),
+    ) -> Self {
         let all: Vec<u64> = (1..=builds.len() as u64).collect();
         let node = |(server, build): (&u64, &Build)| {
             let voters = match founders.contains(server) {
@@ -198,7 +222,7 @@ impl Cluster {
                 disk: disks_from + server,
                 incarnation: 1,
             };
-            Node::start(origin, voters, admitted, *build, Kept::default(), 0)
+            Node::start(origin, voters, admitted, *build, Kept::default(), 0, tune)
         };
         Self {
             nodes: all.iter().zip(builds).map(node).collect(),
@@ -305,7 +329,7 @@ impl Cluster {
             incarnation: node.boot + 1,
         };
         let kept = node.kept.clone();
-        *node = Node::start(origin, &[1, 2, 3], false, build, kept, now_ms);
+        *node = Node::start(origin, &[1, 2, 3], false, build, kept, now_ms, &|_| ());
         for other in self.running() {
             if other != server {
                 self.event(other, Event::Unreachable(server));

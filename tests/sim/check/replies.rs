@@ -25,6 +25,8 @@ pub struct View<'a> {
     pub durable: u64,
     /// What the server has applied.
     pub zxid: Zxid,
+    /// Whether a read must show all that was acknowledged before it was sent.
+    pub linearizable_reads: bool,
 }
 
 /// What a frame has shown to the client.
@@ -402,9 +404,12 @@ impl Conn {
             return self.violation(format!("19: {context}: {} was shown before", self.floor));
         }
         self.floor = zxid;
-        if matches!(expected.sent.request, Some(Request::Sync { .. }))
-            && zxid < expected.acknowledged
-        {
+        let is_fresh = match &expected.sent.request {
+            Some(Request::Sync { .. }) => true,
+            Some(request) => view.linearizable_reads && is_of_state(request),
+            None => false,
+        };
+        if is_fresh && zxid < expected.acknowledged {
             let before = expected.acknowledged;
             return self.violation(format!("23: {context}: {before} was acknowledged before"));
         }
@@ -574,4 +579,19 @@ pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Deliv
     } else {
         Delivery::Never
     }
+}
+
+/// Whether it reads the state.
+fn is_of_state(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Exists { .. }
+            | Request::GetData { .. }
+            | Request::GetAcl { .. }
+            | Request::GetChildren { .. }
+            | Request::MultiRead(_)
+            | Request::SetWatches(_)
+            | Request::GetEphemerals { .. }
+            | Request::GetAllChildrenNumber { .. }
+    )
 }

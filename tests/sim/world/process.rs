@@ -123,6 +123,8 @@ impl World {
             min_session_timeout_ms: self.params.timeouts_ms.0,
             max_session_timeout_ms: self.params.timeouts_ms.1,
             sync_limit_ms: self.params.sync_limit_ms,
+            linearizable_reads: self.params.linearizable_reads
+                && self.sabotage != Sabotage::StaleReads,
             snap_count: self.params.snap_count,
             cleaner: CleanerOptions {
                 interval_ms: self.params.cleaner_ms,
