@@ -97,7 +97,7 @@ pub fn answer(word: [u8; 4], argument: &[u8], view: &dyn View) -> Option<String>
     let word = Word::from_bytes(word)?;
     Some(if word == Word::TelnetClose {
         String::new()
-    } else if !view.config().four_letter_words.allows(word.name()) {
+    } else if !is_allowed(word, view.config()) {
         format!(
             "{} is not executed because it is not in the whitelist.\n",
             word.name()
@@ -107,6 +107,12 @@ pub fn answer(word: [u8; 4], argument: &[u8], view: &dyn View) -> Option<String>
     } else {
         render(word, argument, view)
     })
+}
+
+/// Clients look for a server that takes writes by `isro`, so it goes with read-only mode.
+fn is_allowed(word: Word, config: &Config) -> bool {
+    let is_needed = word == Word::Isro && config.read_only_mode;
+    is_needed || config.four_letter_words.allows(word.name())
 }
 
 /// Renders the answer of an allowed word.
@@ -126,15 +132,20 @@ fn render(word: Word, argument: &[u8], view: &dyn View) -> String {
         Word::Envi => envi(),
         Word::Gtmk => view.trace_mask().load(Ordering::Relaxed).to_string(),
         Word::Hash => hash(view),
-        Word::Isro => if view.is_serving() { "rw" } else { "null" }.to_owned(),
+        Word::Isro => match (view.is_serving(), view.mode()) {
+            (false, _) => "null",
+            (true, Mode::ReadOnly) => "ro",
+            (true, _) => "rw",
+        }
+        .to_owned(),
         Word::Mntr => mntr(view),
         Word::Ruok => "imok".to_owned(),
         Word::Srst => {
             view.metrics().reset();
             "Server stats reset.\n".to_owned()
         }
-        Word::Srvr => version_line() + &statistics(view),
-        Word::Stat => version_line() + &clients(view) + &statistics(view),
+        Word::Srvr => heading(view) + &statistics(view),
+        Word::Stat => heading(view) + &clients(view) + &statistics(view),
         Word::Stmk => stmk(argument, view),
         Word::Wchc => wchc(view),
         Word::Wchp => wchp(view),
@@ -143,8 +154,12 @@ fn render(word: Word, argument: &[u8], view: &dyn View) -> String {
     }
 }
 
-fn version_line() -> String {
-    format!("Zookeeper version: {VERSION}\n")
+fn heading(view: &dyn View) -> String {
+    let mut text = format!("Zookeeper version: {VERSION}\n");
+    if view.mode() == Mode::ReadOnly {
+        text += "READ-ONLY mode; serving only read-only clients\n";
+    }
+    text
 }
 
 fn statistics(view: &dyn View) -> String {
@@ -371,6 +386,7 @@ fn mntr(view: &dyn View) -> String {
     let ensemble = view.ensemble();
     let state = match view.mode() {
         _ if ensemble.is_none() => None,
+        Mode::ReadOnly => None,
         Mode::Leader => Some("leading - broadcast"),
         Mode::Observer => Some("observing - broadcast"),
         Mode::Follower | Mode::Standalone => Some("following - broadcast"),
@@ -444,7 +460,7 @@ pub fn metric_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
         ("ephemerals_count", gauge(view.ephemeral_count())),
         ("approximate_data_size", gauge(view.data_bytes())),
         ("global_sessions", gauge(view.session_count())),
-        ("local_sessions", MetricValue::Gauge(0)),
+        ("local_sessions", gauge(view.local_session_count())),
         ("open_file_descriptor_count", gauge(open_files)),
         ("max_file_descriptor_count", gauge(max_files)),
         ("feature_level", gauge(view.feature_level().into())),

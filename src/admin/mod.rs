@@ -31,7 +31,7 @@ pub trait View {
     fn config(&self) -> &Config;
     fn metrics(&self) -> &Metrics;
 
-    /// Whether clients are served.
+    /// Whether clients are served, if only some.
     fn is_serving(&self) -> bool;
     fn mode(&self) -> Mode;
     /// The ensemble, unless this server stands alone.
@@ -54,6 +54,8 @@ pub trait View {
     /// Bytes of all paths and data.
     fn data_bytes(&self) -> u64;
     fn session_count(&self) -> u64;
+    /// Those of them that no other server knows.
+    fn local_session_count(&self) -> u64;
     fn connection_count(&self) -> u64;
     /// Requests that were read and not answered.
     fn outstanding(&self) -> u64;
@@ -88,6 +90,8 @@ pub enum Mode {
     Leader,
     Follower,
     Observer,
+    /// It has no majority, and serves clients that asked for no more than what it has.
+    ReadOnly,
 }
 
 impl Mode {
@@ -98,6 +102,7 @@ impl Mode {
             Self::Leader => "leader",
             Self::Follower => "follower",
             Self::Observer => "observer",
+            Self::ReadOnly => "read-only",
         }
     }
 }

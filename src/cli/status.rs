@@ -18,6 +18,8 @@ use super::say;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What a server that does not serve says.
 const NOT_SERVING: &str = "not currently serving";
+/// What one says that serves without a majority.
+const READ_ONLY: &str = "\nMode: read-only\n";
 
 #[derive(Args, Debug)]
 pub struct StatusArguments {
@@ -68,7 +70,7 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
     }
     let serves = !answer.contains(NOT_SERVING);
     if *ready {
-        if !serves {
+        if !serves || answer.contains(READ_ONLY) {
             bail!("{server} runs, but does not serve clients: it knows no leader");
         }
         // Not everyone is allowed to ask for more.
@@ -202,6 +204,17 @@ mod tests {
         assert_eq!(status(server(1, answer), true, false), Ok(String::new()));
         let message = status(server(2, answer), false, true).unwrap_err();
         assert!(message.contains("does not vote yet"), "{message}");
+    }
+
+    #[test]
+    fn a_server_that_only_lets_read_is_not_ready() {
+        let answer = "Zookeeper version: 3.9.5\nREAD-ONLY mode\nMode: read-only\nNode count: 5\n";
+        assert!(status(server(1, answer), false, true).is_err());
+        let shown = status(server(2, answer), false, false).unwrap();
+        assert!(
+            shown.contains("Mode                 read-only\n"),
+            "{shown}"
+        );
     }
 
     #[test]

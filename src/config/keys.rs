@@ -628,11 +628,14 @@ pub static TABLE: &[Key] = &[
         "false",
         "Has no effect without local sessions",
     ),
-    refused(
+    honoured(
         "readonlymode.enabled",
-        &["false"],
-        "Reads while there is no quorum",
-        "it is not built yet: remove the line; a server alone always has its quorum",
+        "false",
+        "Lets clients that ask for no more read what a server has when it does not serve any more \
+         (see syncLimit) and has heard no leader for 2000 ms, or a tickTime if that is longer. A \
+         server alone never comes to that",
+        |draft, value| boolean(value).map(|on| draft.config.read_only_mode = on),
+        |config| config.read_only_mode.to_string(),
     ),
     refused(
         "authProvider.*",

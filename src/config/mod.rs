@@ -49,6 +49,8 @@ pub struct Config {
     pub sync_limit_ms: u64,
     /// Whether every read sees all that was answered to anyone before it was sent.
     pub linearizable_reads: bool,
+    /// Whether clients that ask for no more may read while there is no majority (§9.5).
+    pub read_only_mode: bool,
     /// The secret by which servers prove to each other that they belong together.
     pub cluster_secret_file: Option<PathBuf>,
     /// The highest feature level that this server agrees to raise the ensemble to; 0 means any that

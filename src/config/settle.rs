@@ -211,6 +211,7 @@ impl Draft {
                 init_limit_ms: 30_000,
                 sync_limit_ms: 15_000,
                 linearizable_reads: false,
+                read_only_mode: false,
                 cluster_secret_file: None,
                 feature_level_max: 0,
                 tick_ms: 3000,
@@ -377,6 +378,7 @@ impl Settling {
     fn cross_check(&mut self) {
         self.settle_directories();
         self.settle_timeouts();
+        self.settle_reads();
         // Whose client port would it be, if nobody knows which server this is?
         if let Ok(member) = self.settle_members() {
             self.settle_client_address(member);
@@ -425,6 +427,14 @@ impl Settling {
                  are 2 and 20 times tickTime"
             );
             self.problems.push(Problem { place, message });
+        }
+    }
+
+    fn settle_reads(&mut self) {
+        if self.draft.config.linearizable_reads && self.draft.config.read_only_mode {
+            let message = "read-only mode shows what may be old, and linearizableReads=true \
+                           promises that no read does: keep one of them";
+            self.refuse("readonlymode.enabled", message);
         }
     }
 

@@ -238,6 +238,7 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("clusterSecretFile", "/run/secrets/zkraft"),
         ("featureLevelMax", "1"),
         ("linearizableReads", "true"),
+        ("readonlymode.enabled", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {
@@ -296,7 +297,6 @@ fn what_is_not_built_is_refused() {
         "quorum.auth.enableSasl=true",
         "audit.enable=true",
         "localSessionsEnabled=true",
-        "readonlymode.enabled=true",
         &format!("metricsProvider.className={prometheus}"),
         "admin.enableServer=true",
         "DigestAuthenticationProvider.digestAlg=SHA-256",
@@ -326,7 +326,7 @@ fn what_switches_off_what_is_not_built_is_accepted_without_a_word() {
         authProvider.1=org.apache.zookeeper.server.auth.DigestAuthenticationProvider\n\
         enforce.auth.enabled=false\nsessionRequireClientSASLAuth=false\n\
         quorum.auth.enableSasl=false\naudit.enable=false\nlocalSessionsEnabled=false\n\
-        readonlymode.enabled=false\nadmin.enableServer=false\nelectionAlg=3\n\
+        admin.enableServer=false\nelectionAlg=3\n\
         metricsProvider.className=org.apache.zookeeper.metrics.impl.DefaultMetricsProvider\n\
         DigestAuthenticationProvider.digestAlg=SHA1\nstandaloneEnabled=true\n\
         peerType=participant\nreconfigEnabled=true\nsyncEnabled=true\n";
@@ -940,4 +940,14 @@ fn the_example_to_deploy_is_taken_without_a_word() {
     let loaded = load(text).unwrap();
     assert_eq!(loaded.warnings, Vec::<String>::new());
     assert_eq!(loaded.config.max_session_timeout_ms, 60_000);
+}
+
+#[test]
+fn reads_that_may_be_old_and_reads_that_never_are_exclude_each_other() {
+    for key in ["linearizableReads", "readonlymode.enabled"] {
+        assert_eq!(warnings(&format!("{key}=true\n")), Vec::<String>::new());
+    }
+    let problems = problems("linearizableReads=true\nreadonlymode.enabled=true");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("zoo.cfg:2: readonlymode.enabled=true: "));
 }

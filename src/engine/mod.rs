@@ -19,11 +19,13 @@ pub mod forward;
 pub mod large;
 pub mod lease;
 pub mod level;
+pub mod local;
 pub mod log;
 pub mod members;
 pub mod outbox;
 pub mod peer;
 pub mod pipeline;
+mod read_only;
 mod reconcile;
 pub mod replica;
 pub mod shared;
@@ -116,6 +118,9 @@ pub struct Options {
     pub sync_limit_ms: u64,
     /// `linearizableReads`: every read sees all that was answered to anyone before it came.
     pub linearizable_reads: bool,
+    /// `readonlymode.enabled`: how long no leader is heard of, in ms, before clients that asked for
+    /// no more may read what is here.
+    pub read_only_after_ms: Option<u64>,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
     /// The lines of the servers that make up the ensemble until a reconfig says otherwise; empty:
@@ -152,6 +157,7 @@ impl Default for Options {
             sessions_max: 0,
             sync_limit_ms: 10_000,
             linearizable_reads: false,
+            read_only_after_ms: None,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             ensemble: String::new(),
@@ -321,6 +327,8 @@ pub struct Engine {
     level: u32,
     /// When each server was heard last.
     heard_ms: BTreeMap<u64, u64>,
+    /// Since when this server neither serves nor hears a leader (see [`read_only`]).
+    deserted_ms: Option<u64>,
     failover: Option<Failover>,
     handing_over: bool,
     /// A tick has passed since the membership was looked at.
@@ -411,6 +419,7 @@ impl Engine {
             levels: Levels::default(),
             level,
             heard_ms: BTreeMap::new(),
+            deserted_ms: None,
             failover: None,
             handing_over: false,
             reconcile_due: false,
@@ -577,6 +586,8 @@ impl Engine {
             self.forward.tick();
         }
         self.shared.retry_behind(self.now_ms);
+        self.update_read_only();
+        self.look_after_local();
         if let Some(count) = self.telling.left_out(self.now_ms) {
             tracing::info!(count, "more sessions expired");
         }
@@ -997,11 +1008,7 @@ impl Engine {
         if holds {
             let sync_limit_ms = self.shared.options.sync_limit_ms;
             for connection in self.shared.connections() {
-                // The last ping that was told may be a third of the timeout older.
-                let limit_ms = match connection.timeout_ms() {
-                    0 => sync_limit_ms,
-                    timeout_ms => sync_limit_ms.min(timeout_ms / 2),
-                };
+                let limit_ms = connection.silence_max_ms(sync_limit_ms);
                 if silent_ms > limit_ms && !connection.awaits_handshake() && connection.finish() {
                     connection.wake(News::OfMany);
                 }

@@ -19,6 +19,7 @@ use crate::wire::SessionId;
 use super::Options;
 use super::connection::{Connection, Wake, is_write};
 use super::lease;
+use super::local::LocalSessions;
 use super::members::{CLUSTER_SETTING, disk_setting};
 use super::outbox::Unsent;
 use super::status::Status;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub unsent: Arc<Unsent>,
     pub(super) random: Entropy,
     pub(super) registry: Mutex<Registry>,
+    /// Sessions that no other server knows. Locked last of all.
+    pub(super) local: Mutex<LocalSessions>,
     inbox: Mutex<Vec<Submission>>,
     /// How often the node has emptied the inbox.
     takes: AtomicU64,
@@ -76,6 +79,7 @@ pub struct Shared {
     /// before its connection broke has its full timeout from then on (§8.3).
     touched: Mutex<Vec<(SessionId, u64)>>,
     serving: AtomicBool,
+    read_only: AtomicBool,
     /// When the newest confirmed touch was sent (see [`super::lease`]), in ms of the engine's
     /// clock; for ever while this server alone decides.
     confirmed_ms: AtomicU64,
@@ -118,6 +122,7 @@ impl Shared {
         origin: OriginId,
     ) -> Self {
         let metrics = options.metrics.clone();
+        let local = LocalSessions::new(options.session_tick_ms, options.tick_ms);
         Self {
             state: RwLock::new(State {
                 machine,
@@ -127,6 +132,7 @@ impl Shared {
             options,
             random,
             registry: Mutex::default(),
+            local: Mutex::new(local),
             inbox: Mutex::default(),
             takes: AtomicU64::new(0),
             unannounced: AtomicBool::new(false),
@@ -134,6 +140,7 @@ impl Shared {
             behind: Mutex::default(),
             touched: Mutex::default(),
             serving: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
             confirmed_ms: AtomicU64::new(0),
             held: AtomicBool::new(false),
             pending_writes: AtomicUsize::new(0),
@@ -175,6 +182,25 @@ impl Shared {
 
     pub(super) fn set_serving(&self, serving: bool) {
         self.serving.store(serving, Ordering::Release);
+    }
+
+    /// Whether only read-only clients are served, for want of a majority.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire) && !self.is_serving()
+    }
+
+    pub(super) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// Sessions that no other server knows, with their timeouts in ms.
+    pub fn local_sessions(&self) -> Vec<(SessionId, i32)> {
+        self.local.lock().timeouts_ms().collect()
+    }
+
+    /// How many those are.
+    pub fn local_session_count(&self) -> usize {
+        self.local.lock().len()
     }
 
     /// Whether a session with this timeout may be answered now, or whether the majority may be
@@ -331,7 +357,8 @@ impl Shared {
             std::mem::take(&mut *self.behind.lock()),
         );
         // Outside of the locks: dropping a connection may drop what it waits for.
-        drop((connections, sessions, inbox, behind));
+        let local = self.local.lock().end_all();
+        drop((connections, sessions, inbox, behind, local));
     }
 
     /// Whether commands wait for the node thread.
@@ -388,6 +415,9 @@ impl Shared {
             registry.sessions.remove(&session);
             let heard_ms = connection.stats.heard_ms.load(Ordering::Relaxed);
             self.touched.lock().push((session, heard_ms));
+        } else {
+            let heard_ms = connection.stats.heard_ms.load(Ordering::Relaxed);
+            self.local.lock().lost(session, connection.id(), heard_ms);
         }
     }
 

@@ -35,6 +35,8 @@ pub use view::ServerView;
 
 /// Time between two ticks of the engine.
 const ENGINE_TICK_MS: u64 = 50;
+/// How long a server hears no leader before it serves read-only clients, at least (§9.5).
+const READ_ONLY_AFTER_MS_MIN: u64 = 2_000;
 /// How long a stopping server waits for its connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stopping leader waits until another server leads.
@@ -456,6 +458,9 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         sessions_max: config.max_sessions as usize,
         sync_limit_ms: config.sync_limit_ms,
         linearizable_reads: config.linearizable_reads,
+        read_only_after_ms: config
+            .read_only_mode
+            .then(|| READ_ONLY_AFTER_MS_MIN.max(config.tick_ms.into())),
         cleaner: CleanerOptions {
             interval_ms: config.container_check_interval_ms.into(),
             per_minute: config.container_max_per_minute.into(),

@@ -120,11 +120,12 @@ impl View for ServerView {
     }
 
     fn is_serving(&self) -> bool {
-        self.shared.is_serving()
+        self.shared.is_serving() || self.shared.is_read_only()
     }
 
     fn mode(&self) -> Mode {
         match self.shared.status().role {
+            _ if self.shared.is_read_only() => Mode::ReadOnly,
             Role::Standalone => Mode::Standalone,
             Role::Leader => Mode::Leader,
             Role::Follower => Mode::Follower,
@@ -220,6 +221,10 @@ impl View for ServerView {
         self.shared.state.read().machine.session_count() as u64
     }
 
+    fn local_session_count(&self) -> u64 {
+        self.shared.local_session_count() as u64
+    }
+
     fn connection_count(&self) -> u64 {
         self.shared.connection_count() as u64
     }
@@ -276,13 +281,14 @@ impl View for ServerView {
             .collect();
         let now_ms = self.clock.wall_ms();
         let state = self.shared.state.read();
-        state
-            .machine
-            .sessions()
-            .map(|(session, info)| {
+        let known = state.machine.sessions();
+        let known = known.map(|(session, info)| (session, info.timeout_ms));
+        known
+            .chain(self.shared.local_sessions())
+            .map(|(session, timeout_ms)| {
                 // A session without a connection here was heard at most its timeout ago.
                 let expires = held.get(&session).copied();
-                let expires_ms = expires.unwrap_or(now_ms + i64::from(info.timeout_ms));
+                let expires_ms = expires.unwrap_or(now_ms + i64::from(timeout_ms));
                 (self.bucket(expires_ms), session)
             })
             .collect()

@@ -12,6 +12,7 @@ struct Server {
     config: Config,
     metrics: Metrics,
     serving: bool,
+    read_only: bool,
     ensemble: Option<EnsembleView>,
     trace_mask: AtomicI64,
     connections_reset: AtomicBool,
@@ -35,6 +36,7 @@ impl Server {
             config,
             metrics,
             serving: true,
+            read_only: false,
             ensemble: None,
             trace_mask: AtomicI64::new(TRACE_MASK_DEFAULT),
             connections_reset: AtomicBool::new(false),
@@ -64,6 +66,7 @@ impl View for Server {
 
     fn mode(&self) -> Mode {
         match self.ensemble {
+            _ if self.read_only => Mode::ReadOnly,
             Some(_) => Mode::Leader,
             None => Mode::Standalone,
         }
@@ -107,6 +110,10 @@ impl View for Server {
 
     fn session_count(&self) -> u64 {
         1
+    }
+
+    fn local_session_count(&self) -> u64 {
+        3
     }
 
     fn connection_count(&self) -> u64 {
@@ -499,6 +506,7 @@ fn telegraf_and_solr_understand_mntr() {
         ("approximate_data_size", "44"),
         ("feature_level", "7"),
         ("global_sessions", "1"),
+        ("local_sessions", "3"),
         ("uptime", "5000"),
         ("avg_readlatency", "0.5"),
         ("cnt_readlatency", "2"),
@@ -606,4 +614,34 @@ fn a_leader_tells_of_its_ensemble() {
         conf.ends_with("membership: \nserver.1=a:2888:3888:participant\nversion=100000000"),
         "{conf}"
     );
+}
+
+#[test]
+fn a_read_only_server_says_so_and_that_it_takes_no_writes() {
+    let mut server = Server::new();
+    server.read_only = true;
+    let heading =
+        format!("Zookeeper version: {VERSION}\nREAD-ONLY mode; serving only read-only clients\n");
+    let srvr = server.say("srvr");
+    assert!(srvr.starts_with(&format!("{heading}Latency")), "{srvr}");
+    assert!(srvr.contains("\nMode: read-only\n"), "{srvr}");
+    let stat = server.say("stat");
+    assert!(stat.starts_with(&format!("{heading}Clients:\n")), "{stat}");
+    let mntr = server.say("mntr");
+    assert!(mntr.contains("zk_server_state\tread-only\n"), "{mntr}");
+    assert_eq!(server.say("isro"), "ro");
+    server.read_only = false;
+    assert_eq!(server.say("isro"), "rw");
+    server.serving = false;
+    assert_eq!(server.say("isro"), "null");
+}
+
+#[test]
+fn clients_may_ask_for_a_server_that_writes_where_there_is_read_only_mode() {
+    let mut server = Server::new();
+    server.config.four_letter_words = Whitelist::parse("srvr");
+    assert!(server.say("isro").contains("whitelist"));
+    server.config.read_only_mode = true;
+    assert_eq!(server.say("isro"), "rw");
+    assert!(server.say("mntr").contains("whitelist"));
 }

@@ -6,19 +6,22 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use prost::Message as _;
 
+use crate::engine::local::Return;
 use crate::engine::outbox::Outgoing;
 use crate::engine::shared::Submission;
 use crate::machine::{self, Attached, Outcome};
 use crate::proto::log;
 use crate::wire::{ConnectRequest, ConnectResponse, Id, Zxid, op};
 
-use super::{Connection, Phase, Refused};
+use super::{Connection, Inner, News, Phase, Refused, Scope};
 
 impl Connection {
     pub(super) fn connect(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
         let request = ConnectRequest::decode(frame).map_err(|_| Refused("malformed handshake"))?;
         self.shared.metrics.connection_request_count.add(1);
-        if !self.shared.is_serving() {
+        let is_serving = self.shared.is_serving();
+        let is_read_only = self.shared.is_read_only() && request.read_only == Some(true);
+        if !is_serving && !is_read_only {
             self.shared
                 .metrics
                 .cnxn_closed_without_zk_server_running
@@ -29,10 +32,14 @@ impl Connection {
             let state = self.shared.state.read();
             (state.machine.zxid(), state.machine.session_count())
         };
+        let sessions = sessions + self.shared.local_session_count();
         let sessions_max = self.shared.options.sessions_max;
         if request.session.0 == 0 && sessions_max > 0 && sessions >= sessions_max {
             self.shared.metrics.sessions_refused.add(1);
             return Err(Refused("maxSessions reached"));
+        }
+        if !is_serving {
+            return self.connect_read_only(&request, applied, now_ms);
         }
         if request.last_zxid_seen > applied {
             let phase = Phase::Behind {
@@ -45,6 +52,80 @@ impl Connection {
         }
         self.submit_connect(&request);
         Ok(())
+    }
+
+    /// A server without a majority is asked for a session by a client that only wants to read.
+    fn connect_read_only(
+        self: &Arc<Self>,
+        request: &ConnectRequest,
+        applied: Zxid,
+        now_ms: u64,
+    ) -> Result<(), Refused> {
+        // Nothing will be newer while this lasts.
+        if request.last_zxid_seen > applied {
+            return Err(Refused("the client has seen more than there is here"));
+        }
+        if self.connect_local(request, Scope::ReadOnly, now_ms) {
+            return Ok(());
+        }
+        // Whether it lives, only a majority knows (§9.5).
+        Err(Refused("sessions of the ensemble need a majority"))
+    }
+
+    /// Gives the client a session that is known here alone, or the one that it has. False: it asks
+    /// for one that is not known here.
+    fn connect_local(
+        self: &Arc<Self>,
+        request: &ConnectRequest,
+        scope: Scope,
+        now_ms: u64,
+    ) -> bool {
+        let timeout_ms = self.timeout_for(request);
+        let read_only = request.read_only.map(|_| scope == Scope::ReadOnly);
+        let (session, password) = if request.session.0 == 0 {
+            let (session, password) = (self.shared.next_session(), (self.shared.random)());
+            let mut local = self.shared.local.lock();
+            local.open(session, password, timeout_ms, self.clone(), now_ms);
+            (session, password)
+        } else {
+            let (session, password) = (request.session, &request.password[..]);
+            let mut local = self.shared.local.lock();
+            let returned = local.attach(session, password, timeout_ms, self, now_ms);
+            drop(local);
+            match returned {
+                Return::Unknown => return false,
+                Return::Refused => {
+                    if self.refuse(read_only) {
+                        self.wake(News::OfFew);
+                    }
+                    return true;
+                }
+                Return::Attached(password, before) => {
+                    if let Some(before) = before
+                        && before.finish()
+                    {
+                        before.wake(News::OfFew);
+                    }
+                    (session, password)
+                }
+            }
+        };
+        let mut inner = self.inner.lock();
+        if matches!(inner.phase, Phase::Closed) {
+            return true;
+        }
+        inner.scope = scope;
+        let attached = Attached {
+            session,
+            generation: 0,
+            timeout_ms,
+            password,
+            created: request.session.0 == 0,
+        };
+        if self.welcome(&mut inner, attached, read_only) {
+            self.wake(News::OfFew);
+        }
+        true
     }
 
     /// A client that was ahead of this server: goes on if it is not any more. False: it still is.
@@ -69,7 +150,8 @@ impl Connection {
         true
     }
 
-    fn submit_connect(self: &Arc<Self>, request: &ConnectRequest) {
+    /// The timeout that a client gets for the one it asks for, in ms.
+    fn timeout_for(&self, request: &ConnectRequest) -> i32 {
         let options = &self.shared.options;
         let timeout_ms = request.timeout_ms.clamp(
             options.min_session_timeout_ms,
@@ -77,6 +159,11 @@ impl Connection {
         );
         self.shared
             .note_timeout(self.peer, request.timeout_ms, timeout_ms);
+        timeout_ms
+    }
+
+    fn submit_connect(self: &Arc<Self>, request: &ConnectRequest) {
+        let timeout_ms = self.timeout_for(request);
         let identities = self.identities().iter().map(identity_to_log).collect();
         let command = if request.session.0 == 0 {
             let password = Bytes::copy_from_slice(&(self.shared.random)());
@@ -125,35 +212,42 @@ impl Connection {
             return false;
         };
         let read_only = read_only.map(|_| false);
-        match outcome {
-            Outcome::Attached(Attached {
-                session,
-                generation,
-                timeout_ms,
-                password,
-                ..
-            }) => {
-                inner.phase = Phase::Open;
-                inner.session = session;
-                inner.generation = generation;
-                self.stats.session.store(session.0, Ordering::Relaxed);
-                self.stats.timeout_ms.store(timeout_ms, Ordering::Relaxed);
-                let response = ConnectResponse {
-                    timeout_ms,
-                    session,
-                    password,
-                    read_only,
-                };
-                self.outbox.push(Outgoing::Connect(response))
-            }
-            _ => {
-                inner.phase = Phase::Closed;
-                let woken = self
-                    .outbox
-                    .push(Outgoing::Connect(ConnectResponse::refused(read_only)));
-                self.outbox.close() || woken
-            }
+        if let Outcome::Attached(attached) = outcome {
+            return self.welcome(&mut inner, attached, read_only);
         }
+        drop(inner);
+        self.refuse(read_only)
+    }
+
+    /// Tells the client of its session. True: the task must be woken.
+    fn welcome(&self, inner: &mut Inner, attached: Attached, read_only: Option<bool>) -> bool {
+        let Attached {
+            session,
+            generation,
+            timeout_ms,
+            password,
+            ..
+        } = attached;
+        inner.phase = Phase::Open;
+        inner.session = session;
+        inner.generation = generation;
+        self.stats.session.store(session.0, Ordering::Relaxed);
+        self.stats.timeout_ms.store(timeout_ms, Ordering::Relaxed);
+        let response = ConnectResponse {
+            timeout_ms,
+            session,
+            password,
+            read_only,
+        };
+        self.outbox.push(Outgoing::Connect(response))
+    }
+
+    /// Tells the client that its session is over. True: the task must be woken.
+    fn refuse(&self, read_only: Option<bool>) -> bool {
+        self.inner.lock().phase = Phase::Closed;
+        let response = ConnectResponse::refused(read_only);
+        let woken = self.outbox.push(Outgoing::Connect(response));
+        self.outbox.close() || woken
     }
 }
 

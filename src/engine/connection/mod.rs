@@ -121,8 +121,18 @@ struct Inner {
     pipeline: Pipeline,
     session: SessionId,
     generation: u64,
+    scope: Scope,
     /// [`Shared::takes`] when the newest fence was put up.
     fenced: Option<u64>,
+}
+
+/// Where the session of a connection is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Scope {
+    /// In the log.
+    Global,
+    /// Here alone, by a server that has no majority, for a client that only wants to read.
+    ReadOnly,
 }
 
 #[derive(Debug)]
@@ -163,6 +173,7 @@ impl Connection {
                 pipeline: Pipeline::default(),
                 session: SessionId(0),
                 generation: 0,
+                scope: Scope::Global,
                 fenced: None,
             }),
             identities: RwLock::new(identities.into()),
@@ -281,8 +292,13 @@ impl Connection {
                 break Next::Single(split_frame(input, length));
             };
             let may_run = inner.pipeline.is_empty();
+            let is_read_only = inner.scope == Scope::ReadOnly;
             match opcode {
                 _ if !matches!(inner.phase, Phase::Open) => {
+                    break Next::Single(split_frame(input, length));
+                }
+                // It is not done.
+                _ if is_read_only && is_write(opcode) => {
                     break Next::Single(split_frame(input, length));
                 }
                 _ if is_write(opcode) && inner.pipeline.holds_write() => break Next::Stop,
@@ -381,12 +397,34 @@ impl Connection {
         match inner.phase {
             Phase::Fresh => true,
             Phase::Open => {
-                let timeout_ms = self.stats.timeout_ms.load(Ordering::Relaxed);
                 !self.is_held_back(&inner.pipeline)
                     && !inner.pipeline.is_ending()
-                    && self.shared.may_answer(timeout_ms, now_ms)
+                    && self.may_answer(inner.scope, now_ms)
             }
             Phase::Behind { .. } | Phase::Connecting { .. } | Phase::Closed => false,
+        }
+    }
+
+    /// Whether what this server has is what a session of this scope may be shown.
+    fn may_answer(&self, scope: Scope, now_ms: u64) -> bool {
+        match scope {
+            Scope::Global => {
+                let timeout_ms = self.stats.timeout_ms.load(Ordering::Relaxed);
+                self.shared.may_answer(timeout_ms, now_ms)
+            }
+            // If not, it is about to be closed.
+            Scope::ReadOnly => self.shared.is_read_only(),
+        }
+    }
+
+    /// How long it may stay open while no majority is heard of, in ms.
+    pub(super) fn silence_max_ms(&self, sync_limit_ms: u64) -> u64 {
+        let scope = self.inner.lock().scope;
+        match (scope, self.timeout_ms()) {
+            (Scope::ReadOnly, _) => u64::MAX,
+            (Scope::Global, 0) => sync_limit_ms,
+            // The last ping that was told may be a third of the timeout older.
+            (Scope::Global, timeout_ms) => sync_limit_ms.min(timeout_ms / 2),
         }
     }
 

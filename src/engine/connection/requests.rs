@@ -11,11 +11,11 @@ use crate::engine::pipeline::{HeaderZxid, Kind, Pending};
 use crate::engine::shared::Submission;
 use crate::machine::{self, Machine};
 use crate::proto::log;
-use crate::wire::{Answer, ErrorCode, HEADER_BYTES, Id, Reader, Request, SessionId};
+use crate::wire::{Answer, ErrorCode, HEADER_BYTES, Id, Reader, Request, SessionId, op};
 
 use super::answers::is_large;
 use super::handshake::identity_to_log;
-use super::{Connection, Phase, Refused};
+use super::{Connection, Phase, Refused, Scope, is_write};
 
 impl Connection {
     pub(super) fn request(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
@@ -37,6 +37,15 @@ impl Connection {
             since_ms: now_ms,
             kind,
         };
+        let (scope, session) = {
+            let inner = self.inner.lock();
+            (inner.scope, inner.session)
+        };
+        if scope == Scope::ReadOnly && changes_or_asks_the_leader(opcode) {
+            let kind = answered(Err(ErrorCode::NotReadOnly), false, HeaderZxid::Applied);
+            self.answer_in_order(pending(kind), now_ms);
+            return Ok(());
+        }
         let request = match Request::decode(opcode, body.clone()) {
             Ok(request) => request,
             Err(_) => {
@@ -46,6 +55,11 @@ impl Connection {
             }
         };
         match request {
+            Request::CloseSession if scope == Scope::ReadOnly => {
+                self.shared.local.lock().end(session);
+                let kind = answered(Ok(Answer::Empty), true, HeaderZxid::Applied);
+                self.answer_in_order(pending(kind), now_ms);
+            }
             Request::Create(_)
             | Request::Delete { .. }
             | Request::SetData { .. }
@@ -134,6 +148,9 @@ impl Connection {
             return;
         }
         let inner = self.inner.lock();
+        if inner.scope != Scope::Global {
+            return;
+        }
         let body = log::Identify {
             identities: new.iter().map(identity_to_log).collect(),
         };
@@ -172,6 +189,12 @@ impl Connection {
         // The connection's own task is the caller and looks at the outbox next: no wake.
         let _ = self.run(&mut inner, &state.machine, &state.watches, now_ms);
     }
+}
+
+/// What a server without a majority refuses (§9.5).
+fn changes_or_asks_the_leader(opcode: i32) -> bool {
+    let is_end = opcode == op::CLOSE_SESSION;
+    (is_write(opcode) && !is_end) || matches!(opcode, op::SYNC | op::CHECK)
 }
 
 /// Whether the answer says something of the replicated state, or of what changed in it since.

@@ -1,0 +1,36 @@
+//! What a server without a majority may still do: show what it has to clients that asked for no
+//! more than that (§9.5).
+
+use super::Engine;
+use super::status::ACTIVE_MS;
+
+impl Engine {
+    /// Begins to serve read-only clients once no leader was heard of for long enough, and ends when
+    /// one is heard, or this server serves again.
+    pub(super) fn update_read_only(&mut self) {
+        let Some(after_ms) = self.shared.options.read_only_after_ms else {
+            return;
+        };
+        let leader = self.replica.leader();
+        let heard_ms = self.heard_ms.get(&leader);
+        let is_led = leader == self.id
+            || heard_ms.is_some_and(|heard_ms| self.now_ms <= heard_ms + ACTIVE_MS);
+        if is_led || self.shared.is_serving() {
+            self.deserted_ms = None;
+        } else if self.deserted_ms.is_none() {
+            self.deserted_ms = Some(self.now_ms);
+        }
+        // A server that never heard from the others has nothing to show.
+        let is_read_only = self.applied.index > 0
+            && self
+                .deserted_ms
+                .is_some_and(|since_ms| self.now_ms >= since_ms + after_ms);
+        if is_read_only != self.shared.is_read_only() {
+            self.shared.set_read_only(is_read_only);
+            match is_read_only {
+                true => tracing::warn!("no majority: read-only clients are served what is here"),
+                false => tracing::info!("read-only clients are not served any more"),
+            }
+        }
+    }
+}
