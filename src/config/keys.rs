@@ -617,16 +617,21 @@ pub static TABLE: &[Key] = &[
         "Hash function of the scheme `digest`",
         "only SHA1 is built; digests of another function in existing ACLs would never match",
     ),
-    refused(
+    honoured(
         "localSessionsEnabled",
-        &["false"],
-        "Sessions that one server keeps to itself",
-        "every session is replicated: remove the line",
+        "false",
+        "New sessions cost no write, and are known to this server only: they end with its process, \
+         and a client that goes to another server gets a new one",
+        |draft, value| boolean(value).map(|on| draft.config.local_sessions = on),
+        |config| config.local_sessions.to_string(),
     ),
-    meaningless(
+    honoured(
         "localSessionsUpgradingEnabled",
         "false",
-        "Has no effect without local sessions",
+        "Such a session becomes one of the ensemble when it first makes an ephemeral znode, which is \
+         refused otherwise; has no effect without localSessionsEnabled",
+        |draft, value| boolean(value).map(|on| draft.config.local_session_upgrades = on),
+        |config| config.local_session_upgrades.to_string(),
     ),
     honoured(
         "readonlymode.enabled",

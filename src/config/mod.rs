@@ -49,6 +49,10 @@ pub struct Config {
     pub sync_limit_ms: u64,
     /// Whether every read sees all that was answered to anyone before it was sent.
     pub linearizable_reads: bool,
+    /// Whether new sessions are this server's own (§8.7), and whether they go over into the log when
+    /// they make an ephemeral.
+    pub local_sessions: bool,
+    pub local_session_upgrades: bool,
     /// Whether clients that ask for no more may read while there is no majority (§9.5).
     pub read_only_mode: bool,
     /// The secret by which servers prove to each other that they belong together.

@@ -211,6 +211,8 @@ impl Draft {
                 init_limit_ms: 30_000,
                 sync_limit_ms: 15_000,
                 linearizable_reads: false,
+                local_sessions: false,
+                local_session_upgrades: false,
                 read_only_mode: false,
                 cluster_secret_file: None,
                 feature_level_max: 0,
@@ -507,6 +509,14 @@ impl Settling {
         if self.draft.config.skip_acl {
             self.warnings
                 .push("skipACL=yes: every client may do everything".to_owned());
+        }
+        let config = &self.draft.config;
+        if config.local_session_upgrades && !config.local_sessions {
+            let place = self.place_of(&["localSessionsUpgradingEnabled"]);
+            self.warnings.push(format!(
+                "{place}: localSessionsUpgradingEnabled=true has no effect without \
+                 localSessionsEnabled=true"
+            ));
         }
         if self.draft.config.members.len() > 1 {
             // Now there are others, and none of these keys has a counterpart.

@@ -239,6 +239,8 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("featureLevelMax", "1"),
         ("linearizableReads", "true"),
         ("readonlymode.enabled", "true"),
+        ("localSessionsEnabled", "true"),
+        ("localSessionsUpgradingEnabled", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {
@@ -296,7 +298,6 @@ fn what_is_not_built_is_refused() {
         "sessionRequireClientSASLAuth=true",
         "quorum.auth.enableSasl=true",
         "audit.enable=true",
-        "localSessionsEnabled=true",
         &format!("metricsProvider.className={prometheus}"),
         "admin.enableServer=true",
         "DigestAuthenticationProvider.digestAlg=SHA-256",
@@ -325,7 +326,7 @@ fn what_switches_off_what_is_not_built_is_accepted_without_a_word() {
     let text = "client.portUnification=FALSE\nssl.crl=false\nssl.clientAuth=none\n\
         authProvider.1=org.apache.zookeeper.server.auth.DigestAuthenticationProvider\n\
         enforce.auth.enabled=false\nsessionRequireClientSASLAuth=false\n\
-        quorum.auth.enableSasl=false\naudit.enable=false\nlocalSessionsEnabled=false\n\
+        quorum.auth.enableSasl=false\naudit.enable=false\n\
         admin.enableServer=false\nelectionAlg=3\n\
         metricsProvider.className=org.apache.zookeeper.metrics.impl.DefaultMetricsProvider\n\
         DigestAuthenticationProvider.digestAlg=SHA1\nstandaloneEnabled=true\n\
@@ -950,4 +951,15 @@ fn reads_that_may_be_old_and_reads_that_never_are_exclude_each_other() {
     let problems = problems("linearizableReads=true\nreadonlymode.enabled=true");
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].starts_with("zoo.cfg:2: readonlymode.enabled=true: "));
+}
+
+#[test]
+fn sessions_go_over_into_the_log_only_if_they_were_elsewhere() {
+    let both = "localSessionsEnabled=true\nlocalSessionsUpgradingEnabled=true\n";
+    let loaded = config(&format!("{REQUIRED}{both}"));
+    assert!(loaded.local_sessions && loaded.local_session_upgrades);
+    assert_eq!(warnings(both), Vec::<String>::new());
+    let warnings = warnings("localSessionsUpgradingEnabled=true\n");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("no effect without localSessionsEnabled=true"));
 }

@@ -21,6 +21,8 @@ pub enum Waiter {
     Write(Arc<Connection>),
     /// The connection's handshake.
     Connect(Arc<Connection>),
+    /// The connection's session goes over into the log.
+    Upgrade(Arc<Connection>),
     /// No one: the command only has to keep its place in the stream.
     NoOne,
 }

@@ -106,10 +106,14 @@ impl LocalSessions {
         }
     }
 
-    /// The session ends, by its client's own wish. False: it was over.
-    pub fn end(&mut self, id: SessionId) -> bool {
+    /// The session ends by its client's own wish, or is not one of these any more: its password and
+    /// timeout, unless it is over or has another connection.
+    pub fn end(&mut self, id: SessionId, holder: ConnectionId) -> Option<([u8; 16], i32)> {
+        let held = self.sessions.get(&id)?.holder.as_ref();
+        held.filter(|held| held.id() == holder)?;
         self.expiry.forget(id);
-        self.sessions.remove(&id).is_some()
+        let session = self.sessions.remove(&id)?;
+        Some((session.password, session.timeout_ms))
     }
 
     /// All sessions end; their connections are to be closed.
@@ -168,11 +172,16 @@ impl Engine {
         let is_read_only = self.shared.is_read_only();
         let mut local = self.shared.local.lock();
         let held = local.held();
-        let mut closed = match is_read_only {
+        let mut closed = match is_read_only || self.shared.options.local_sessions {
             true => Vec::new(),
             false => local.end_all(),
         };
         drop(local);
+        if !is_read_only {
+            // They come back, and may write then.
+            let holders = held.iter().map(|(_, holder)| holder);
+            closed.extend(holders.filter(|holder| holder.is_read_only()).cloned());
+        }
         // Each is looked at under its own lock, under which the other one may be taken.
         let heard = held
             .iter()

@@ -118,6 +118,10 @@ pub struct Options {
     pub sync_limit_ms: u64,
     /// `linearizableReads`: every read sees all that was answered to anyone before it came.
     pub linearizable_reads: bool,
+    /// `localSessionsEnabled`: new sessions are this server's own, and in no log (see [`local`]).
+    pub local_sessions: bool,
+    /// `localSessionsUpgradingEnabled`: they go over into the log when they make an ephemeral.
+    pub local_session_upgrades: bool,
     /// `readonlymode.enabled`: how long no leader is heard of, in ms, before clients that asked for
     /// no more may read what is here.
     pub read_only_after_ms: Option<u64>,
@@ -157,6 +161,8 @@ impl Default for Options {
             sessions_max: 0,
             sync_limit_ms: 10_000,
             linearizable_reads: false,
+            local_sessions: false,
+            local_session_upgrades: false,
             read_only_after_ms: None,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
@@ -677,6 +683,9 @@ impl Engine {
                 }
                 Submission::Write(connection, command) => {
                     self.forward.push(command, Waiter::Write(connection));
+                }
+                Submission::Upgrade(connection, command) => {
+                    self.forward.push(command, Waiter::Upgrade(connection));
                 }
                 Submission::Silent(command) => self.forward.push(command, Waiter::NoOne),
                 Submission::Barrier(connection) => self.barrier.wait(connection),
@@ -1214,6 +1223,15 @@ impl Sink for Local<'_> {
             Waiter::Write(connection) => {
                 let woken = connection.write_applied(outcome, machine, self.watches, self.now_ms);
                 (connection, woken)
+            }
+            Waiter::Upgrade(connection) => {
+                if let Outcome::Attached(attached) = outcome {
+                    self.bind(attached.session, &connection);
+                } else if connection.finish() {
+                    // Nobody else has its id, so this cannot be.
+                    self.woken.push(connection);
+                }
+                return;
             }
             Waiter::Connect(connection) => {
                 let attached = match &outcome {

@@ -40,6 +40,8 @@ pub enum Submission {
     Connect(Arc<Connection>, log::Command),
     /// A write, already in its place in the connection's pipeline.
     Write(Arc<Connection>, log::Command),
+    /// The session of this connection goes over into the log.
+    Upgrade(Arc<Connection>, log::Command),
     /// A command that no one waits for.
     Silent(log::Command),
     /// A `sync`, already in its place in the connection's pipeline.
@@ -50,9 +52,10 @@ impl Submission {
     /// Bytes of its command's body.
     fn bytes(&self) -> usize {
         match self {
-            Self::Connect(_, command) | Self::Write(_, command) | Self::Silent(command) => {
-                command.body.len()
-            }
+            Self::Connect(_, command)
+            | Self::Write(_, command)
+            | Self::Upgrade(_, command)
+            | Self::Silent(command) => command.body.len(),
             Self::Barrier(_) => 0,
         }
     }
@@ -206,7 +209,12 @@ impl Shared {
     /// Whether a session with this timeout may be answered now, or whether the majority may be
     /// about to end it without this server's knowledge. Whoever may not is woken when it may.
     pub fn may_answer(&self, timeout_ms: i32, now_ms: u64) -> bool {
-        let may = || lease::may_answer(self.confirmed_ms(), timeout_ms, now_ms);
+        self.may_answer_for(lease::answered_for_ms(timeout_ms), now_ms)
+    }
+
+    /// Whether the last word of a majority is not older than this, in ms.
+    pub(super) fn may_answer_for(&self, ms: u64, now_ms: u64) -> bool {
+        let may = || now_ms <= self.confirmed_ms().saturating_add(ms);
         if may() {
             return true;
         }

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::level::LEVEL_SETTING;
 use super::quota::{self, Growth};
-use super::session::{self, Session};
+use super::session::{self, FIRST_GENERATION, LOCAL_GENERATION, Session};
 use super::znode::{Kind, NewZnode, NodeId};
 use super::{Caller, ChangeKind, Ensemble, Machine, Outcome, PendingChange, acl, op, path};
 use crate::proto::log;
@@ -48,6 +48,9 @@ impl Machine {
 
     fn execute_for_session(&mut self, command: &log::Command) -> Outcome {
         let id = SessionId(command.session);
+        if command.generation == LOCAL_GENERATION {
+            return Outcome::Reply(self.write_for_local(command));
+        }
         let Some(session) = self.sessions.get(id) else {
             return Outcome::Reply(Err(ErrorCode::SessionExpired));
         };
@@ -119,6 +122,15 @@ impl Machine {
         })
     }
 
+    /// The same, for a session that is not in the state: the command says what must be known of it.
+    fn write_for_local(&mut self, command: &log::Command) -> Result<Answer, ErrorCode> {
+        let (identities, command) = unwrap_local(command)?;
+        self.local = true;
+        let result = self.write(&command, SessionId(command.session), &identities);
+        self.local = false;
+        result
+    }
+
     /// A create outside of a multi, where the opcode decides what is created (§3.6).
     fn create_alone(
         &mut self,
@@ -178,6 +190,9 @@ impl Machine {
         caller: &Caller<'_>,
         write: Write,
     ) -> Result<(Text, Stat), ErrorCode> {
+        if self.local && matches!(kind, Kind::Ephemeral(_)) {
+            return Err(ErrorCode::EphemeralOnLocalSession);
+        }
         let asked = &create.path;
         if !path::has_shape(asked) {
             return Err(ErrorCode::BadArguments);
@@ -307,17 +322,24 @@ impl Machine {
     /// The ensemble that a client's reconfig would lead to now, if it would succeed: a leader takes
     /// no step for somebody who may not ask for it.
     pub fn reconfigured_by(&self, command: &log::Command) -> Option<Ensemble> {
-        let session = self.sessions.get(SessionId(command.session))?;
-        let request = Request::decode(command.op, command.body.clone()).ok()?;
+        let id = SessionId(command.session);
+        let (identities, command) = match command.generation {
+            LOCAL_GENERATION => unwrap_local(command).ok()?,
+            generation => {
+                let session = self.sessions.get(id)?;
+                let is_present = session.generation == generation;
+                is_present.then(|| (session.identities.clone(), command.clone()))?
+            }
+        };
+        let request = Request::decode(command.op, command.body).ok()?;
         let Request::Reconfig(request) = request else {
             return None;
         };
         let caller = Caller {
-            session: SessionId(command.session),
-            identities: &session.identities,
+            session: id,
+            identities: &identities,
         };
-        let is_present = session.generation == command.generation;
-        is_present.then(|| self.reconfigured(&request, &caller).ok())?
+        self.reconfigured(&request, &caller).ok()
     }
 
     /// The ensemble that a request leads to, by [`Ensemble::after`].
@@ -373,7 +395,7 @@ impl Machine {
             id: SessionId(command.session),
             timeout_ms: body.timeout_ms,
             password,
-            generation: 1,
+            generation: FIRST_GENERATION,
             identities: session::identities(&body.identities, &[]),
         };
         let attached = session.attached(true);
@@ -551,6 +573,18 @@ impl Machine {
             _ => Ok(()),
         }
     }
+}
+
+/// The identities that a command of a session which is not in the state comes with, and the command
+/// as the client gave it.
+fn unwrap_local(command: &log::Command) -> Result<(Arc<[Id]>, log::Command), ErrorCode> {
+    let write = log::LocalWrite::decode(command.body.clone());
+    let write = write.map_err(|_| ErrorCode::MarshallingError)?;
+    let command = log::Command {
+        body: write.body,
+        ..command.clone()
+    };
+    Ok((session::identities(&write.identities, &[]), command))
 }
 
 /// The kind that a TTL mode asks for.

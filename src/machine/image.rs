@@ -188,6 +188,7 @@ impl Machine {
             zxid: header.zxid,
             time_ms: header.time_ms,
             no_quorum: false,
+            local: false,
             changes: Vec::new(),
             closed: None,
         };

@@ -38,7 +38,7 @@ pub(crate) use index::Index;
 pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
 pub use level::{FEATURE_LEVEL, LEVEL_SETTING};
 pub use origin::{CommandId, OriginId};
-pub use session::{Attached, SessionInfo};
+pub use session::{Attached, FIRST_GENERATION, LOCAL_GENERATION, SessionInfo};
 
 use digest::{Part, Term};
 use origin::Origins;
@@ -153,6 +153,8 @@ pub struct Machine {
     time_ms: i64,
     /// The leader refuses the reconfig in the present entry; false between entries.
     no_quorum: bool,
+    /// The present command is of a session that is not in the state; false between commands.
+    local: bool,
     /// What the present command changed; empty between commands.
     changes: Vec<PendingChange>,
     /// The session the present command closed.
@@ -178,6 +180,7 @@ impl Machine {
             zxid: Zxid(0),
             time_ms: 0,
             no_quorum: false,
+            local: false,
             changes: Vec::new(),
             closed: None,
         }

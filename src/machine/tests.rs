@@ -405,6 +405,53 @@ fn an_attachment_fences_the_one_before() {
 }
 
 #[test]
+fn a_command_of_a_session_that_is_not_in_the_state_says_who_does_it() {
+    let local = |of: &[(&str, &str)], request: &Request| {
+        let identities = of.iter().map(|(scheme, id)| log::Identity {
+            scheme: (*scheme).into(),
+            id: (*id).into(),
+        });
+        let command = client(77, LOCAL_GENERATION, request);
+        let body = log::LocalWrite {
+            identities: identities.collect(),
+            body: command.body,
+        };
+        ours(77, LOCAL_GENERATION, command.op, &body)
+    };
+    let mut rig = Rig::new();
+    let me = [("digest", "me:x")];
+    let Request::Create(mut mine) = create("/mine", 0) else {
+        unreachable!("it is one")
+    };
+    mine.acl = Some(vec![Acl {
+        perms: crate::wire::perms::ALL,
+        id: Id::new("auth", ""),
+    }]);
+    let mine = Request::Create(mine);
+    let sessions = rig.machine.session_count();
+    let journal = rig.run(vec![
+        local(&[], &mine),
+        local(&me, &mine),
+        local(&me, &create("/mine/a", 0)),
+        local(&[("digest", "you:x")], &create("/mine/b", 0)),
+        local(&me, &create("/mine/e", 1)),
+        client(77, LOCAL_GENERATION, &create("/mine/c", 0)),
+    ]);
+    let expected = [
+        failed(ErrorCode::InvalidAcl),
+        created("/mine"),
+        created("/mine/a"),
+        failed(ErrorCode::NoAuth),
+        failed(ErrorCode::EphemeralOnLocalSession),
+        failed(ErrorCode::MarshallingError),
+    ];
+    assert_eq!(journal.outcomes, expected);
+    assert_eq!(rig.machine.session_count(), sessions);
+    // What comes next is of a session as any other.
+    assert_eq!(rig.ask(&create("/e", 1)), created("/e"));
+}
+
+#[test]
 fn s83_a_closed_session_takes_its_ephemerals_along() {
     let mut rig = Rig::new();
     rig.ask(&create("/p", 0));

@@ -458,6 +458,8 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         sessions_max: config.max_sessions as usize,
         sync_limit_ms: config.sync_limit_ms,
         linearizable_reads: config.linearizable_reads,
+        local_sessions: config.local_sessions,
+        local_session_upgrades: config.local_session_upgrades,
         read_only_after_ms: config
             .read_only_mode
             .then(|| READ_ONLY_AFTER_MS_MIN.max(config.tick_ms.into())),

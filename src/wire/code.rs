@@ -74,6 +74,7 @@ pub enum ErrorCode {
     /// Never sent: the connection is closed instead (§8.5).
     SessionMoved = -118,
     NotReadOnly = -119,
+    EphemeralOnLocalSession = -120,
     NoWatcher = -121,
     ReconfigDisabled = -123,
     QuotaExceeded = -125,

@@ -66,6 +66,8 @@ pub mod code {
     pub const NOT_EMPTY: i32 = -111;
     pub const SESSION_EXPIRED: i32 = -112;
     pub const INVALID_ACL: i32 = -114;
+    pub const NOT_READ_ONLY: i32 = -119;
+    pub const EPHEMERAL_ON_LOCAL_SESSION: i32 = -120;
     pub const AUTH_FAILED: i32 = -115;
     pub const NO_WATCHER: i32 = -121;
     pub const RECONFIG_DISABLED: i32 = -123;
@@ -579,10 +581,18 @@ impl Client {
         connection.send(&hello.frame());
         let welcome = connection.welcome();
         assert_ne!(welcome.session, 0, "the session was refused");
+        // A server that can write never claims to be read-only; its client is made by
+        // [`Client::of`].
+        let expected = hello.read_only.map(|_| false);
         assert_eq!(
-            welcome.read_only, hello.read_only,
+            welcome.read_only, expected,
             "the readOnly byte is given back"
         );
+        Self::of(connection, welcome)
+    }
+
+    /// A client whose hello was answered.
+    pub fn of(connection: Connection, welcome: Welcome) -> Self {
         Self {
             connection: Some(connection),
             welcome,

@@ -69,6 +69,14 @@ reconfigEnabled=true
 4lw.commands.whitelist=mntr, ruok
 ";
 
+/// Sessions that a server keeps to itself.
+const LOCAL: &str = "\
+tickTime=2000
+maxClientCnxns=0
+4lw.commands.whitelist=*
+localSessionsEnabled=true
+";
+
 /// How long a server may take to serve after its start.
 const START: Duration = Duration::from_secs(30);
 
@@ -113,6 +121,54 @@ impl Server {
     pub fn tuned() -> &'static Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
         SERVER.get_or_init(|| Self::start(program(), "tuned", TUNED))
+    }
+
+    /// A server with local sessions, which become global when they need to; against ZooKeeper there
+    /// is none: alone it has global sessions only.
+    pub fn upgrading() -> Option<&'static Self> {
+        static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+        let server = SERVER.get_or_init(|| {
+            let config = format!("{LOCAL}localSessionsUpgradingEnabled=true\n");
+            let program = program();
+            let start = || Self::start(program, "upgrading", &config);
+            (program == Program::Zkraft).then(start)
+        });
+        server.as_ref()
+    }
+
+    /// The same, but they do not.
+    pub fn local() -> Option<&'static Self> {
+        static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+        let server = SERVER.get_or_init(|| {
+            let program = program();
+            let start = || Self::start(program, "local", LOCAL);
+            (program == Program::Zkraft).then(start)
+        });
+        server.as_ref()
+    }
+
+    /// Three servers that belong together, all serving, with these lines in each zoo.cfg.
+    pub fn ensemble(name: &str, config: &str) -> Vec<Self> {
+        let lines: Vec<String> = (1..=3)
+            .map(|id| {
+                let ports = [free_address().port(), free_address().port()];
+                format!("server.{id}=127.0.0.1:{}:{}\n", ports[0], ports[1])
+            })
+            .collect();
+        let config = format!("{config}{}", lines.concat());
+        std::thread::scope(|scope| {
+            let start = |id| {
+                let (name, config) = (format!("{name}-{id}"), &config);
+                scope.spawn(move || {
+                    let server = Self::try_start(program(), &name, config, Some(id));
+                    server.unwrap_or_else(|log| panic!("server {id} does not start:\n{log}"))
+                })
+            };
+            // All at once: none serves without the others.
+            let servers: Vec<_> = (1..=3).map(start).collect();
+            let servers = servers.into_iter().map(|server| server.join());
+            servers.map(|server| server.expect("it starts")).collect()
+        })
     }
 
     /// A server in which no test may create or change a znode.
@@ -181,7 +237,7 @@ impl Server {
     pub fn start(program: Program, name: &str, config: &str) -> Self {
         let mut output = String::new();
         for _ in 0..3 {
-            match Self::try_start(program, name, config) {
+            match Self::try_start(program, name, config, None) {
                 Ok(server) => return server,
                 Err(log) => output = log,
             }
@@ -189,8 +245,13 @@ impl Server {
         panic!("the {name} server does not start:\n{output}");
     }
 
-    /// One try. The error is what the server printed.
-    fn try_start(program: Program, name: &str, config: &str) -> Result<Self, String> {
+    /// One try. `id`: of a server that is one of several. The error is what the server printed.
+    fn try_start(
+        program: Program,
+        name: &str,
+        config: &str,
+        id: Option<u32>,
+    ) -> Result<Self, String> {
         let directory = tempfile::Builder::new()
             .prefix(&format!("zkraft-wire-{name}-"))
             .tempdir()
@@ -201,6 +262,9 @@ impl Server {
         let data = directory.join("data");
         let log = directory.join("log");
         std::fs::create_dir(&data).expect("a data directory");
+        if let Some(id) = id {
+            std::fs::write(data.join("myid"), format!("{id}\n")).expect("myid");
+        }
         let text = format!(
             "clientPort={}\ndataDir={}\n{COMMON}{config}",
             address.port(),
@@ -291,11 +355,11 @@ fn java(config: &str) -> Command {
         .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
         .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
         .args(["-cp", &class_path]);
-    // ZooKeeper reads these only as system properties, without its prefix (spec §12.2).
-    for line in config
-        .lines()
-        .filter(|line| line.starts_with("znode.container.") || line.starts_with("jute."))
-    {
+    // ZooKeeper reads these as system properties only, without its prefix (spec §12.2).
+    for line in config.lines().filter(|line| {
+        let families = ["znode.container.", "jute.", "readonlymode."];
+        families.iter().any(|family| line.starts_with(family))
+    }) {
         command.arg(format!("-D{line}"));
     }
     command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain");

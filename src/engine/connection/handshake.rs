@@ -6,14 +6,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::engine::local::Return;
 use crate::engine::outbox::Outgoing;
 use crate::engine::shared::Submission;
 use crate::machine::{self, Attached, Outcome};
 use crate::proto::log;
 use crate::wire::{ConnectRequest, ConnectResponse, Id, Zxid, op};
 
-use super::{Connection, Inner, News, Phase, Refused, Scope};
+use super::{Connection, Inner, Phase, Refused, Scope};
 
 impl Connection {
     pub(super) fn connect(self: &Arc<Self>, frame: Bytes, now_ms: u64) -> Result<(), Refused> {
@@ -50,8 +49,16 @@ impl Connection {
             self.shared.wait_behind(self.clone());
             return Ok(());
         }
-        self.submit_connect(&request);
+        self.connect_serving(&request, now_ms);
         Ok(())
+    }
+
+    /// A server that serves everyone, and has caught up with the client, is asked for a session.
+    fn connect_serving(self: &Arc<Self>, request: &ConnectRequest, now_ms: u64) {
+        let is_local = self.shared.options.local_sessions;
+        if !is_local || !self.connect_local(request, Scope::Local, now_ms) {
+            self.submit_connect(request);
+        }
     }
 
     /// A server without a majority is asked for a session by a client that only wants to read.
@@ -72,62 +79,6 @@ impl Connection {
         Err(Refused("sessions of the ensemble need a majority"))
     }
 
-    /// Gives the client a session that is known here alone, or the one that it has. False: it asks
-    /// for one that is not known here.
-    fn connect_local(
-        self: &Arc<Self>,
-        request: &ConnectRequest,
-        scope: Scope,
-        now_ms: u64,
-    ) -> bool {
-        let timeout_ms = self.timeout_for(request);
-        let read_only = request.read_only.map(|_| scope == Scope::ReadOnly);
-        let (session, password) = if request.session.0 == 0 {
-            let (session, password) = (self.shared.next_session(), (self.shared.random)());
-            let mut local = self.shared.local.lock();
-            local.open(session, password, timeout_ms, self.clone(), now_ms);
-            (session, password)
-        } else {
-            let (session, password) = (request.session, &request.password[..]);
-            let mut local = self.shared.local.lock();
-            let returned = local.attach(session, password, timeout_ms, self, now_ms);
-            drop(local);
-            match returned {
-                Return::Unknown => return false,
-                Return::Refused => {
-                    if self.refuse(read_only) {
-                        self.wake(News::OfFew);
-                    }
-                    return true;
-                }
-                Return::Attached(password, before) => {
-                    if let Some(before) = before
-                        && before.finish()
-                    {
-                        before.wake(News::OfFew);
-                    }
-                    (session, password)
-                }
-            }
-        };
-        let mut inner = self.inner.lock();
-        if matches!(inner.phase, Phase::Closed) {
-            return true;
-        }
-        inner.scope = scope;
-        let attached = Attached {
-            session,
-            generation: 0,
-            timeout_ms,
-            password,
-            created: request.session.0 == 0,
-        };
-        if self.welcome(&mut inner, attached, read_only) {
-            self.wake(News::OfFew);
-        }
-        true
-    }
-
     /// A client that was ahead of this server: goes on if it is not any more. False: it still is.
     pub(in crate::engine) fn retry_connect(self: &Arc<Self>, applied: Zxid, now_ms: u64) -> bool {
         const PATIENCE_MS: u64 = 500;
@@ -146,12 +97,12 @@ impl Connection {
             }
             request.clone()
         };
-        self.submit_connect(&request);
+        self.connect_serving(&request, now_ms);
         true
     }
 
     /// The timeout that a client gets for the one it asks for, in ms.
-    fn timeout_for(&self, request: &ConnectRequest) -> i32 {
+    pub(super) fn timeout_for(&self, request: &ConnectRequest) -> i32 {
         let options = &self.shared.options;
         let timeout_ms = request.timeout_ms.clamp(
             options.min_session_timeout_ms,
@@ -220,7 +171,12 @@ impl Connection {
     }
 
     /// Tells the client of its session. True: the task must be woken.
-    fn welcome(&self, inner: &mut Inner, attached: Attached, read_only: Option<bool>) -> bool {
+    pub(super) fn welcome(
+        &self,
+        inner: &mut Inner,
+        attached: Attached,
+        read_only: Option<bool>,
+    ) -> bool {
         let Attached {
             session,
             generation,
@@ -243,7 +199,7 @@ impl Connection {
     }
 
     /// Tells the client that its session is over. True: the task must be woken.
-    fn refuse(&self, read_only: Option<bool>) -> bool {
+    pub(super) fn refuse(&self, read_only: Option<bool>) -> bool {
         self.inner.lock().phase = Phase::Closed;
         let response = ConnectResponse::refused(read_only);
         let woken = self.outbox.push(Outgoing::Connect(response));

@@ -13,6 +13,7 @@
 mod answers;
 mod handshake;
 mod large;
+mod local;
 mod requests;
 
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use super::auth;
 use super::outbox::{Outbox, Remaining};
 use super::pipeline::{Kind, Pending, Pipeline};
 use super::shared::{Shared, State, Submission};
+use local::is_ephemeral;
 
 /// Unanswered requests of one connection above which no more are read.
 pub const REQUESTS_MAX: usize = 1_000;
@@ -131,6 +133,8 @@ struct Inner {
 enum Scope {
     /// In the log.
     Global,
+    /// Here alone.
+    Local,
     /// Here alone, by a server that has no majority, for a client that only wants to read.
     ReadOnly,
 }
@@ -336,12 +340,10 @@ impl Connection {
                         }
                         Kind::Read(decoded)
                     } else {
-                        let command = log::Command {
-                            session: inner.session.0,
-                            generation: inner.generation,
-                            op: opcode,
-                            body,
-                        };
+                        if is_ephemeral(&decoded) {
+                            self.upgrade(&mut inner);
+                        }
+                        let command = self.command(&inner, opcode, body);
                         submissions.push(Submission::Write(self.clone(), command));
                         Kind::Write
                     };
@@ -412,6 +414,11 @@ impl Connection {
                 let timeout_ms = self.stats.timeout_ms.load(Ordering::Relaxed);
                 self.shared.may_answer(timeout_ms, now_ms)
             }
+            // Nobody else can end it, so that only the age of what is here counts (§9.2).
+            Scope::Local => {
+                let limit_ms = self.shared.options.sync_limit_ms;
+                self.shared.may_answer_for(limit_ms, now_ms)
+            }
             // If not, it is about to be closed.
             Scope::ReadOnly => self.shared.is_read_only(),
         }
@@ -422,7 +429,7 @@ impl Connection {
         let scope = self.inner.lock().scope;
         match (scope, self.timeout_ms()) {
             (Scope::ReadOnly, _) => u64::MAX,
-            (Scope::Global, 0) => sync_limit_ms,
+            (Scope::Local, _) | (Scope::Global, 0) => sync_limit_ms,
             // The last ping that was told may be a third of the timeout older.
             (Scope::Global, timeout_ms) => sync_limit_ms.min(timeout_ms / 2),
         }
@@ -523,6 +530,11 @@ impl Connection {
     /// Whether the client waits to be told of its session.
     pub(super) fn is_connecting(&self) -> bool {
         matches!(self.inner.lock().phase, Phase::Connecting { .. })
+    }
+
+    /// Whether it is served by a server without a majority.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.inner.lock().scope == Scope::ReadOnly
     }
 
     /// Whether the socket is gone.

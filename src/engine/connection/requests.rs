@@ -15,6 +15,7 @@ use crate::wire::{Answer, ErrorCode, HEADER_BYTES, Id, Reader, Request, SessionI
 
 use super::answers::is_large;
 use super::handshake::identity_to_log;
+use super::local::is_ephemeral;
 use super::{Connection, Phase, Refused, Scope, is_write};
 
 impl Connection {
@@ -55,8 +56,8 @@ impl Connection {
             }
         };
         match request {
-            Request::CloseSession if scope == Scope::ReadOnly => {
-                self.shared.local.lock().end(session);
+            Request::CloseSession if scope != Scope::Global => {
+                self.shared.local.lock().end(session, self.id);
                 let kind = answered(Ok(Answer::Empty), true, HeaderZxid::Applied);
                 self.answer_in_order(pending(kind), now_ms);
             }
@@ -66,7 +67,10 @@ impl Connection {
             | Request::SetAcl { .. }
             | Request::Multi(_)
             | Request::Reconfig(_)
-            | Request::CloseSession => self.submit_write(pending(Kind::Write), opcode, body),
+            | Request::CloseSession => {
+                let is_ephemeral = is_ephemeral(&request);
+                self.submit_write(pending(Kind::Write), opcode, body, is_ephemeral);
+            }
             Request::Sync { path } => {
                 let mut inner = self.inner.lock();
                 if !matches!(inner.phase, Phase::Open) {
@@ -95,19 +99,23 @@ impl Connection {
         Ok(())
     }
 
-    pub(super) fn submit_write(self: &Arc<Self>, pending: Pending, opcode: i32, body: Bytes) {
+    /// `is_ephemeral`: whether its session must be one that all servers know.
+    fn submit_write(
+        self: &Arc<Self>,
+        pending: Pending,
+        opcode: i32,
+        body: Bytes,
+        is_ephemeral: bool,
+    ) {
         let mut inner = self.inner.lock();
         if !matches!(inner.phase, Phase::Open) {
             return;
         }
-        let (session, generation) = (inner.session.0, inner.generation);
         inner.pipeline.push(pending);
-        let command = log::Command {
-            session,
-            generation,
-            op: opcode,
-            body,
-        };
+        if is_ephemeral {
+            self.upgrade(&mut inner);
+        }
+        let command = self.command(&inner, opcode, body);
         // While the pipeline is locked, so that the order of commands is the order of requests.
         self.shared
             .submit([Submission::Write(self.clone(), command)]);

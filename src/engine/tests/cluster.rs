@@ -1,6 +1,7 @@
 //! Several engines that hear each other, with a network that can be cut and disks that are fast.
 
 mod linearizable;
+mod local;
 mod read_only;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -11,7 +11,7 @@ fn sync() -> Request {
 }
 
 /// Frames of these requests, one behind the other.
-fn pipelined(requests: &[(i32, Request)]) -> BytesMut {
+pub fn pipelined(requests: &[(i32, Request)]) -> BytesMut {
     let mut input = BytesMut::new();
     for (xid, request) in requests {
         let mut frame = BytesMut::new();
@@ -25,7 +25,7 @@ fn pipelined(requests: &[(i32, Request)]) -> BytesMut {
 }
 
 /// Hands in what may be many frames; how many were taken.
-fn receive(client: &Client, input: &mut BytesMut, now_ms: u64) -> usize {
+pub fn receive(client: &Client, input: &mut BytesMut, now_ms: u64) -> usize {
     let output = &mut client.output.borrow_mut();
     let taken = client
         .connection
@@ -78,7 +78,7 @@ fn a_leader_that_is_cut_off_answers_no_read() {
 }
 
 #[test]
-fn pipelined_reads_share_a_round_and_keep_their_order() {
+pub fn pipelined_reads_share_a_round_and_keep_their_order() {
     let mut cluster = cluster(3);
     let follower = cluster.follower();
     let (mut client, _) = cluster.client(follower);
