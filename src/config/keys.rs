@@ -628,8 +628,8 @@ pub static TABLE: &[Key] = &[
     honoured(
         "localSessionsUpgradingEnabled",
         "false",
-        "Such a session becomes one of the ensemble when it first makes an ephemeral znode, which is \
-         refused otherwise; has no effect without localSessionsEnabled",
+        "Such a session becomes one of the ensemble when it first makes an ephemeral znode, which \
+         is refused otherwise; has no effect without localSessionsEnabled",
         |draft, value| boolean(value).map(|on| draft.config.local_session_upgrades = on),
         |config| config.local_session_upgrades.to_string(),
     ),
@@ -811,7 +811,8 @@ pub static TABLE: &[Key] = &[
     honoured(
         "initLimit",
         "10",
-        "Ticks that a server which joins may take to load what it lacks",
+        "Ticks that a server which was sent a snapshot may take to load it: the leader keeps the \
+         log after it for as long, and sends another one to who takes longer. Sending has no limit",
         |draft, value| whole(value, TICKS).map(|n| draft.init_limit = n as u32),
         |config| (config.init_limit_ms / u64::from(config.tick_ms)).to_string(),
     ),

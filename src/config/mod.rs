@@ -43,14 +43,14 @@ pub struct Config {
     /// Where this server listens for the others; `None` if it stands alone. A host is that of its
     /// own line, which need not have an address yet: names of pods get theirs when they run.
     pub quorum: Option<Listen>,
-    /// initLimit: how long a server that joins may take to load what it lacks.
+    /// initLimit: how long a server that was sent a snapshot may take to load it.
     pub init_limit_ms: u64,
     /// syncLimit: how long a server without a leader goes on serving its clients.
     pub sync_limit_ms: u64,
     /// Whether every read sees all that was answered to anyone before it was sent.
     pub linearizable_reads: bool,
-    /// Whether new sessions are this server's own (§8.7), and whether they go over into the log when
-    /// they make an ephemeral.
+    /// Whether new sessions are this server's own (§8.7), and whether they go over into the log
+    /// when they make an ephemeral.
     pub local_sessions: bool,
     pub local_session_upgrades: bool,
     /// Whether clients that ask for no more may read while there is no majority (§9.5).

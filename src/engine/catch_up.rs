@@ -9,6 +9,14 @@ use crate::machine::{LogId, Machine};
 
 use super::{Engine, News, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
 
+/// A snapshot on its way to another server, until that has caught up with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    index: u64,
+    /// When it was there as a whole.
+    stored_ms: Option<u64>,
+}
+
 impl Engine {
     /// Hands messages of raft's to the network; a snapshot's file goes its own way.
     pub(super) fn send(&mut self, messages: Vec<Message>, out: &mut Outputs) {
@@ -18,7 +26,11 @@ impl Engine {
                 continue;
             }
             let metadata = message.get_snapshot().get_metadata();
-            self.transfers.insert(message.to, metadata.index);
+            let transfer = Transfer {
+                index: metadata.index,
+                stored_ms: None,
+            };
+            self.transfers.insert(message.to, transfer);
             out.send_snapshot.push(SendSnapshot {
                 to: message.to,
                 index: metadata.index,
@@ -27,13 +39,33 @@ impl Engine {
         }
     }
 
-    /// The log that follows a snapshot is kept until its receiver has begun to ask for it.
+    /// How sending a snapshot ended.
+    pub(super) fn snapshot_sent(&mut self, to: u64, ok: bool) {
+        self.replica.snapshot_sent(to, ok);
+        if !ok {
+            self.transfers.remove(&to);
+        } else if let Some(transfer) = self.transfers.get_mut(&to) {
+            transfer.stored_ms = Some(self.now_ms);
+        }
+    }
+
+    /// The log that follows a snapshot is kept until its receiver has begun to ask for it, or has
+    /// had time enough to load it (`initLimit`).
     pub(super) fn look_after_transfers(&mut self) {
-        let replica = &self.replica;
-        self.transfers.retain(|to, index| {
-            replica
-                .matched(*to)
-                .is_some_and(|matched| matched <= *index)
+        let (replica, now_ms) = (&self.replica, self.now_ms);
+        let init_limit_ms = self.shared.options.init_limit_ms;
+        self.transfers.retain(|to, transfer| {
+            let Transfer { index, stored_ms } = *transfer;
+            let is_late = stored_ms.is_some_and(|stored_ms| now_ms > stored_ms + init_limit_ms);
+            if is_late {
+                tracing::warn!(
+                    server = to,
+                    index,
+                    "the snapshot was not loaded within initLimit; the log after it is not kept"
+                );
+            }
+            let lacks_more = |matched| matched <= index;
+            !is_late && replica.matched(*to).is_some_and(lacks_more)
         });
         self.replica.set_transfer(!self.transfers.is_empty());
     }

@@ -114,6 +114,9 @@ pub struct Options {
     pub watches: WatchLimits,
     /// Sessions at which this server makes no new ones; 0 is unlimited.
     pub sessions_max: usize,
+    /// `initLimit` in ms: how long the log that follows a snapshot is kept for a server that has
+    /// got it and must load it.
+    pub init_limit_ms: u64,
     /// `syncLimit` in ms: how long a server without a majority keeps its clients' connections.
     pub sync_limit_ms: u64,
     /// `linearizableReads`: every read sees all that was answered to anyone before it came.
@@ -159,6 +162,7 @@ impl Default for Options {
             unsent_bytes_max: 256 << 20,
             watches: WatchLimits::default(),
             sessions_max: 0,
+            init_limit_ms: 20_000,
             sync_limit_ms: 10_000,
             linearizable_reads: false,
             local_sessions: false,
@@ -345,8 +349,8 @@ pub struct Engine {
     introduced_version: Option<u64>,
     /// A snapshot of another server, until this one has a leader to be given it by.
     received: Option<Box<(SnapshotMeta, Machine)>>,
-    /// Servers that are sent a snapshot, and its index, until they have caught up with it.
-    transfers: BTreeMap<u64, u64>,
+    /// Servers that are sent a snapshot.
+    transfers: BTreeMap<u64, catch_up::Transfer>,
     applied: LogId,
     now_ms: u64,
 }
@@ -476,12 +480,7 @@ impl Engine {
                 self.replica.unreachable(id);
             }
             Event::PeerLost(id) => self.peer_lost(id),
-            Event::SnapshotSent { to, ok } => {
-                self.replica.snapshot_sent(to, ok);
-                if !ok {
-                    self.transfers.remove(&to);
-                }
-            }
+            Event::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
             Event::HandOver => self.hand_over(),
             Event::SnapshotReceived(received) => {
                 let newest = self.received.as_ref().map_or(0, |newest| newest.0.index);

@@ -12,8 +12,8 @@ use crate::wire::{DecodeError, Id, Reader, SessionId, Writer};
 
 /// Of the attachment that a session is made with.
 pub const FIRST_GENERATION: u64 = 1;
-/// Of commands that come from a session which one server keeps to itself (§8.7): nothing of it is in
-/// the state, and that server answers for it.
+/// Of commands that come from a session which one server keeps to itself (§8.7): nothing of it is
+/// in the state, and that server answers for it.
 pub const LOCAL_GENERATION: u64 = u64::MAX;
 
 /// A session that has just got a connection: a new one, or one that came back.

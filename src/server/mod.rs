@@ -456,6 +456,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             per_connection: config.watch_max_bytes_per_client,
         },
         sessions_max: config.max_sessions as usize,
+        init_limit_ms: config.init_limit_ms,
         sync_limit_ms: config.sync_limit_ms,
         linearizable_reads: config.linearizable_reads,
         local_sessions: config.local_sessions,

@@ -78,8 +78,8 @@ impl Connection {
         if inner.scope != Scope::Local || !self.shared.options.local_session_upgrades {
             return;
         }
-        // Held until it is submitted: a client that comes back on another connection meanwhile finds
-        // its session here, or asks for it behind that.
+        // Held until it is submitted: a client that comes back on another connection meanwhile
+        // finds its session here, or asks for it behind that.
         let mut local = self.shared.local.lock();
         let Some((password, timeout_ms)) = local.end(inner.session, self.id) else {
             // It is over, or has gone over to another connection; this one is about to be closed.

@@ -24,7 +24,6 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
 use crate::machine::Caller;
-use crate::proto::log;
 use crate::watch::ConnectionId;
 use crate::wire::{
     ConnectRequest, FrameLength, HEADER_BYTES, Id, Request, SessionId, frame_length, op, request,

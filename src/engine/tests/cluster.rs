@@ -1023,6 +1023,34 @@ fn a_server_that_is_too_far_behind_is_sent_a_snapshot() {
 }
 
 #[test]
+fn the_log_after_a_snapshot_is_kept_until_the_init_limit() {
+    let mut cluster = Cluster::tuned(3, |options| options.init_limit_ms = 8_000);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    cluster.isolate(behind);
+    write_much(&mut cluster, &mut client);
+    cluster.cut.clear();
+    cluster.broken_transfers = true;
+    cluster.pass(500);
+    assert!(cluster.transfers > 0);
+    // From now on it gets snapshots, and nothing of what follows them.
+    cluster.broken_transfers = false;
+    cluster.lost_appends = Some(behind);
+    cluster.pass(2_000);
+    let kept = |cluster: &mut Cluster| cluster.node(leader).engine.transfers.len();
+    cluster.pass(5_000);
+    assert_eq!(kept(&mut cluster), 1);
+    cluster.pass(5_000);
+    assert_eq!(kept(&mut cluster), 0);
+    cluster.lost_appends = None;
+    cluster.pass(2_000);
+    cluster.agree();
+}
+
+#[test]
 fn commands_from_before_a_snapshot_are_not_taken_for_later_ones() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();

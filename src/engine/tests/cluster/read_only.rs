@@ -73,7 +73,7 @@ fn without_a_majority_read_only_clients_are_served_after_a_while() {
     let (mut early, response) = cluster.reader(follower);
     assert_eq!(response.read_only, Some(false), "it serves everyone");
     cluster.isolate(follower);
-    cluster.pass(10_000);
+    cluster.pass(10_100);
     assert!(!cluster.shared(follower).is_read_only());
     let now_ms = cluster.now_ms;
     assert!(cluster.open(follower).receive(&hello, now_ms).is_err());
