@@ -1,10 +1,11 @@
 """Three servers as one ensemble: what clients may rely on while servers and networks fail.
 
     python3 tests/compat/cluster_suite.py --against zkraft|zookeeper
-        [--only basics,failover,nemesis] [--kills 10] [--judge] [--versus]
+        [--only basics,reads,failover,nemesis] [--kills 10] [--judge] [--versus]
         [--minutes 4] [--seed N]
 
     basics    starting in any order, moving sessions, minorities, crashes, rolling restarts
+    reads     linearizable reads, read-only mode, local sessions, observers
     failover  leaders are killed, fall silent and are cut off under load: how long nobody is served
     nemesis   faults drawn from a seed, while clients record what they do; a checker judges it
 
@@ -23,9 +24,9 @@ import sys
 import time
 
 import lab
-from cluster import basics, failover, nemesis, network
+from cluster import basics, failover, nemesis, network, reads
 
-PARTS = ("basics", "failover", "nemesis")
+PARTS = ("basics", "reads", "failover", "nemesis")
 
 
 def main() -> int:
@@ -39,6 +40,8 @@ def main() -> int:
     filters, why = network.filters()
     if "basics" in arguments.only:
         basics.run(report, arguments.against)
+    if "reads" in arguments.only:
+        reads.run(report, arguments.against)
     if "failover" in arguments.only:
         kinds = (arguments.against, "zookeeper") if arguments.versus else (arguments.against,)
         done = []
@@ -83,6 +86,8 @@ def fetch(arguments: argparse.Namespace) -> None:
         lab.zookeeper_class_path()
     else:
         lab.zkraft_binary()
+    if "reads" in arguments.only:
+        reads.fetch()
     try:
         network.Filters()
     except (LookupError, OSError, RuntimeError) as error:

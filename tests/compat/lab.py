@@ -505,7 +505,11 @@ class Server:
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             # ZooKeeper reads these keys as system properties of just this name only.
-            *[f"-D{k}={v}" for k, v in self._config.items() if k.startswith("znode.")],
+            *[
+                f"-D{key}={value}"
+                for key, value in self._config.items()
+                if key.startswith(("znode.", "readonlymode."))
+            ],
             *self.jvm_args,
             "-cp",
             zookeeper_class_path(),

@@ -81,6 +81,7 @@ class Connection:
         session: SessionKey = NEW_SESSION,
         seen: int = 0,
         patience_s: float = HANDSHAKE_SECONDS_MAX,
+        read_only: bool = False,
     ) -> None:
         self.address = address
         self.seen = seen
@@ -101,7 +102,7 @@ class Connection:
         self.timeout_s = patience_s * 3
         request = struct.pack(">iqiq", 0, seen, timeout_ms, session[0])
         try:
-            self._write(request + raw.buffer(session[1]) + b"\0")
+            self._write(request + raw.buffer(session[1]) + bytes([read_only]))
             response = self._frame(began + patience_s)
             if response is None:
                 raise Lost(f"{address[0]}: no answer to the handshake")
@@ -114,6 +115,8 @@ class Connection:
             raise Expired(f"{address[0]} refuses session {session[0]:#x}")
         self.timeout_s = negotiated_ms / 1000
         self.session: SessionKey = (session_id, response[20:36])
+        # Whether the server only lets read.
+        self.read_only = response[36:] == b"\1"
 
     def send(self, opcode: int, body: bytes = b"") -> int:
         """Sends a request without waiting; returns its xid."""

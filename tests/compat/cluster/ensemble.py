@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lab
@@ -33,10 +33,12 @@ class Member(lab.Server):
         network: Loopback | Bridged,
         config: Mapping[str, str],
         disk: Path | None,
+        observers: Sequence[int] = (),
     ) -> None:
         self.number = number
         lines = {
             f"server.{n}": f"{host}:{QUORUM_PORT}:{ELECTION_PORT}"
+            + (":observer" if n in observers else "")
             for n, host in network.hosts.items()
         }
         super().__init__(
@@ -94,7 +96,8 @@ class Member(lab.Server):
 
 
 class Ensemble:
-    """Three servers. As a context manager it ends them; after an error their logs are kept."""
+    """Three servers, and observers if they have numbers of their own in the network. As a context
+    manager it ends them; after an error their logs are kept."""
 
     def __init__(
         self,
@@ -110,7 +113,11 @@ class Ensemble:
         disks, config = disks or {}, config or {}
         # With ZooKeeper's leaderServes=no a leader has no clients, and answers no word either.
         self._leader_serves = config.get("leaderServes") != "no"
-        self.servers = {n: Member(kind, n, network, config, disks.get(n)) for n in SERVERS}
+        self.observers = [n for n in network.hosts if n not in SERVERS]
+        self.servers = {
+            n: Member(kind, n, network, config, disks.get(n), self.observers)
+            for n in network.hosts
+        }
 
     def __enter__(self) -> Ensemble:
         return self
@@ -129,7 +136,7 @@ class Ensemble:
         for server in self.servers.values():
             if not server.running():
                 server.spawn()
-        self.wait_for(*SERVERS)
+        self.wait_for(*self.servers)
 
     def wait_for(self, *numbers: int, seconds_max: float = SERVE_SECONDS_MAX) -> None:
         """Waits until these servers serve."""

@@ -54,10 +54,10 @@ def is_own() -> bool:
 class Loopback:
     """Addresses of the loopback interface, and a network that cannot be broken."""
 
-    def __init__(self) -> None:
+    def __init__(self, servers: Sequence[int] = SERVERS) -> None:
         # Where others use the interface too, the addresses are likely to be nobody else's.
         block = (0, 1) if is_own() else (20 + os.getpid() % 200, os.getpid() // 200 % 250 + 1)
-        self.hosts = {n: f"127.{block[0]}.{block[1]}.{n}" for n in SERVERS}
+        self.hosts = {n: f"127.{block[0]}.{block[1]}.{n}" for n in servers}
 
     def wrapper(self, number: int) -> Sequence[str]:
         del number
