@@ -54,23 +54,17 @@ impl Shared {
         true
     }
 
-    /// Where the peer may be, at least one address. A name that does not resolve now is taken for
-    /// what it was last: names are not as reliable as servers, and who is there says who it is.
+    /// Where the peer may be, at least one address.
     async fn addresses(&self, peer: &Peer) -> Result<Vec<SocketAddr>, Failure> {
         let names = peer.addresses.lock().clone();
         let mut found = Vec::new();
         let mut problem = "it has no address".to_owned();
         for name in names {
-            let addresses = match self.resolver.resolve(&name).await {
-                Ok(addresses) => {
-                    let mut known = peer.known.lock();
-                    known.insert(name, addresses.clone());
-                    addresses
-                }
-                Err(error) => {
-                    problem = format!("{} does not resolve: {error}", name.host);
-                    let known = peer.known.lock();
-                    known.get(&name).cloned().unwrap_or_default()
+            let addresses = match peer.names.look_up(&self.resolver, &name).await {
+                Ok(addresses) => addresses,
+                Err(why) => {
+                    problem = format!("{} does not resolve: {why}", name.host);
+                    continue;
                 }
             };
             for address in addresses {

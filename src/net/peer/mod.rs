@@ -54,6 +54,7 @@ pub use self::secret::{Secret, SecretError};
 use self::notice::Notices;
 use self::presence::{Count, Presence};
 use self::queue::Queue;
+use self::resolve::Names;
 
 /// How links are kept.
 #[derive(Clone, Debug)]
@@ -313,8 +314,7 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
 pub(super) struct Peer {
     pub server: u32,
     addresses: Mutex<Vec<PeerAddress>>,
-    /// What names meant when they last resolved.
-    known: Mutex<BTreeMap<PeerAddress, Vec<SocketAddr>>>,
+    names: Arc<Names>,
     urgent: Queue,
     bulk: Queue,
     call: Call,
@@ -338,7 +338,7 @@ impl Peer {
         Self {
             server,
             addresses: Mutex::new(addresses),
-            known: Mutex::default(),
+            names: Arc::default(),
             urgent: queue::urgent(),
             bulk: queue::bulk(),
             call: Call::default(),

@@ -1,5 +1,6 @@
 //! Where servers listen: names, resolved each time anew, and the port of this one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -7,13 +8,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::notice::Notice;
 
 /// A slower answer is as good as none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For what a name meant before, this is enough: while nobody answers for names, servers are found
+/// where they were, without losing the time in which others would be elected. A slower answer
+/// counts the next time.
+const HASTE: Duration = Duration::from_millis(200);
 /// A name with more addresses is not one server's.
 const ADDRESSES_MAX: usize = 16;
 
@@ -77,6 +84,82 @@ impl Resolver {
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Resolver")
+    }
+}
+
+type Answer = Result<Vec<SocketAddr>, String>;
+
+/// What names mean. A name that does not resolve now is taken for what it was last: names are not
+/// as reliable as servers, and who is there says who it is.
+#[derive(Debug, Default)]
+pub(super) struct Names(Mutex<BTreeMap<PeerAddress, Name>>);
+
+#[derive(Debug, Default)]
+struct Name {
+    known: Vec<SocketAddr>,
+    /// A lookup that is under way: there is no use in another one.
+    lookup: Option<watch::Receiver<Option<Answer>>>,
+}
+
+impl Names {
+    /// Where a server may be that has this name, at least one address.
+    ///
+    /// # Errors
+    /// Why none is known.
+    pub async fn look_up(self: &Arc<Self>, resolver: &Resolver, address: &PeerAddress) -> Answer {
+        let (mut lookup, is_known) = self.begin(resolver, address);
+        let patience = if is_known { HASTE } else { PATIENCE };
+        let answer = match timeout(patience, lookup.wait_for(Option::is_some)).await {
+            Ok(Ok(answer)) => answer.clone(),
+            // It ended without a word, as when the server stops.
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let why = match answer {
+            Some(Ok(found)) => return Ok(found),
+            Some(Err(why)) => why,
+            None => "nobody answers".to_owned(),
+        };
+        let known = self.known(address);
+        match known.is_empty() {
+            true => Err(why),
+            false => Ok(known),
+        }
+    }
+
+    fn known(&self, address: &PeerAddress) -> Vec<SocketAddr> {
+        let names = self.0.lock();
+        let name = names.get(address);
+        name.map_or_else(Vec::new, |name| name.known.clone())
+    }
+
+    /// Begins a lookup, unless there is one; and whether something is known without it.
+    fn begin(
+        self: &Arc<Self>,
+        resolver: &Resolver,
+        address: &PeerAddress,
+    ) -> (watch::Receiver<Option<Answer>>, bool) {
+        let mut names = self.0.lock();
+        let name = names.entry(address.clone()).or_default();
+        let is_known = !name.known.is_empty();
+        if let Some(lookup) = &name.lookup {
+            return (lookup.clone(), is_known);
+        }
+        let (answered, lookup) = watch::channel(None);
+        name.lookup = Some(lookup.clone());
+        let (names, resolver, address) = (self.clone(), resolver.clone(), address.clone());
+        // Nobody waits for it when this server stops.
+        tokio::spawn(async move {
+            let found = resolver.resolve(&address).await;
+            let answer = found.map_err(|error| error.to_string());
+            let mut names = names.0.lock();
+            let name = names.entry(address).or_default();
+            name.lookup = None;
+            if let Ok(found) = &answer {
+                name.known.clone_from(found);
+            }
+            answered.send_replace(Some(answer));
+        });
+        (lookup, is_known)
     }
 }
 
@@ -158,6 +241,50 @@ mod tests {
         };
         let error = listen(&taken, &resolver).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_server_is_looked_for_where_it_was_while_nobody_answers_for_its_name() {
+        let at = |host: u8| SocketAddr::from(([127, 0, 0, host], 7));
+        // The first question is answered at once, the second one when that is asked for.
+        let asked = Arc::new(AtomicU32::new(0));
+        let release = Arc::new(tokio::sync::Notify::new());
+        let (count, released) = (asked.clone(), release.clone());
+        let resolver = Resolver::new(move |_, _| {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let released = released.clone();
+            async move {
+                if number == 1 {
+                    released.notified().await;
+                }
+                match number {
+                    0 => Ok(vec![at(1)]),
+                    1 => Ok(vec![at(2)]),
+                    _ => Err(io::Error::other("no such name")),
+                }
+            }
+        });
+        let names = Arc::new(Names::default());
+        let name = PeerAddress {
+            host: "zk1.example".to_owned(),
+            port: 7,
+        };
+        assert_eq!(names.look_up(&resolver, &name).await, Ok(vec![at(1)]));
+        for _ in 0..3 {
+            assert_eq!(names.look_up(&resolver, &name).await, Ok(vec![at(1)]));
+            assert_eq!(asked.load(Ordering::Relaxed), 2, "one question at a time");
+        }
+        // A late answer is not lost.
+        release.notify_one();
+        assert_eq!(names.look_up(&resolver, &name).await, Ok(vec![at(2)]));
+        // The name is gone: the server is where it was, until another answer comes.
+        assert_eq!(names.look_up(&resolver, &name).await, Ok(vec![at(2)]));
+        let other = PeerAddress {
+            host: "zk2.example".to_owned(),
+            port: 7,
+        };
+        let unknown = names.look_up(&resolver, &other).await;
+        assert_eq!(unknown, Err("no such name".to_owned()));
     }
 
     #[tokio::test]
