@@ -1,19 +1,21 @@
 """Three servers as one ensemble: what clients may rely on while servers and networks fail.
 
     python3 tests/compat/cluster_suite.py --against zkraft|zookeeper
-        [--only basics,reads,failover,nemesis] [--kills 10] [--judge] [--versus]
+        [--only basics,reads,failover,pods,nemesis] [--kills 10] [--judge] [--versus]
         [--minutes 4] [--seed N]
 
     basics    starting in any order, moving sessions, minorities, crashes, rolling restarts
     reads     linearizable reads, read-only mode, local sessions, observers
     failover  leaders are killed, fall silent and are cut off under load: how long nobody is served
+    pods      the manifest for Kubernetes: names that come late, addresses that change, its probes
     nemesis   faults drawn from a seed, while clients record what they do; a checker judges it
 
 Times are only judged with --judge, which needs a quiet machine. --versus measures failover of
 ZooKeeper as well, and puts both into one table.
 
-Faults of the network need namespaces and nftables (fetched if it is not installed); cases that
-cannot have them are SKIPPED. The logs of servers that failed are in target/cluster-suite.
+Faults of the network need namespaces and nftables (fetched if it is not installed), and pods need
+root; cases that cannot have them are SKIPPED. The logs of servers that failed are in
+target/cluster-suite.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ import time
 
 import lab
 from cluster import basics, failover, nemesis, network, reads
+from manifest_suite import VALIDATOR
 
-PARTS = ("basics", "reads", "failover", "nemesis")
+PARTS = ("basics", "reads", "failover", "pods", "nemesis")
 
 
 def main() -> int:
     arguments = parse_arguments()
     if network.INSIDE not in os.environ:
-        fetch(arguments)
-        network.enter(__file__)
+        network.enter(__file__, fetch(arguments))
     lab.end_cleanly_on_sigterm()
     report = lab.Report("cluster", arguments.against)
     print(f"  seed {arguments.seed}")
@@ -51,6 +53,11 @@ def main() -> int:
                 report, kind, filters, why, faults, arguments.judge, arguments.seed
             )
         failover.show(done)
+    if "pods" in arguments.only:
+        # Reads the manifest, for which it needs a module that the other parts do without.
+        from cluster import pods
+
+        pods.run(report, arguments.against)
     if "nemesis" in arguments.only:
         minutes = arguments.minutes
         nemesis.run(report, arguments.against, filters, why, minutes, arguments.seed)
@@ -80,8 +87,9 @@ def listed(known: tuple[str, ...]):
     return parse
 
 
-def fetch(arguments: argparse.Namespace) -> None:
-    """What comes from the network, which the suite's own does not reach."""
+def fetch(arguments: argparse.Namespace) -> str:
+    """What comes from the network, which the suite's own does not reach. Returns the Python to go
+    on with."""
     if "zookeeper" == arguments.against or arguments.versus:
         lab.zookeeper_class_path()
     else:
@@ -92,6 +100,7 @@ def fetch(arguments: argparse.Namespace) -> None:
         network.Filters()
     except (LookupError, OSError, RuntimeError) as error:
         print(f"  nftables cannot be fetched: {error}")
+    return str(lab.venv(VALIDATOR)) if "pods" in arguments.only else sys.executable
 
 
 if __name__ == "__main__":

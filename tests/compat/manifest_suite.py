@@ -5,7 +5,8 @@
 The manifests are validated by PyPI's kubernetes-validate, strictly, against the oldest schemas it
 has and the newest; that a name in one place is the name that another place means is checked here.
 Then `zkraft check-config` is given the arguments, the environment and the configuration of the
-StatefulSet, as each of its pods would be. No cluster and no container is started.
+StatefulSet, as each of its pods would be. No cluster and no container is started: the part `pods`
+of cluster_suite.py does that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import lab
 
+# Brings PyYAML.
 VALIDATOR = "kubernetes-validate==1.37.0"
 DEPLOY = lab.REPO / "deploy"
 MANIFEST = DEPLOY / "kubernetes" / "zkraft.yaml"
@@ -94,6 +96,9 @@ class Manifest:
         (self.container,) = self.pod["containers"]
         self.replicas: int = self.stateful_set["replicas"]
         self.name: str = self.only("StatefulSet")["metadata"]["name"]
+        # What stands behind the name of a pod.
+        service = self.stateful_set["serviceName"]
+        self.domain = f"{service}.{NAMESPACE}.svc.cluster.local"
 
     def of_kind(self, kind: str) -> list[Tree]:
         return [document for document in self.documents if document["kind"] == kind]
@@ -211,9 +216,8 @@ def check_pod(manifest: Manifest, ordinal: int) -> None:
     done = check_config(manifest, f"{manifest.name}-{ordinal}")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Warnings" not in done.stdout, done.stdout
-    service = f"{manifest.stateful_set['serviceName']}.{NAMESPACE}.svc.cluster.local"
     expected = [
-        (str(number), f"{manifest.name}-{number - 1}.{service}", number == ordinal + 1)
+        (str(number), f"{manifest.name}-{number - 1}.{manifest.domain}", number == ordinal + 1)
         for number in range(1, manifest.replicas + 1)
     ]
     assert list(_members(done.stdout)) == expected, done.stdout

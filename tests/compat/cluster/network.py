@@ -4,7 +4,7 @@ The suite runs itself again in network and mount namespaces of its own, so that 
 are free whatever else runs here, and nothing stays behind however it ends. `Loopback` gives each
 server an address of the loopback interface. `Bridged` gives each a network namespace and a cable to
 a bridge; what it does not hear is decided by a packet filter in its own namespace, so that senders
-do not notice.
+do not notice. On a `Switch`, who has a namespace may have another address whenever it is told so.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ INSIDE = "CLUSTER_SUITE_INSIDE"
 SERVERS = (1, 2, 3)
 
 
-def enter(script: str) -> None:
+def enter(script: str, python: str = sys.executable) -> None:
     """Runs the script again where network and mounts are its own, if that can be."""
-    mine = [sys.executable, script, *sys.argv[1:]]
+    mine = [python, script, *sys.argv[1:]]
     why = "unshare or ip is not installed"
     tools = shutil.which("unshare") and shutil.which("ip")
     for flags in (["-m", "-n"], ["-r", "-m", "-n"]) if tools else ():
@@ -43,21 +43,28 @@ def enter(script: str) -> None:
             os.execvp("unshare", ["unshare", *flags, "--propagation", "private", *command])
         why = f"no namespaces: {tried.stderr.strip()}"
     os.environ[INSIDE] = why
-    os.execv(sys.executable, mine)
+    os.execv(python, mine)
 
 
 def is_own() -> bool:
     """Whether network and mounts are this suite's own."""
-    return os.environ.get(INSIDE) == ""
+    return not why_not_own()
+
+
+def why_not_own() -> str:
+    """Why network and mounts are not this suite's own; empty if they are."""
+    return os.environ.get(INSIDE, "not in namespaces of its own")
 
 
 class Loopback:
     """Addresses of the loopback interface, and a network that cannot be broken."""
 
-    def __init__(self, servers: Sequence[int] = SERVERS) -> None:
+    def __init__(self, servers: Sequence[int] = SERVERS, ensemble: int = 0) -> None:
+        """`ensemble`: numbers those that run at the same time."""
         # Where others use the interface too, the addresses are likely to be nobody else's.
         block = (0, 1) if is_own() else (20 + os.getpid() % 200, os.getpid() // 200 % 250 + 1)
-        self.hosts = {n: f"127.{block[0]}.{block[1]}.{n}" for n in servers}
+        first = ensemble * len(SERVERS)
+        self.hosts = {n: f"127.{block[0]}.{block[1]}.{first + n}" for n in servers}
 
     def wrapper(self, number: int) -> Sequence[str]:
         del number
@@ -122,6 +129,50 @@ class Bridged:
             shaped = ["tc", "-n", f"s{number}", "qdisc", "delete", "dev", "eth0", "root"]
             # It fails if there is nothing to delete.
             subprocess.run(shaped, capture_output=True, check=False)
+
+
+class Switch:
+    """Namespaces with names, and addresses that are given and taken. They go with the suite's own
+    namespace, and before when this ends."""
+
+    ADDRESS = "10.78.0.254"
+
+    def __init__(self, spaces: Iterable[str]) -> None:
+        self._spaces = list(spaces)
+        self._given = 0
+        _run("ip", "link", "add", "br1", "type", "bridge")
+        _run("ip", "address", "add", f"{self.ADDRESS}/16", "dev", "br1")
+        _run("ip", "link", "set", "br1", "up")
+        for number, space in enumerate(self._spaces):
+            _run("ip", "netns", "add", space)
+            cable = ["link", "add", f"plug{number}", "type", "veth"]
+            _run("ip", *cable, "peer", "name", "eth0", "netns", space)
+            _run("ip", "link", "set", f"plug{number}", "master", "br1", "up")
+            _run("ip", "-n", space, "link", "set", "lo", "up")
+            _run("ip", "-n", space, "link", "set", "eth0", "up")
+
+    def __enter__(self) -> Switch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, space in enumerate(self._spaces):
+            _run("ip", "link", "delete", f"plug{number}")
+            _run("ip", "netns", "delete", space)
+        _run("ip", "link", "delete", "br1")
+
+    def fresh(self) -> str:
+        """An address that nobody ever had."""
+        self._given += 1
+        return f"10.78.{self._given // 200 + 1}.{self._given % 200 + 1}"
+
+    def give(self, space: str, address: str) -> None:
+        """The namespace has this address from now on, and none that it had before."""
+        _run("ip", "-n", space, "address", "flush", "dev", "eth0")
+        _run("ip", "-n", space, "address", "add", f"{address}/16", "dev", "eth0")
+        # Others may still believe that it is somebody else's.
+        _run("ip", "neighbour", "flush", "dev", "br1")
+        for other in self._spaces:
+            _run("ip", "-n", other, "neighbour", "flush", "dev", "eth0")
 
 
 class Filters:
@@ -217,7 +268,7 @@ class Filters:
 def filters() -> tuple[Filters | None, str]:
     """The packet filters, or why there are none."""
     if not is_own():
-        return None, os.environ.get(INSIDE, "not in namespaces of its own")
+        return None, why_not_own()
     try:
         found = Filters()
     except (LookupError, OSError, RuntimeError) as error:

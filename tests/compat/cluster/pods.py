@@ -1,0 +1,365 @@
+"""What Kubernetes does with deploy/kubernetes/zkraft.yaml, without Kubernetes.
+
+Pods get their names some time after they have started, in any order, and are made anew with other
+addresses. How they are made: see `kubernetes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import lab
+from manifest_suite import Manifest
+
+from .client import created
+from .failover import Patron, Writer, gap_ms
+from .kubernetes import Cluster, Named, Pod
+from .network import why_not_own
+
+# Dials and lookups have had their chance when nothing happens for so long.
+LOOK_SECONDS = 3.0
+# Until others serve when a leader is gone.
+SERVED_SECONDS_MAX = 20
+WRITES_ENOUGH = 30
+
+
+def run(report: lab.Report, kind: lab.Kind) -> None:
+    cases = [
+        ("pods that have no names yet are live and not ready, and become one ensemble", names_late),
+        ("a follower with a new address is found again", follower_moves),
+        ("a leader with a new address is found again", leader_moves),
+        ("one of three is live and not ready until another one is back", majority_lost),
+        ("pods that have each other's addresses are told apart", addresses_swapped),
+        ("while names cannot be looked up, another leader is elected", names_silent),
+        ("a rolling update: each pod hands over and comes back elsewhere", rolling_update),
+    ]
+    waits = "a server with a name of its own waits for it, and says so"
+    if why := _why_not(kind):
+        for name, _ in [*cases, (waits, names_late)]:
+            report.skip(name, why)
+        return
+    pending = cases
+    while pending:
+        with contextlib.ExitStack() as stack:
+            cluster = stack.enter_context(Cluster(Manifest()))
+            done = 0
+            for name, case in pending:
+                failed = report.failed
+                with report.case(name), cluster.logs_kept(name):
+                    if case is not names_late:
+                        cluster.start()
+                    case(cluster)
+                done += 1
+                if report.failed > failed:
+                    break
+            pending = pending[done:]
+    with report.case(waits), Cluster(Named()) as cluster, cluster.logs_kept(waits):
+        own_name_late(cluster)
+
+
+def _why_not(kind: lab.Kind) -> str:
+    if kind != "zkraft":
+        return "the manifest runs zkraft"
+    if why := why_not_own():
+        return why
+    return Cluster.probe()
+
+
+# --- Cases ----------------------------------------------------------------------------------------
+
+
+def names_late(cluster: Cluster) -> None:
+    for pod in cluster.pods:
+        pod.move()
+        pod.start()
+    for pod in cluster.pods:
+        pod.wait("startupProbe")
+        assert pod.execute(["hostname"], 5).stdout.strip() == pod.host
+    _nobody_is_ready(cluster, LOOK_SECONDS)
+    for pod in cluster.pods:
+        for other in cluster.pods:
+            if other is not pod:
+                told = f"{other.name} does not resolve"
+                assert pod.says(told), f"{pod.host} does not say that it waits for {other.name}"
+    # A new ensemble is formed by all, so two names are not enough.
+    for ordinal in (2, 0):
+        cluster.pods[ordinal].publish()
+        _nobody_is_ready(cluster, 1)
+    cluster.pods[1].publish()
+    took = cluster.all_ready()
+    print(f"  all pods are ready {took:.1f} s after the last name came")
+    _is_one_ensemble(cluster)
+    for pod in cluster.pods:
+        assert pod.probe("livenessProbe")
+
+
+def follower_moves(cluster: Cluster) -> None:
+    _moves(cluster, cluster.followers()[0])
+
+
+def leader_moves(cluster: Cluster) -> None:
+    _moves(cluster, cluster.leader())
+
+
+def _moves(cluster: Cluster, pod: Pod) -> None:
+    others = [other for other in cluster.pods if other is not pod]
+    running = [other.process for other in others]
+    with _load(cluster) as load:
+        load.leaves(pod)
+        broken = load.broken(others)
+        pod.kill()
+        pod.withdraw()
+        pod.move()
+        pod.start()
+        # What its node has for it is there sooner than its name is.
+        pod.wait("startupProbe")
+        load.goes_on(others)
+        pod.publish()
+        began = time.monotonic()
+        pod.wait("readinessProbe")
+        took = time.monotonic() - began
+        load.comes_back(pod)
+        load.goes_on(cluster.pods)
+        assert load.broken(others) == broken, "clients of other pods lost their connections"
+    print(f"  {pod.host} is ready {took:.1f} s after its new name came")
+    assert running == [other.process for other in others]
+    assert all(other.running() for other in others)
+    _is_one_ensemble(cluster)
+
+
+def majority_lost(cluster: Cluster) -> None:
+    last = cluster.leader()
+    others = [pod for pod in cluster.pods if pod is not last]
+    for pod in others:
+        pod.kill()
+        pod.withdraw()
+    lab.wait_until(lambda: not last.is_ready(), f"{last.host} to be no longer ready", 60)
+    for probe in ("startupProbe", "livenessProbe"):
+        assert last.probe(probe), f"the {probe} of {last.host} fails: it would be restarted"
+    others[0].move()
+    others[0].start()
+    others[0].publish()
+    last.wait("readinessProbe")
+    others[0].wait("readinessProbe")
+    assert last.running()
+
+
+def addresses_swapped(cluster: Cluster) -> None:
+    """An address is given to the next pod that is made, and names are behind."""
+    leader = cluster.leader()
+    one, two = (pod for pod in cluster.pods if pod is not leader)
+    one.kill()
+    two.kill()
+    # Each name leads to the other one.
+    one_was, two_was = one.address, two.address
+    one.move(two_was)
+    two.move(one_was)
+    since = leader.said()
+    one.start()
+    two.start()
+    one.wait("startupProbe")
+    two.wait("startupProbe")
+    for wanted, found in ((one, two), (two, one)):
+        told = f"this is server {found.number}, not {wanted.number}"
+        lab.wait_until(
+            lambda told=told: leader.says(told, since), f"{leader.host} to say that {told}"
+        )
+    # It goes on for a while without the others, who may still go on without it.
+    lab.wait_until(lambda: not leader.is_ready(), f"{leader.host} to be no longer ready", 60)
+    _nobody_is_ready(cluster, LOOK_SECONDS)
+    one.publish()
+    two.publish()
+    print(f"  all pods are ready {cluster.all_ready():.1f} s after their names were right")
+    _is_one_ensemble(cluster)
+
+
+def names_silent(cluster: Cluster) -> None:
+    with _load(cluster) as load:
+        leader = cluster.leader()
+        others = [pod for pod in cluster.pods if pod is not leader]
+        broken = load.broken(others)
+        cluster.names.is_silent = True
+        load.leaves(leader)
+        moment = time.monotonic()
+        leader.kill()
+        # The container is started anew where it was.
+        leader.start()
+        load.goes_on(others)
+        gaps = [load.gap_ms(pod, moment) for pod in others]
+        print(f"  others are served again after {', '.join(f'{gap:.0f} ms' for gap in gaps)}")
+        leader.wait("startupProbe")
+        cluster.names.is_silent = False
+        began = time.monotonic()
+        leader.wait("readinessProbe")
+        print(f"  {leader.host} is ready {time.monotonic() - began:.1f} s after names are answered")
+        load.comes_back(leader)
+        load.goes_on(cluster.pods)
+        assert load.broken(others) == broken, "clients of other pods lost their connections"
+
+
+def rolling_update(cluster: Cluster) -> None:
+    settle = cluster.manifest.stateful_set["minReadySeconds"]
+    handed_over = False
+    with _load(cluster) as load:
+        for pod in reversed(cluster.pods):
+            others = [other for other in cluster.pods if other is not pod]
+            is_leader = pod is cluster.leader()
+            load.leaves(pod)
+            broken, since = load.broken(others), pod.said()
+            code = pod.delete()
+            assert code == 0, f"exit code {code}"
+            if is_leader:
+                assert pod.says("leadership was handed over", since), "it did not hand over"
+                handed_over = True
+            pod.withdraw()
+            load.goes_on(others)
+            pod.move()
+            pod.start()
+            pod.publish()
+            pod.wait("startupProbe")
+            pod.wait("readinessProbe")
+            load.comes_back(pod)
+            time.sleep(settle)
+            load.goes_on(cluster.pods)
+            broken = load.broken(others) - broken
+            role = "the leader" if is_leader else "a follower"
+            print(f"  {pod.host}, {role}, is at {pod.address}; {broken} clients disconnected")
+            assert broken == 0, "clients of other pods lost their connections"
+        assert load.expired() == 0, "a session was lost"
+    assert handed_over, "none of the pods led when it was deleted"
+    _is_one_ensemble(cluster)
+
+
+def own_name_late(cluster: Cluster) -> None:
+    late, *others = cluster.pods
+    for pod in cluster.pods:
+        pod.move()
+        pod.start()
+    for pod in others:
+        pod.publish()
+    for pod in cluster.pods:
+        pod.wait("startupProbe")
+    waits = "waiting for this server's own address"
+    told = "its name does not resolve"
+    lab.wait_until(lambda: late.says(waits) and late.says(told), f"{late.host} to say so")
+    _nobody_is_ready(cluster, 1)
+    # As if the address of the pod's former life were still there.
+    gone = cluster.switch.fresh()
+    late.publish(gone)
+    told = f"{gone} is not an address of this machine"
+    lab.wait_until(lambda: late.says(told), f"{late.host} to say so")
+    _nobody_is_ready(cluster, 1)
+    late.publish()
+    print(f"  all are ready {cluster.all_ready():.1f} s after the name was right")
+    _is_one_ensemble(cluster)
+
+
+def _nobody_is_ready(cluster: Cluster, seconds: float) -> None:
+    """For so long; and no pod would be restarted."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for pod in cluster.pods:
+            assert pod.running(), f"{pod.host} ended; its log ends:\n{pod.log_tail()}"
+            assert not pod.is_ready(), f"{pod.host} is ready"
+            assert pod.probe("livenessProbe"), f"{pod.host} is not live"
+        time.sleep(0.2)
+
+
+def _is_one_ensemble(cluster: Cluster) -> None:
+    """What is written at one pod is there at all."""
+    for pod in cluster.pods:
+        with cluster.client(pod) as writer:
+            path = created(writer.create("/seen-", pod.host.encode(), 2))
+        for other in cluster.pods:
+            with cluster.client(other) as reader:
+                reader.sync()
+                found = reader.get(path)
+                assert found is not None and found[0] == pod.host.encode(), f"{path} at {other}"
+
+
+# --- Clients --------------------------------------------------------------------------------------
+
+
+class _Load:
+    """A client that writes and one that is idle, at each pod. While a pod is away, they are
+    elsewhere."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._folder = f"/load-{time.monotonic_ns()}"
+        with cluster.client() as client:
+            assert client.create(self._folder).error == 0
+            paths = {pod.host: f"{self._folder}/{pod.host}" for pod in cluster.pods}
+            for path in paths.values():
+                assert client.create(path).error == 0
+        self.writers = {pod.host: Writer(pod.place, paths[pod.host]) for pod in cluster.pods}
+        self.idlers = {pod.host: Patron(pod.place) for pod in cluster.pods}
+        for patron in self._patrons():
+            patron.start()
+
+    def leaves(self, pod: Pod) -> None:
+        """The pod will be gone: its clients know the others."""
+        for patron in self._of(pod):
+            patron.route = [place for place in self.cluster.places() if place != pod.place]
+
+    def comes_back(self, pod: Pod) -> None:
+        """The pod is there again, maybe elsewhere, and so are its clients."""
+        for patron in self._of(pod):
+            patron.home = pod.place
+            patron.route = [pod.place]
+
+    def goes_on(self, pods: Sequence[Pod]) -> None:
+        """Waits until the clients of these pods have written on."""
+        moment = time.monotonic()
+
+        def check() -> bool:
+            wrong = [patron.wrong for patron in self._patrons() if patron.wrong]
+            assert not wrong, wrong[0]
+            writers = [self.writers[pod.host] for pod in pods]
+            return all(writer.since(moment) >= WRITES_ENOUGH for writer in writers)
+
+        lab.wait_until(check, "clients to be served", SERVED_SECONDS_MAX)
+
+    def gap_ms(self, pod: Pod, moment: float) -> float:
+        times = list(self.writers[pod.host].times)
+        return gap_ms(times, moment, times[-1])
+
+    def broken(self, pods: Sequence[Pod]) -> int:
+        """How often clients of these pods lost their connections."""
+        return sum(patron.client.broken for pod in pods for patron in self._of(pod))
+
+    def expired(self) -> int:
+        return sum(patron.expired for patron in self._patrons())
+
+    def stop(self) -> None:
+        for patron in self._patrons():
+            patron.stop()
+
+    def check(self) -> None:
+        """Nothing that was acknowledged is lost."""
+        with self.cluster.client() as client:
+            client.sync()
+            for writer in self.writers.values():
+                found = client.get(writer.path)
+                assert found is not None, f"{writer.path} is gone"
+                value = int(found[0])
+                assert writer.acknowledged <= value <= writer.sent, f"{writer.path} is {value}"
+
+    def _of(self, pod: Pod) -> list[Patron]:
+        return [self.writers[pod.host], self.idlers[pod.host]]
+
+    def _patrons(self) -> list[Patron]:
+        return [*self.writers.values(), *self.idlers.values()]
+
+
+@contextlib.contextmanager
+def _load(cluster: Cluster) -> Iterator[_Load]:
+    load = _Load(cluster)
+    try:
+        load.goes_on(cluster.pods)
+        yield load
+    finally:
+        load.stop()
+    load.check()
