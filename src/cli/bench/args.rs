@@ -53,11 +53,12 @@ pub struct BenchArguments {
     /// The load
     #[arg(value_enum)]
     pub workload: Workload,
-    /// The server, as HOST:PORT
-    #[arg(default_value = "127.0.0.1:2181", value_name = "HOST:PORT")]
+    /// The server, as HOST:PORT; several of an ensemble, by commas: clients are spread over them
+    #[arg(default_value = "127.0.0.1:2181", value_name = "HOST:PORT,…")]
     pub server: String,
-    /// Another server, measured in turn with the first in one run; ratios are first to other
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Another server or ensemble, measured in turn with the first in one run; ratios are first to
+    /// other
+    #[arg(long, value_name = "HOST:PORT,…")]
     pub versus: Option<String>,
     /// Clients, each with a session of its own
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=60_000))]
@@ -87,10 +88,10 @@ pub struct BenchArguments {
     /// was due (without it: as many as the depth allows)
     #[arg(long, value_name = "OPS", value_parser = positive)]
     pub rate: Option<f64>,
-    /// Processes of the server, for its processor time and memory
+    /// Processes of the server or servers, for their processor time and memory, in sum
     #[arg(long, value_delimiter = ',')]
     pub pid: Vec<u32>,
-    /// Processes of the other server
+    /// Processes of the other one
     #[arg(long, value_delimiter = ',', requires = "versus")]
     pub versus_pid: Vec<u32>,
     /// Session timeout to ask for, in milliseconds

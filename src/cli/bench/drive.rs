@@ -32,7 +32,8 @@ const PING_SCAN: Duration = Duration::from_millis(500);
 /// How to drive the clients.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    pub address: SocketAddr,
+    /// The servers: clients are dealt out to them in turn.
+    pub addresses: Vec<SocketAddr>,
     /// Requests of a client that may be unanswered.
     pub depth: usize,
     /// Operations a second of all clients; `None`: as many as the depth allows.
@@ -45,6 +46,13 @@ pub struct Plan {
     /// Whether an operation is to open a session and to close it.
     pub churn: bool,
     pub seed: u64,
+}
+
+impl Plan {
+    /// The server of a client.
+    fn address_of(&self, client: usize) -> SocketAddr {
+        self.addresses[client % self.addresses.len()]
+    }
 }
 
 /// What came out.
@@ -151,7 +159,7 @@ impl<'a> Drive<'a> {
             histograms: (0..classes).map(|_| histogram()).collect(),
         };
         for (number, script) in scripts.into_iter().enumerate() {
-            let socket = connect(plan.address)?;
+            let socket = connect(plan.address_of(number))?;
             drive.add(number, &socket)?;
             let depth = script.depth().unwrap_or(plan.depth);
             drive
@@ -533,7 +541,7 @@ impl<'a> Drive<'a> {
         }
         if self.plan.churn && self.asking {
             let began_ns = self.start.elapsed().as_nanos() as u64;
-            let socket = connect(self.plan.address)?;
+            let socket = connect(self.plan.address_of(number))?;
             self.add(number, &socket)?;
             let timeout_ms = self.plan.session_timeout_ms;
             let client = &mut self.clients[number];
@@ -617,4 +625,33 @@ fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
         }
     }
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::echo::Echo;
+    use super::super::script::Silent;
+    use super::*;
+
+    #[test]
+    fn clients_are_dealt_out_to_the_servers() {
+        let echoes = [128, 128].map(|bytes| Echo::start(bytes).unwrap());
+        let plan = Plan {
+            addresses: echoes.iter().map(|echo| echo.address).collect(),
+            depth: 1,
+            rate: None,
+            warm_up: Duration::ZERO,
+            duration: None,
+            session_timeout_ms: 30_000,
+            churn: false,
+            seed: 1,
+        };
+        let scripts = (0..3).map(|_| -> Box<dyn Script> { Box::new(Silent(&["idle"])) });
+        let drive = Drive::open(&plan, scripts.collect(), Fan::default(), &[], &|_| {}).unwrap();
+        let peer = |client: &Client| client.socket.peer_addr().unwrap();
+        let peers: Vec<_> = drive.clients.iter().map(peer).collect();
+        let [one, two] = echoes.each_ref().map(|echo| echo.address);
+        assert_eq!(peers, [one, two, one]);
+        drive.close().unwrap();
+    }
 }

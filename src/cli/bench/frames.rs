@@ -99,6 +99,11 @@ pub fn delete(out: &mut Vec<u8>, xid: i32, path: &[u8]) {
     frame.bytes(path).int(-1).end();
 }
 
+/// Asks the server to have seen what its leader has.
+pub fn sync(out: &mut Vec<u8>, xid: i32, path: &[u8]) {
+    Frames::begin(out, xid, op::SYNC).bytes(path).end();
+}
+
 pub fn ping(out: &mut Vec<u8>) {
     Frames::begin(out, crate::wire::xid::PING, op::PING).end();
 }

@@ -55,6 +55,13 @@ impl Hand {
         self.wait_for_room(WINDOW)
     }
 
+    /// Waits until the server has what was done at others of its ensemble.
+    pub fn catch_up(&mut self) -> anyhow::Result<()> {
+        let xid = self.take_xid();
+        frames::sync(&mut self.output, xid, b"/");
+        self.finish()
+    }
+
     /// Waits until everything is answered.
     pub fn finish(&mut self) -> anyhow::Result<()> {
         self.wait_for_room(0)

@@ -68,10 +68,11 @@ pub fn run(arguments: &BenchArguments, out: &mut dyn Write) -> anyhow::Result<()
     report.write(arguments.json.as_deref(), out)
 }
 
-/// A server under load.
+/// A server under load, or the servers of an ensemble.
 struct Target {
     name: String,
-    address: SocketAddr,
+    /// At least one.
+    addresses: Vec<SocketAddr>,
     pids: Vec<u32>,
     /// Where its znodes are.
     root: String,
@@ -79,6 +80,22 @@ struct Target {
     is_prepared: bool,
     /// Rounds that were begun: their new znodes must not have the names of earlier ones.
     rounds: usize,
+}
+
+impl Target {
+    /// A client that prepares the load and removes what was made.
+    fn hand(&self) -> anyhow::Result<Hand> {
+        Hand::open(self.addresses[0])
+    }
+
+    /// Waits until what the hand asked for is done, and seen by all servers.
+    fn finish(&self, mut hand: Hand) -> anyhow::Result<()> {
+        hand.finish()?;
+        let others = self.addresses.iter().skip(1);
+        others
+            .copied()
+            .try_for_each(|other| Hand::open(other)?.catch_up())
+    }
 }
 
 struct Bench<'a> {
@@ -95,7 +112,7 @@ impl<'a> Bench<'a> {
             }
             Ok(Target {
                 name: name.to_owned(),
-                address: resolve(name)?,
+                addresses: resolve_all(name)?,
                 pids: pids.to_vec(),
                 root: format!("/zkraft-bench-{}", std::process::id()),
                 is_prepared: false,
@@ -177,7 +194,7 @@ impl<'a> Bench<'a> {
         let echo = Echo::start(self.arguments.size as usize)?;
         let mut target = Target {
             name: "bare echo".to_owned(),
-            address: echo.address,
+            addresses: vec![echo.address],
             pids: Vec::new(),
             root: self.targets[0].root.clone(),
             is_prepared: false,
@@ -257,7 +274,7 @@ impl<'a> Bench<'a> {
         let arguments = self.arguments;
         let target = &mut self.targets[number];
         let root = target.root.clone();
-        let mut hand = Hand::open(target.address)?;
+        let mut hand = target.hand()?;
         target.is_prepared = true;
         hand.create(root.as_bytes(), b"")?;
         let mut keys = Keys::new(&root, arguments.keys as usize);
@@ -295,7 +312,7 @@ impl<'a> Bench<'a> {
                 hand.create(child.at(number), b"")?;
             }
         }
-        hand.finish()
+        target.finish(hand)
     }
 
     /// Removes what was made, unless it is to be kept.
@@ -309,7 +326,8 @@ impl<'a> Bench<'a> {
             self.progress
                 .set_message(format!("{}: removing the znodes", target.name));
             let tell = |count| self.progress.set_position(count);
-            let removed = Hand::open(target.address)
+            let removed = target
+                .hand()
                 .and_then(|mut hand| hand.remove_tree(&target.root, &tell));
             removed
                 .with_context(|| format!("cannot remove {} from {}", target.root, target.name))?;
@@ -349,7 +367,7 @@ fn round(
 
 /// A job's counter and checkpoints, new for each round: versions count from zero.
 fn prepare_jobs(arguments: &BenchArguments, target: &Target) -> anyhow::Result<()> {
-    let mut hand = Hand::open(target.address)?;
+    let mut hand = target.hand()?;
     for client in 0..arguments.clients as usize {
         let job = round_job(target, client);
         hand.create(job.as_bytes(), b"")?;
@@ -357,7 +375,7 @@ fn prepare_jobs(arguments: &BenchArguments, target: &Target) -> anyhow::Result<(
         let counter = format!("{job}/checkpoint_id_counter");
         hand.create(counter.as_bytes(), &1_i32.to_be_bytes())?;
     }
-    hand.finish()
+    target.finish(hand)
 }
 
 fn round_job(target: &Target, client: usize) -> String {
@@ -372,7 +390,7 @@ fn plan(
     duration: Option<Duration>,
 ) -> (Plan, Vec<Box<dyn Script>>, Fan) {
     let plan = Plan {
-        address: target.address,
+        addresses: target.addresses.clone(),
         depth: arguments.depth as usize,
         rate: arguments.rate,
         warm_up,
@@ -450,6 +468,11 @@ fn plan(
     (plan, scripts, fan)
 }
 
+/// The addresses of a list of servers.
+fn resolve_all(names: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    names.split(',').map(|name| resolve(name.trim())).collect()
+}
+
 fn resolve(name: &str) -> anyhow::Result<SocketAddr> {
     let mut addresses = name
         .to_socket_addrs()
@@ -476,4 +499,20 @@ fn watch_for_interrupts() -> anyhow::Result<()> {
             });
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_named_in_a_list() {
+        let named = |names| resolve_all(names).map(|all| all.iter().map(SocketAddr::port).sum());
+        assert_eq!(named("127.0.0.1:7").ok(), Some(7_u16));
+        assert_eq!(named("127.0.0.1:7, 127.0.0.2:8,[::1]:9").ok(), Some(24));
+        for wrong in ["", "127.0.0.1:7,", "127.0.0.1:7,127.0.0.1"] {
+            let message = named(wrong).unwrap_err().to_string();
+            assert!(message.contains("write HOST:PORT"), "{message}");
+        }
+    }
 }
