@@ -1,22 +1,26 @@
 """Speed and size beside Apache ZooKeeper 3.8.0, measured in one run with `zkraft bench`.
 
-    python3 tests/compat/speed_suite.py [--quick] [--only PART ...] [--markdown FILE]
+    python3 tests/compat/speed_suite.py [--servers 1|3] [--quick] [--only PART ...]
+        [--markdown FILE]
 
-Both servers sync every write to the same disk, with maxClientCnxns=0; the JVM has 4 GiB of heap,
-G1 and 30 s of load before anything counts. Rounds on the two alternate; the table shows medians
-and the ratio of each pair. The generator shares the processors with the servers, so what it takes
-is printed, and so is what it reaches against a bare echo of the same frames: no server can be
-faster than that here. Figures of one machine say little alone; ratios of one run say more.
+With --servers 3, an ensemble of each: clients are spread over its servers, and what the servers
+take is their sum. Both sync every write to the same disk, with maxClientCnxns=0; the JVM has up to
+4 GiB of heap (each of three: 2 GiB), G1 and 30 s of load before anything counts. Rounds on the two
+alternate; the table shows medians and the ratio of each pair. The generator shares the processors
+with the servers, so what it takes is printed, and so is what it reaches against a bare echo of the
+same frames: no server can be faster than that here. Figures of one machine say little alone; ratios
+of one run say more.
 
 A target that is missed is said to be missed. It is not a failed case: how fast a machine is
 proves nothing about the code. A case fails if it could not be measured.
 
-Parts: pairs, latency, size (and restart), idle, flat, snapshot.
+Parts: pairs, latency, size (and restart), idle, flat, snapshot; of three: pairs, latency, idle.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -24,27 +28,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import lab
+from cluster.ensemble import Ensemble
+from cluster.network import SERVERS, Loopback
 
 ZNODES = 1_000_000
 JVM = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx4g", "-Xms1g")
 PARTS = ("pairs", "latency", "size", "idle", "flat", "snapshot")
+# Each of three has less; what it does not need it does not take.
+JVM_OF_THREE = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx2g")
+PARTS_OF_THREE = ("pairs", "latency", "idle")
+# What users run: the values of ZooKeeper's sample file.
+TIMING = {"tickTime": "2000", "initLimit": "10", "syncLimit": "5"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A load on both servers. `faster`: times the operations, `cheaper`: part of the processor
-    time for each, as targets; `None` where there is none."""
+    """A load on both. `faster`: times the operations, `cheaper`: part of the processor time for
+    each, as targets; `None` where there is none."""
 
     name: str
     workload: str
     options: tuple[str, ...] = ()
     faster: float | None = None
     cheaper: float | None = None
+    # Of each round. Few long operations need more.
+    seconds: int = 2
 
 
 PAIRS = (
@@ -58,6 +71,36 @@ PAIRS = (
     Pair("session open and close", "session", ("--clients", "32"), faster=6),
     Pair("fan-out to 500 watchers", "fan-out", ("--clients", "500"), faster=6),
 )
+
+
+SPREAD = ("--clients", "9")
+PAIRS_OF_THREE = (
+    Pair("get", "get", SPREAD, faster=6),
+    Pair("set, 128 bytes", "set", SPREAD, faster=5, cheaper=1 / 6),
+    Pair("mixed, 90 % get", "mixed", SPREAD, faster=6),
+    Pair("fan-out to 3,000 watchers", "fan-out", ("--clients", "3000"), faster=4, seconds=5),
+    # The last one leaves its znodes behind: to remove them takes longer than to make them.
+    Pair("create, 128 bytes", "create", (*SPREAD, "--keep"), faster=5, cheaper=1 / 6),
+)
+
+
+class Fleet:
+    """An ensemble of three, as `bench` sees it."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+        self.servers = list(ensemble.servers.values())
+
+    @property
+    def address(self) -> str:
+        return ",".join(server.address for server in self.servers)
+
+    @property
+    def home(self) -> Path:
+        return self.servers[0].home
+
+
+Loaded = lab.Server | Fleet
 
 
 @dataclass
@@ -86,6 +129,14 @@ class Speed:
             print("".join(f"  {line}\n" for line in done.stdout.splitlines()), end="", flush=True)
             return json.loads(Path(file.name).read_text(encoding="utf-8"))
 
+    of_pairs = PAIRS
+
+    @contextlib.contextmanager
+    def server(self, kind: lab.Kind) -> Iterator[Loaded]:
+        """One that runs, ready to be loaded."""
+        with lab.Server(kind, jvm_args=JVM if kind == "zookeeper" else ()) as server:
+            yield server
+
     def row(
         self, what: str, zkraft: str, other: str, ratio: str, target: str, met: bool | None
     ) -> None:
@@ -96,17 +147,16 @@ class Speed:
 
     def pairs(self) -> None:
         """Loads on both, in turn."""
-        ours = lab.Server("zkraft")
-        theirs = lab.Server("zookeeper", jvm_args=JVM)
-        with ours, theirs:
+        with self.server("zkraft") as ours, self.server("zookeeper") as theirs:
             warm_up = 2 if self.quick else 30
-            for pair in PAIRS:
+            for pair in self.of_pairs:
                 with self.report.case(pair.name):
                     self.pair(pair, ours, theirs, warm_up)
                     warm_up = min(warm_up, 4)
 
-    def pair(self, pair: Pair, ours: lab.Server, theirs: lab.Server, warm_up: int) -> None:
-        measured = self.both(pair.workload, ours, theirs, warm_up, *pair.options)
+    def pair(self, pair: Pair, ours: Loaded, theirs: Loaded, warm_up: int) -> None:
+        seconds = ("--seconds", str(1 if self.quick else pair.seconds))
+        measured = self.both(pair.workload, ours, theirs, warm_up, *seconds, *pair.options)
         first, other = (server["median"] for server in measured["servers"])
         ratios = measured["ratios"]
         targets = []
@@ -117,12 +167,16 @@ class Speed:
         if pair.cheaper is not None:
             targets.append(f"1/{1 / pair.cheaper:g} of the processor time")
             met &= ratios["server_us"] <= pair.cheaper
+        shown = [
+            f"{server['per_second']:,.0f}/s, {server['server_us']:,.1f} µs"
+            + (f", {server['p50_us'] / 1e3:,.0f} ms" if pair.workload == "fan-out" else "")
+            for server in (first, other)
+        ]
         echo = measured["bare_echo"]
         ceiling = f"; echo {echo['per_second']:,.0f}/s" if echo else ""
         self.row(
             pair.name,
-            f"{first['per_second']:,.0f}/s, {first['server_us']:.1f} µs",
-            f"{other['per_second']:,.0f}/s, {other['server_us']:.1f} µs",
+            *shown,
             f"{ratios['per_second']:.1f}×, 1/{1 / ratios['server_us']:.1f}"
             f" (generator {first['generator_us']:.1f} µs{ceiling})",
             ", ".join(targets),
@@ -130,14 +184,15 @@ class Speed:
         )
 
     def both(
-        self, workload: str, ours: lab.Server, theirs: lab.Server, warm_up: int, *options: str
+        self, workload: str, ours: Loaded, theirs: Loaded, warm_up: int, *options: str
     ) -> dict:
         rounds, seconds = ("2", "1") if self.quick else ("5", "2")
+        timed = () if "--seconds" in options else ("--seconds", seconds)
         return self.bench(
             workload,
             *(ours.address, "--versus", theirs.address),
             *("--pid", pid(ours), "--versus-pid", pid(theirs)),
-            *("--rounds", rounds, "--seconds", seconds, "--warm-up", str(warm_up)),
+            *("--rounds", rounds, *timed, "--warm-up", str(warm_up)),
             *options,
         )
 
@@ -302,6 +357,74 @@ class Speed:
         return "\n".join(lines) + "\n"
 
 
+class SpeedOfThree(Speed):
+    """The same for an ensemble of three."""
+
+    of_pairs = PAIRS_OF_THREE
+
+    @contextlib.contextmanager
+    def server(self, kind: lab.Kind) -> Iterator[Fleet]:
+        jvm = JVM_OF_THREE if kind == "zookeeper" else ()
+        network = Loopback(int(kind == "zookeeper"))
+        with Ensemble(kind, network, TIMING, jvm_args=jvm) as ensemble:
+            ensemble.start()
+            ensemble.leader()
+            yield Fleet(ensemble)
+
+    def latency(self) -> None:
+        """A lone client with one set at a time: of the leader, and of one that follows."""
+        with self.server("zkraft") as ours, self.server("zookeeper") as theirs:
+            assert isinstance(ours, Fleet) and isinstance(theirs, Fleet)
+            warm_up = 2 if self.quick else 15
+            for role in ("leader", "follower"):
+                with self.report.case(f"latency of a lone client of the {role}"):
+                    self.lone_set(role, ours, theirs, warm_up)
+
+    def lone_set(self, role: str, ours: Fleet, theirs: Fleet, warm_up: int) -> None:
+        members = []
+        for fleet in (ours, theirs):
+            leader = fleet.ensemble.leader()
+            number = leader if role == "leader" else leader % len(SERVERS) + 1
+            members.append(fleet.ensemble.servers[number])
+        lone = ("--clients", "1", "--depth", "1")
+        measured = self.both("set", members[0], members[1], warm_up, *lone)
+        floor = fsync_floor_us(ours.home)
+        first, other = (server["median"] for server in measured["servers"])
+        trip_us = 1e6 / measured["bare_echo"]["per_second"]
+        ratio = measured["ratios"]["p50"]
+        self.row(
+            f"p50 of a lone set at the {role}",
+            f"{first['p50_us']:.0f} µs",
+            f"{other['p50_us']:.0f} µs",
+            f"{ratio:.2f} (sync {floor:.0f} µs, round trip to the echo {trip_us:.0f} µs)",
+            "0.6",
+            ratio <= 0.6,
+        )
+
+    def idle(self) -> None:
+        """Memory of three servers that keep sessions which do nothing."""
+        count = 500 if self.quick else 5_000
+        with self.report.case(f"memory with {count:,} idle sessions"):
+            figures = []
+            for kind in ("zkraft", "zookeeper"):
+                with self.server(kind) as fleet:
+                    measured = self.bench(
+                        "idle",
+                        *(fleet.address, "--clients", str(count)),
+                        *("--pid", pid(fleet), "--settle", "5"),
+                    )
+                    figures.append(measured["servers"][0]["memory"]["rss_bytes"])
+            ours, theirs = figures
+            self.row(
+                f"resident memory of all three with {count:,} idle sessions",
+                mebibytes(ours),
+                mebibytes(theirs),
+                f"1/{theirs / ours:.1f}",
+                "1/5",
+                ours <= theirs / 5,
+            )
+
+
 def restart_seconds(server: lab.Server) -> float:
     """From kill -9 to the first session that is served: the median of three."""
     times = []
@@ -313,9 +436,12 @@ def restart_seconds(server: lab.Server) -> float:
     return statistics.median(times)
 
 
-def pid(server: lab.Server) -> str:
-    assert server.process is not None
-    return str(server.process.pid)
+def pid(loaded: Loaded) -> str:
+    """The processes, as `bench` wants them."""
+    if isinstance(loaded, Fleet):
+        return ",".join(pid(server) for server in loaded.servers)
+    assert loaded.process is not None
+    return str(loaded.process.pid)
 
 
 def resident(server: lab.Server) -> int:
@@ -345,16 +471,23 @@ def fsync_floor_us(home: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--servers", type=int, choices=(1, 3), default=1, help="of an ensemble")
     parser.add_argument("--quick", action="store_true", help="few rounds, small trees: a trial")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--markdown", type=Path, help="where the table goes, too")
     arguments = parser.parse_args()
     lab.end_cleanly_on_sigterm()
-    report = lab.Report("speed", "zkraft and zookeeper")
-    speed = Speed(arguments.quick, report)
-    parts: dict[str, Callable[[], None]] = {name: getattr(speed, name) for name in PARTS}
-    for name in arguments.only:
-        parts[name]()
+    of_three = ", three of each" if arguments.servers == 3 else ""
+    report = lab.Report("speed", f"zkraft and zookeeper{of_three}")
+    known = PARTS if arguments.servers == 1 else PARTS_OF_THREE
+    chosen = arguments.only or known
+    if not set(chosen) <= set(known):
+        parser.error(f"of {arguments.servers} servers there are the parts {', '.join(known)}")
+    kind = Speed if arguments.servers == 1 else SpeedOfThree
+    speed = kind(arguments.quick, report)
+    for name in chosen:
+        part: Callable[[], None] = getattr(speed, name)
+        part()
         print(speed.table(), flush=True)
     if arguments.markdown:
         arguments.markdown.write_text(speed.table(), encoding="utf-8")

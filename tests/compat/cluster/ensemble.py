@@ -34,6 +34,7 @@ class Member(lab.Server):
         config: Mapping[str, str],
         disk: Path | None,
         observers: Sequence[int] = (),
+        jvm_args: Sequence[str] = (),
     ) -> None:
         self.number = number
         lines = {
@@ -46,6 +47,7 @@ class Member(lab.Server):
             {"initLimit": "10", "syncLimit": "5", **config, **lines},
             CLIENT_PORT,
             data_dir=disk / "data" if disk else None,
+            jvm_args=jvm_args,
             wrapper=network.wrapper(number),
             host=network.hosts[number],
         )
@@ -106,6 +108,7 @@ class Ensemble:
         config: Mapping[str, str] | None = None,
         disks: Mapping[int, Path] | None = None,
         name: str = "",
+        jvm_args: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.network = network
@@ -115,7 +118,7 @@ class Ensemble:
         self._leader_serves = config.get("leaderServes") != "no"
         self.observers = [n for n in network.hosts if n not in SERVERS]
         self.servers = {
-            n: Member(kind, n, network, config, disks.get(n), self.observers)
+            n: Member(kind, n, network, config, disks.get(n), self.observers, jvm_args)
             for n in network.hosts
         }
 
