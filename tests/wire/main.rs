@@ -34,12 +34,11 @@
 //! 9. *A null where a value is needed, and something else amiss.* zkraft does not decode it, -5;
 //!    ZooKeeper may see to flags, TTL or watches first, and fails a createTTL with a null ACL
 //!    inside a multi by itself. No client sends nulls there.
-//!
 //! 10. *A new session of a read-only server.* ZooKeeper answers the handshake with a bare -119,
-//!    unless local sessions are on as well; zkraft gives the session. No client understands the
-//!    other thing.
+//!     unless local sessions are on as well; zkraft gives the session. No client understands the
+//!     other thing.
 //! 11. *A read-only server that never heard from the others.* ZooKeeper shows an empty tree; zkraft
-//!    goes on not serving. An empty disk is not the state of the ensemble.
+//!     goes on not serving. An empty disk is not the state of the ensemble.
 //!
 //! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
 //! is in `tests/differential`, numbers 10 and 11 in the engine's own tests.

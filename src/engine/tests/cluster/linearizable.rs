@@ -29,7 +29,7 @@ pub fn receive(client: &Client, input: &mut BytesMut, now_ms: u64) -> usize {
     let output = &mut client.output.borrow_mut();
     let taken = client
         .connection
-        .receive(input, FRAME_BYTES_MAX, now_ms, output);
+        .receive(input, FRAME_BYTES_MAX, || now_ms, output);
     taken.expect("the frames are in order")
 }
 

@@ -198,7 +198,8 @@ fn a_server_that_hears_a_leader_or_knows_nothing_is_not_read_only() {
     cluster.pass(2 * DESERTED_MS);
     assert!(!cluster.shared(follower).is_read_only());
 
-    let mut alone = Cluster::built(&[1, 2, 3], 3, 0, false, |options| {
+    let builds = [Build::of(FEATURE_LEVEL); 3];
+    let mut alone = Cluster::built(&[1, 2, 3], &builds, 0, false, &|options| {
         options.read_only_after_ms = Some(AFTER_MS);
     });
     alone.pass(2 * DESERTED_MS);
