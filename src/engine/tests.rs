@@ -651,7 +651,8 @@ fn a_server_alone_is_at_the_highest_level_before_the_first_client_is_served() {
 #[test]
 fn a_state_of_a_level_that_is_not_known_is_not_touched() {
     let mut machine = Machine::new();
-    let raise = set_command(&(crate::machine::LEVEL_SETTING.to_owned(), 2));
+    let [level, known] = [FEATURE_LEVEL + 1, FEATURE_LEVEL];
+    let raise = set_command(&(crate::machine::LEVEL_SETTING.to_owned(), level.into()));
     let entry = proto::log::Entry {
         internal: vec![raise],
         ..proto::log::Entry::default()
@@ -661,7 +662,6 @@ fn a_state_of_a_level_that_is_not_known_is_not_touched() {
     let mut engine = Engine::new(setup(Options::default(), machine, false), 0);
     let mut out = Outputs::default();
     engine.turn(0, 0, &mut out);
-    let [level, known] = [2, 1];
     assert_eq!(out.outdated, Some(Outdated { level, known }));
     assert!(out.append.is_empty() && !engine.shared().is_serving());
 }

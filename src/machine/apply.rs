@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::level::LEVEL_SETTING;
+use super::level::{LEVEL_SETTING, LOCAL_SESSIONS};
 use super::quota::{self, Growth};
 use super::session::{self, FIRST_GENERATION, LOCAL_GENERATION, Session};
 use super::znode::{Kind, NewZnode, NodeId};
@@ -48,7 +48,7 @@ impl Machine {
 
     fn execute_for_session(&mut self, command: &log::Command) -> Outcome {
         let id = SessionId(command.session);
-        if command.generation == LOCAL_GENERATION {
+        if command.generation == LOCAL_GENERATION && self.level() >= LOCAL_SESSIONS {
             return Outcome::Reply(self.write_for_local(command));
         }
         let Some(session) = self.sessions.get(id) else {

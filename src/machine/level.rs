@@ -23,11 +23,16 @@
 //! | level | since |
 //! |---|---|
 //! | 1 | the first ensembles |
+//! | 2 | writes of sessions that are not in the state ([`LOCAL_SESSIONS`]) |
 
 use super::Machine;
 
 /// The highest feature level that this build knows.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+
+/// From this level on, a command may come from a session that only its server knows. Before, it is
+/// one of a session that is over.
+pub const LOCAL_SESSIONS: u32 = 2;
 
 /// Setting with the feature level. 1 until it is raised for the first time.
 pub const LEVEL_SETTING: &str = "feature_level";

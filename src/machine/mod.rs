@@ -36,7 +36,7 @@ pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
 pub(crate) use index::Index;
 pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
-pub use level::{FEATURE_LEVEL, LEVEL_SETTING};
+pub use level::{FEATURE_LEVEL, LEVEL_SETTING, LOCAL_SESSIONS};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, FIRST_GENERATION, LOCAL_GENERATION, SessionInfo};
 

@@ -429,6 +429,12 @@ fn a_command_of_a_session_that_is_not_in_the_state_says_who_does_it() {
     }]);
     let mine = Request::Create(mine);
     let sessions = rig.machine.session_count();
+    // As replicas did that did not know better.
+    let journal = rig.run(vec![local(&me, &mine)]);
+    assert_eq!(journal.outcomes, [failed(ErrorCode::SessionExpired)]);
+    let name = LEVEL_SETTING.into();
+    let value = LOCAL_SESSIONS.into();
+    rig.internal(ours(0, 0, op::SET, &log::Set { name, value }));
     let journal = rig.run(vec![
         local(&[], &mine),
         local(&me, &mine),

@@ -479,6 +479,11 @@ class Server:
             raise RuntimeError(f"the server ended with {self.process.returncode}")
         return answers_handshake(self.port, self.host)
 
+    def configure(self, **keys: str) -> None:
+        """Changes keys for the next start."""
+        self._config.update(keys)
+        self._write_config()
+
     def _write_config(self) -> None:
         keys = {
             "tickTime": "2000",

@@ -28,6 +28,7 @@ from cluster.network import SERVERS, Loopback
 
 # The first build with ensembles. Its files and frames are kept in tests/golden too.
 FIRST = "cb7ba498e44c39ceb6ab19fc8ccfa3261cf045d5"
+FIRST_LEVEL = "1"
 # Acknowledged operations for each second of the run, without which it shows nothing.
 LOAD_MIN = 5
 
@@ -49,15 +50,17 @@ class Upgrade(nemesis.Trial):
         self.load.start()
         began = time.monotonic()
         try:
-            self._roll("forward", self.new, kill=False)
+            # One server keeps the feature level, or there would be no way back.
+            self._roll("forward on trial", self.new, kill=False, keep=FIRST_LEVEL)
             self._roll("back", self.old, kill=False)
             self._roll("forward again, by kill -9", self.new, kill=True)
+            self._level_rises()
         finally:
             self._calm()
         enough = LOAD_MIN * (time.monotonic() - began)
         assert self.load.done() > enough, "the load was too light to show anything"
 
-    def _roll(self, how: str, build: Path, kill: bool) -> None:
+    def _roll(self, how: str, build: Path, kill: bool, keep: str = "0") -> None:
         leader = self.ensemble.leader()
         order = [number for number in SERVERS if number != leader] + [leader]
         for number in order:
@@ -69,6 +72,8 @@ class Upgrade(nemesis.Trial):
                 code = server.stop()
                 assert code == 0, f"server {number} ended with {code}; {server.log_tail(3)}"
             server.binary = build
+            # The old build does not know the key, and says so in a warning.
+            server.configure(featureLevelMax=keep if number == leader else "0")
             server.spawn()
             self.ensemble.wait_for(number)
             self._goes_on()
@@ -80,6 +85,16 @@ class Upgrade(nemesis.Trial):
             for other in SERVERS:
                 found = self.ensemble.servers[other]
                 assert found.running(), f"server {other} ended; its log: {found.log_tail(3)}"
+
+    def _level_rises(self) -> None:
+        """Once all know more than the old build did, and none keeps it."""
+
+        def level() -> int:
+            leader = self.ensemble.servers[self.ensemble.leader()]
+            return int(leader.look("mntr", "zk_feature_level\t") or 0)
+
+        lab.wait_until(lambda: level() > int(FIRST_LEVEL), "a higher feature level")
+        print(f"  the feature level is {level()}", flush=True)
 
     def _mixture(self) -> str:
         """Who runs what, and who leads."""

@@ -51,6 +51,9 @@ CONFIG = {
     "preAllocSize": "64",
     "initLimit": "20",
     "syncLimit": "4",
+    # Since level 2. Earlier builds refuse it.
+    "localSessionsEnabled": "true",
+    "localSessionsUpgradingEnabled": "true",
 }
 # Of each direction of each connection between servers.
 STREAM_BYTES_MAX = 12 << 10

@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use crate::engine::outbox::Outgoing;
 use crate::engine::shared::Submission;
-use crate::machine::{self, Attached, Outcome};
+use crate::machine::{self, Attached, LOCAL_SESSIONS, Outcome};
 use crate::proto::log;
 use crate::wire::{ConnectRequest, ConnectResponse, Id, Zxid, op};
 
@@ -55,7 +55,8 @@ impl Connection {
 
     /// A server that serves everyone, and has caught up with the client, is asked for a session.
     fn connect_serving(self: &Arc<Self>, request: &ConnectRequest, now_ms: u64) {
-        let is_local = self.shared.options.local_sessions;
+        // Older members would take writes of such a session for those of one that is over.
+        let is_local = self.shared.options.local_sessions && self.shared.level() >= LOCAL_SESSIONS;
         if !is_local || !self.connect_local(request, Scope::Local, now_ms) {
             self.submit_connect(request);
         }

@@ -2,15 +2,34 @@
 
 use super::linearizable::{pipelined, receive};
 use super::*;
+use crate::machine::LOCAL_SESSIONS;
 
 const EPHEMERAL: i32 = 1;
 
 fn cluster(upgrades: bool) -> Cluster {
-    Cluster::tuned(3, |options| {
+    let mut cluster = Cluster::tuned(3, |options| {
         options.local_sessions = true;
         options.local_session_upgrades = upgrades;
         options.auth = AuthOptions::default();
-    })
+    });
+    // They learn that all know the level that this needs.
+    cluster.pass_linking(1_000);
+    cluster
+}
+
+#[test]
+fn while_a_member_may_not_know_of_local_sessions_there_are_none() {
+    let mut cluster = Cluster::tuned(3, |options| options.local_sessions = true);
+    assert!(cluster.shared(1).level() < LOCAL_SESSIONS);
+    let follower = cluster.follower();
+    let (mut client, given) = cluster.client(follower);
+    let known = |cluster: &Cluster, server| {
+        let state = cluster.shared(server).state.read();
+        state.machine.session(given.session).is_some()
+    };
+    assert!(known(&cluster, 1) && known(&cluster, 2) && known(&cluster, 3));
+    cluster.send(&client, 1, &create("/e", EPHEMERAL));
+    assert_eq!(client.frames(), [ok(1)]);
 }
 
 fn get(path: &str, watch: bool) -> Request {
@@ -303,6 +322,7 @@ fn a_local_session_reads_on_while_its_server_is_read_only() {
         options.read_only_after_ms = Some(2_000);
         options.max_session_timeout_ms = 40_000;
     });
+    cluster.pass_linking(1_000);
     let follower = cluster.follower();
     let session = |cluster: &mut Cluster, given: Option<&ConnectResponse>| {
         let request = ConnectRequest {
