@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{
-    Append, Engine, Event, Outdated, Outputs, PeerMessage, SendSnapshot, SnapshotMeta,
+    Append, Divergence, Engine, Event, Outdated, Outputs, PeerMessage, SendSnapshot, SnapshotMeta,
 };
 use crate::machine::{Ensemble, Image};
 use crate::net::Clock;
@@ -25,6 +25,8 @@ pub trait Log: Send {
     fn append(&mut self, append: Append);
     /// Begins to write a snapshot; [`Doorbell::event`] tells how it ended.
     fn take_snapshot(&mut self, meta: SnapshotMeta, image: Image);
+    /// The state is not that of the other servers: takes note of that, and ends the process.
+    fn diverged(&mut self, divergence: Divergence);
     /// Writes what is queued and closes. Blocks until that is done.
     fn close(&mut self, hard_state: HardState);
 }
@@ -217,6 +219,11 @@ impl Work {
         for what in out.send_snapshot {
             self.peers.send_snapshot(what);
         }
+        if let Some(divergence) = out.diverged {
+            self.stopped = true;
+            self.log.diverged(divergence);
+            return;
+        }
         self.wake_at_ms = out.wake_at_ms;
         if let Some((meta, image)) = out.take_snapshot {
             self.log.take_snapshot(meta, image);
@@ -344,6 +351,8 @@ mod tests {
         }
 
         fn take_snapshot(&mut self, _meta: SnapshotMeta, _image: Image) {}
+
+        fn diverged(&mut self, _divergence: Divergence) {}
 
         fn close(&mut self, _hard_state: HardState) {}
     }

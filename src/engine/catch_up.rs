@@ -91,6 +91,7 @@ impl Engine {
             "a snapshot of the leader's was installed"
         );
         self.at_level(machine.level());
+        self.agreement.begin_anew();
         let lost = self.forward.begin_anew();
         let waiting = self.barrier.take();
         {

@@ -9,6 +9,7 @@
 //! is committed and applied to the machine under the write lock → watches fire into outboxes, the
 //! reply follows, then the reads that stood behind the write.
 
+mod agreement;
 pub mod auth;
 pub mod barrier;
 mod catch_up;
@@ -48,6 +49,7 @@ use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
 use crate::wire::{ServerLine, SessionId, WatcherEvent, Zxid, op, perms};
 
+pub use agreement::Divergence;
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
 pub use level::Outdated;
@@ -58,6 +60,7 @@ pub use replica::Append;
 pub use shared::{Entropy, Shared, State};
 pub use status::{PeerStatus, Role, Status};
 
+use agreement::Agreement;
 use barrier::{Barrier, Purpose};
 use expiry::{Expiry, Telling};
 use forward::{Forward, Inbound, Waiter, is_reconfig};
@@ -117,6 +120,8 @@ pub struct Options {
     /// `initLimit` in ms: how long the log that follows a snapshot is kept for a server that has
     /// got it and must load it.
     pub init_limit_ms: u64,
+    /// Entries between two digests of the state that the servers compare.
+    pub compare_every: u64,
     /// `syncLimit` in ms: how long a server without a majority keeps its clients' connections.
     pub sync_limit_ms: u64,
     /// `linearizableReads`: every read sees all that was answered to anyone before it came.
@@ -163,6 +168,7 @@ impl Default for Options {
             watches: WatchLimits::default(),
             sessions_max: 0,
             init_limit_ms: 20_000,
+            compare_every: 1_000,
             sync_limit_ms: 10_000,
             linearizable_reads: false,
             local_sessions: false,
@@ -264,6 +270,8 @@ pub struct Outputs {
     pub send_snapshot: Vec<SendSnapshot>,
     /// Other servers make up the ensemble from now on.
     pub ensemble: Option<Ensemble>,
+    /// The state is not that of the other servers: this one must not go on.
+    pub diverged: Option<Divergence>,
     /// When a turn is wanted even if nothing happens before, in ms.
     pub wake_at_ms: Option<u64>,
     /// This server is too old to go on: nothing more may be asked of it, and the process must end.
@@ -312,6 +320,7 @@ pub struct Engine {
     logger: slog::Logger,
     /// Syncs that wait.
     barrier: Barrier<Arc<Connection>>,
+    agreement: Agreement,
     /// As the leader: touches to be confirmed, by server and number.
     touches: Barrier<(u64, u64)>,
     /// As the leader: what other servers want written.
@@ -411,6 +420,7 @@ impl Engine {
             id,
             logger,
             barrier: Barrier::new(Purpose::Sync, origin),
+            agreement: Agreement::default(),
             touches: Barrier::new(Purpose::Touch, origin),
             inbound: Inbound::default(),
             lease: Lease::new(start),
@@ -552,6 +562,7 @@ impl Engine {
                 break;
             }
         }
+        self.compare(out);
         self.tell_of_ensemble(out);
         self.shared.set_formed(self.replica.last_index() > 0);
         self.hold();
@@ -782,6 +793,7 @@ impl Engine {
                 self.lease.confirmed(touched.number, touched.commit);
             }
             PeerMessage::Forward(_) | PeerMessage::Touch(_) | PeerMessage::Touched(_) => {}
+            PeerMessage::Digests(digests) => self.heard_digests(from, digests),
         }
     }
 
@@ -923,6 +935,9 @@ impl Engine {
                     machine.apply(at, &entry, &mut local);
                     self.applied = at;
                     level = machine.level();
+                    if at.index.is_multiple_of(self.shared.options.compare_every) {
+                        self.agreement.note(at.index, machine.digest());
+                    }
                     // A change that comes with a client's reconfig stands and falls with it.
                     let after = machine.ensemble();
                     let stands = entry.batches.is_empty() || after.map(Ensemble::version) != before;
@@ -977,7 +992,8 @@ impl Engine {
             self.gone
                 .retain(|(_, heard_ms)| heard_ms + NOTED_WITHIN_MS >= confirmed_ms);
         }
-        let confirmed_ms = self.lease.confirmed_ms();
+        let is_outvoted = self.agreement.is_outvoted();
+        let confirmed_ms = self.lease.confirmed_ms().filter(|_| !is_outvoted);
         let until_ms = confirmed_ms.map(|ms| ms + self.shared.options.sync_limit_ms);
         let serving = until_ms.is_some_and(|until_ms| self.now_ms <= until_ms)
             && (!self.replica.is_sole_voter() || alone_and_leading);
@@ -999,7 +1015,7 @@ impl Engine {
                 znodes = state.machine.znode_count(),
                 "serving"
             );
-        } else {
+        } else if !is_outvoted {
             tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         self.shared.set_serving(serving);

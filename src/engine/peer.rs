@@ -22,6 +22,8 @@ pub enum PeerMessage {
     /// Which clients were heard, for the leader (see [`super::lease`]).
     Touch(peer::Touch),
     Touched(peer::Touched),
+    /// Of the sender's state (see [`super::agreement`]).
+    Digests(peer::Digests),
 }
 
 /// Why a frame was not understood.
@@ -63,6 +65,7 @@ impl PeerMessage {
             Self::Forward(batch) => Part::Forward(batch),
             Self::Touch(touch) => Part::Touch(touch),
             Self::Touched(touched) => Part::Touched(touched),
+            Self::Digests(digests) => Part::Digests(digests),
         };
         peer::Frame {
             message: Some(message),
@@ -80,6 +83,7 @@ impl PeerMessage {
             Part::Forward(batch) => Self::Forward(batch),
             Part::Touch(touch) => Self::Touch(touch),
             Part::Touched(touched) => Self::Touched(touched),
+            Part::Digests(digests) => Self::Digests(digests),
         })
     }
 }

@@ -22,6 +22,7 @@ impl Engine {
         }
         // A server that never heard from the others has nothing to show.
         let is_read_only = self.applied.index > 0
+            && !self.agreement.is_outvoted()
             && self
                 .deserted_ms
                 .is_some_and(|since_ms| self.now_ms >= since_ms + after_ms);

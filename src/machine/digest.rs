@@ -6,7 +6,10 @@
 //! damaged; it is no defence against forgers.
 //!
 //! The function is ours and must never change within a feature level: digests are compared between
-//! builds.
+//! builds, while they run. One that has to change gets another number.
+
+/// The number of the function below.
+pub const FUNCTION: u32 = 1;
 
 const MULTIPLIER: u64 = 0x9fb2_1c65_1e98_df25;
 const INCREMENT: u64 = 0xa076_1d64_78bd_642f;

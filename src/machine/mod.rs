@@ -32,6 +32,7 @@ mod slab;
 mod tree;
 mod znode;
 
+pub use digest::FUNCTION as DIGEST_FUNCTION;
 pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
 pub(crate) use index::Index;

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use crate::cli::RunningServer;
 use crate::config::{Config, Member};
 use crate::engine::{
-    Append, AuthOptions, CleanerOptions, Engine, Event, Options, Outdated, Role, Setup, Shared,
-    SnapshotMeta,
+    Append, AuthOptions, CleanerOptions, Divergence, Engine, Event, Options, Outdated, Role, Setup,
+    Shared, SnapshotMeta,
 };
 use crate::machine::{FEATURE_LEVEL, Image, Machine, OriginId, RestoreError};
 use crate::metrics::Metrics;
@@ -37,6 +37,8 @@ pub use view::ServerView;
 const ENGINE_TICK_MS: u64 = 50;
 /// How long a server hears no leader before it serves read-only clients, at least (§9.5).
 const READ_ONLY_AFTER_MS_MIN: u64 = 2_000;
+/// Entries between two digests of the state that the servers compare.
+const COMPARE_EVERY: u64 = 1_000;
 /// How long a stopping server waits for its connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stopping leader waits until another server leads.
@@ -162,6 +164,7 @@ impl Server {
             log: log.clone(),
             doorbell: doorbell.clone(),
             metrics: shared.metrics.clone(),
+            faults: fault_sender.clone(),
             number: 0,
         };
         let network = peers::Network::default();
@@ -457,6 +460,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         },
         sessions_max: config.max_sessions as usize,
         init_limit_ms: config.init_limit_ms,
+        compare_every: COMPARE_EVERY,
         sync_limit_ms: config.sync_limit_ms,
         linearizable_reads: config.linearizable_reads,
         local_sessions: config.local_sessions,
@@ -498,6 +502,7 @@ struct Files {
     log: LogHandle,
     doorbell: Arc<Doorbell>,
     metrics: Arc<Metrics>,
+    faults: watch::Sender<Option<Arc<StartError>>>,
     /// The highest number that was appended.
     number: u64,
 }
@@ -523,6 +528,13 @@ impl Log for Files {
             }
         };
         self.log.take_snapshot(meta, chunks, done);
+    }
+
+    fn diverged(&mut self, divergence: Divergence) {
+        let fault = self
+            .log
+            .diverged(&divergence.to_string(), divergence.agreed);
+        self.faults.send_replace(Some(Arc::new(fault.into())));
     }
 
     fn close(&mut self, hard_state: HardState) {

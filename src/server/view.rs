@@ -321,7 +321,7 @@ impl View for ServerView {
     }
 
     fn digests(&self) -> Vec<(Zxid, u64)> {
-        // Kept for ensembles that compare them: a server alone has no one to compare with.
+        // The present one: servers compare theirs by themselves.
         let state = self.shared.state.read();
         vec![(state.machine.zxid(), state.machine.digest())]
     }

@@ -57,6 +57,9 @@ impl Directory {
         if !same_dir(&config.data_dir, &config.log_dir) {
             locks.push(lock(&config.log_dir)?);
         }
+        if let Ok(report) = fs::read_to_string(config.diverged_mark()) {
+            return Err(diverged(config, disk, &report));
+        }
         let short = short_of_space(disk, config)?;
         drop_ballast(disk, &config.log_dir, warnings)?;
 
@@ -175,6 +178,52 @@ fn identify(config: &StorageConfig, disk: &dyn Disk, facts: &Facts) -> Result<Id
         });
     }
     Ok(identity)
+}
+
+/// Takes note, durably, that the state is not that of the other servers: no start is to go on from
+/// it, and nothing of it is to be removed. `agreed`: the last entry after which it was; 0: that is
+/// not known.
+pub(super) fn mark_diverged(
+    config: &StorageConfig,
+    disk: &dyn Disk,
+    report: &str,
+    agreed: u64,
+) -> Fault {
+    let path = config.diverged_mark();
+    let text = format!("{agreed} {report}");
+    let written = disk.create(&path).and_then(|file| {
+        file.write_at(text.as_bytes(), 0)?;
+        file.sync_data()?;
+        disk.sync_dir(&config.data_dir)
+    });
+    if let Err(error) = written {
+        // The process stops all the same. The next one finds out by itself.
+        warn!(%error, "the divergence cannot be noted in the data directory");
+    }
+    diverged(config, disk, &text)
+}
+
+/// `text`: of the mark.
+fn diverged(config: &StorageConfig, disk: &dyn Disk, text: &str) -> Fault {
+    let (agreed, report) = text.split_once(' ').unwrap_or(("", text));
+    let agreed = agreed.parse().unwrap_or(0);
+    let files = list_snapshots(disk, &config.snapshot_files()).unwrap_or_default();
+    let good = files.iter().find(|file| file.index <= agreed);
+    let snapshot = good.map_or(String::new(), |good| {
+        let path = good.path.display();
+        format!(" (the last good snapshot is {path}, and the log tells what happened after it)")
+    });
+    let data_dir = config.data_dir.display().to_string();
+    let dirs = match same_dir(&config.data_dir, &config.log_dir) {
+        true => data_dir,
+        false => format!("{data_dir} and {}", config.log_dir.display()),
+    };
+    Fault::Diverged {
+        report: report.trim_end().to_owned(),
+        dirs,
+        snapshot,
+        mark: config.diverged_mark(),
+    }
 }
 
 fn known(files: &[SnapshotFile]) -> Vec<KnownSnapshot> {

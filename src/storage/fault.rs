@@ -169,6 +169,25 @@ pub enum Fault {
     )]
     LogLost { dir: PathBuf, detail: String },
 
+    /// This server's state was not that of the others; now, or when it last ran.
+    #[error(
+        "{report}. This server is the one that is wrong, so it does not start with this data any \
+         more. Nothing in {dirs} was removed{snapshot}: keep that, and report what happened with \
+         it, for it is a bug or a broken machine. To go on, move {dirs} away, give this server \
+         empty directories (with its myid), and it joins again by itself. If the other servers \
+         are lost for good, remove {mark} to start with this data all the same"
+    )]
+    Diverged {
+        /// How the states differed, and after which entry.
+        report: String,
+        /// The data directory, and that of the log if it is another one.
+        dirs: String,
+        /// Which snapshot is from before that, if one is known.
+        snapshot: String,
+        /// The file by which a start knows of it.
+        mark: PathBuf,
+    },
+
     /// A snapshot file is damaged.
     #[error("snapshot {path} is corrupt at byte {offset}: {reason}")]
     CorruptSnapshot {

@@ -13,8 +13,9 @@
 //! fault       why this server cannot go on, and what to do
 //! ```
 //!
-//! Below `dataDir` are `lock`, `catalog/` and `snapshot/`; below `dataLogDir` (the same directory
-//! unless configured) `log/` and `ballast`.
+//! Below `dataDir` are `lock`, `catalog/` and `snapshot/`, and `diverged` if the server stopped
+//! because its state was not that of the others; below `dataLogDir` (the same directory unless
+//! configured) `log/` and `ballast`.
 
 mod catalog;
 mod directory;
@@ -164,6 +165,11 @@ impl StorageConfig {
 
     fn snapshot_files(&self) -> PathBuf {
         self.data_dir.join("snapshot")
+    }
+
+    /// There if the state is not that of the other servers.
+    fn diverged_mark(&self) -> PathBuf {
+        self.data_dir.join("diverged")
     }
 
     fn keep(&self) -> usize {

@@ -853,3 +853,34 @@ fn progress_is_told() {
     Storage::open(config, load).unwrap();
     assert!(told.load(Ordering::Relaxed) > 1024);
 }
+
+#[test]
+fn a_server_whose_state_was_another_one_does_not_start_again_and_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let server = Running::open(&config);
+    server.write(1, entries(1..=30, 1));
+    server.save(meta(10));
+    server.save(meta(20));
+    let fault = server.log.diverged("after entry 30 it differs", 15);
+    let said = fault.to_string();
+    for part in [
+        "after entry 30 it differs. This server is the one that is wrong",
+        "(the last good snapshot is ",
+        "snapshot.000000000000000a.0000000000000001, and",
+        "give this server empty directories",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    server.log.stop();
+    drop(server);
+    let snapshots = || list_snapshots(&RealDisk, &config.snapshot_files()).unwrap();
+    let before = snapshots();
+    for _ in 0..2 {
+        assert_eq!(refusal(&config), said);
+    }
+    assert_eq!(snapshots(), before);
+    // Whoever knows better.
+    fs::remove_file(dir.path().join("diverged")).unwrap();
+    assert_eq!(Storage::open(config, load).unwrap().0.entries.len(), 10);
+}

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tracing::warn;
 
-use super::directory::{Directory, free_in, load_ballast, short_of_space};
+use super::directory::{Directory, free_in, load_ballast, mark_diverged, short_of_space};
 use super::disk::{Disk, lower_priority};
 use super::snapshot::{SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots};
 use super::wal::Wal;
@@ -197,6 +197,21 @@ impl LogHandle {
         shared.purge(&shared.config.snapshot_files())?;
         load_ballast(&*shared.disk, &shared.config.log_dir);
         Ok(())
+    }
+
+    /// Takes note, durably, that the state is not that of the other servers: the next start is to
+    /// be refused, and everything is kept. `agreed`: the last entry after which it was; 0: that is
+    /// not known. Returns what to end the process with. Blocks.
+    pub fn diverged(&self, report: &str, agreed: u64) -> Fault {
+        match self.files() {
+            Ok(files) => {
+                let shared = &files.shared;
+                // No snapshot is finished from now on, so none is removed either.
+                shared.stopping.store(true, Ordering::Relaxed);
+                mark_diverged(&shared.config, &*shared.disk, report, agreed)
+            }
+            Err(fault) => fault,
+        }
     }
 
     fn files(&self) -> Result<&Files, Fault> {

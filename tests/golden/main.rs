@@ -354,6 +354,7 @@ impl Heard {
             PeerMessage::Forward(_) => "forward".to_owned(),
             PeerMessage::Touch(_) => "touch".to_owned(),
             PeerMessage::Touched(_) => "touched".to_owned(),
+            PeerMessage::Digests(_) => "digests".to_owned(),
         };
         // Nothing of it was left out, or the other build would be told less.
         assert_eq!(message.encode(), body, "{name}");

@@ -61,6 +61,8 @@ pub enum Group {
     Recipes,
     /// 25: after the last fault everything works again.
     Liveness,
+    /// A server noticed by itself that its state is not that of the others.
+    Alarm,
     /// An assertion of the server itself.
     Panic,
 }
@@ -98,6 +100,8 @@ pub struct Checks {
     acknowledged: Zxid,
     /// Whether reads must show all of that.
     linearizable_reads: bool,
+    /// The server whose state was spoilt: it has to notice by itself.
+    pub spoilt: Option<usize>,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
@@ -119,6 +123,7 @@ impl Checks {
             shown: BTreeMap::new(),
             acknowledged: Zxid(0),
             linearizable_reads,
+            spoilt: None,
             seen: (0, 0, 0),
         }
     }
@@ -211,6 +216,9 @@ impl Checks {
             {
                 self.sessions.told(server, *session, ran_ms);
             }
+        }
+        if self.spoilt == Some(server) {
+            return Ok(());
         }
         self.cluster.is_state(server, now, state.machine.digest())?;
         if now == self.model.index {

@@ -5,6 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use zkraft::engine::PeerMessage;
+use zkraft::machine::{Machine, RestoreError};
 use zkraft::proto::peer::Touched;
 use zkraft::storage::Recovery;
 
@@ -55,6 +56,8 @@ pub enum Sabotage {
     ForgetHeard,
     /// Reads do not wait for what was answered before them, as they are said to do.
     StaleReads,
+    /// A bit of one server's state changes by itself.
+    FlipBit,
 }
 
 /// Every sabotage, and the checkers that may notice it first.
@@ -82,6 +85,7 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
     (Sabotage::StaleReads, &[Group::Replies]),
+    (Sabotage::FlipBit, &[Group::Alarm]),
 ];
 
 impl Sabotage {
@@ -126,6 +130,12 @@ impl Sabotage {
                 params.servers = 3;
                 params.linearizable_reads = true;
             }
+            Self::FlipBit => {
+                params.servers = 3;
+                // A start would have the state from the log again.
+                (params.crash_every_us, params.restart_every_us) = (0, 0);
+                (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
+            }
             _ => {}
         }
     }
@@ -144,6 +154,30 @@ impl Sabotage {
             Self::LoneVoter if server == 3 => vec![3],
             _ => voters,
         }
+    }
+
+    /// What becomes of this server's state, if anything does.
+    pub fn spoilt(self, server: usize, machine: &Machine) -> Option<Machine> {
+        if self != Self::FlipBit || server != 2 {
+            return None;
+        }
+        let image = machine.image();
+        let mut chunks: Vec<BytesMut> = image.chunks().map(|chunk| chunk[..].into()).collect();
+        // The cluster's number, which no client is ever shown, follows its name.
+        let name = b"cluster";
+        let windows = &mut chunks[0].windows(name.len());
+        let at = windows.position(|found| found == name)? + name.len();
+        chunks[0][at] ^= 1;
+        let restore = |chunks: &[BytesMut]| {
+            let chunks = chunks.iter().map(|chunk| chunk.clone().freeze());
+            Machine::restore(chunks.map(Ok::<_, ()>))
+        };
+        let Err(RestoreError::Digest { actual, .. }) = restore(&chunks) else {
+            return None;
+        };
+        // Behind two numbers of 4 bytes and four of 8.
+        chunks[0][40..48].copy_from_slice(&actual.to_be_bytes());
+        restore(&chunks).ok()
     }
 
     /// Spoils what goes to another server.

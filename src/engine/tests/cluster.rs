@@ -11,6 +11,7 @@ use raft::eraftpb::MessageType;
 
 use super::*;
 use crate::engine::members::disk_setting;
+use crate::machine::RestoreError;
 use crate::wire::request::Reconfig;
 
 /// Of the sessions (see [`hello`]).
@@ -170,6 +171,8 @@ struct Cluster {
     broken_transfers: bool,
     /// Whether questions for what is committed are lost.
     lost_read_indexes: bool,
+    /// Servers that stopped because their state was another one.
+    diverged: BTreeMap<u64, Divergence>,
 }
 
 impl Cluster {
@@ -234,6 +237,7 @@ impl Cluster {
             lost_forwards: 0,
             lost_appends: None,
             lost_read_indexes: false,
+            diverged: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             transfers: 0,
             broken_transfers: false,
@@ -434,6 +438,11 @@ impl Cluster {
                 node.outdated = out.outdated;
                 node.up = false;
                 return Vec::new();
+            }
+            if let Some(divergence) = out.diverged.take() {
+                node.up = false;
+                self.diverged.insert(server, divergence);
+                return sends;
             }
             let engine = &mut node.engine;
             let written = out.append.last().map(|append| append.number);
@@ -1504,4 +1513,161 @@ fn the_level_is_the_highest_that_all_know() {
     let mut cluster = Cluster::of_builds(&[1, 2, 3], &builds, 100, false);
     cluster.pass_linking(3_000);
     assert_eq!(cluster.levels(), [3, 3, 3]);
+}
+
+/// The state of this server changes behind its back: where its znodes have `from`, they have `to`.
+fn spoil(cluster: &Cluster, server: u64, from: &[u8], to: &[u8]) {
+    let mut state = cluster.shared(server).state.write();
+    let image = state.machine.image();
+    let mut chunks: Vec<BytesMut> = image.chunks().map(|chunk| chunk[..].into()).collect();
+    let mut found = chunks.iter_mut().filter_map(|chunk| {
+        let at = chunk.windows(from.len()).position(|part| part == from)?;
+        Some((chunk, at))
+    });
+    let (chunk, at) = found.next().expect("it is there");
+    chunk[at..at + to.len()].copy_from_slice(to);
+    let restore = |chunks: &[BytesMut]| {
+        let chunks = chunks.iter().map(|chunk| chunk.clone().freeze());
+        Machine::restore(chunks.map(Ok::<_, ()>))
+    };
+    let Err(RestoreError::Digest { actual, .. }) = restore(&chunks) else {
+        panic!("another state has another digest");
+    };
+    // Behind two numbers of 4 bytes and four of 8.
+    chunks[0][40..48].copy_from_slice(&actual.to_be_bytes());
+    state.machine = restore(&chunks).unwrap();
+}
+
+/// Writes some znodes, one of which is called `/right`.
+fn right(cluster: &mut Cluster) -> Client {
+    let leader = cluster.leader();
+    let (client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/right", 0));
+    client
+}
+
+#[test]
+fn a_server_whose_state_is_another_one_stops_though_nothing_is_written() {
+    let mut cluster = Cluster::new(3);
+    let _client = right(&mut cluster);
+    let wrong = cluster.follower();
+    cluster.pass(3_000);
+    assert!(cluster.diverged.is_empty());
+    spoil(&cluster, wrong, b"right", b"wrong");
+    cluster.pass(11_000);
+    let divergence = cluster.diverged.remove(&wrong).expect("it has noticed");
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != wrong).collect();
+    assert_eq!(divergence.servers, others);
+    let state = cluster.shared(others[0]).state.read();
+    assert_eq!(divergence.others, state.machine.digest());
+    assert_eq!(divergence.index, state.machine.applied().index);
+    drop(state);
+    let state = cluster.shared(wrong).state.read();
+    assert_eq!(divergence.own, state.machine.digest());
+    drop(state);
+    assert!(divergence.agreed > 0);
+    // The others go on.
+    cluster.pass(1_000);
+    assert!(cluster.diverged.is_empty());
+    let (mut client, _) = {
+        let leader = cluster.leader();
+        cluster.client(leader)
+    };
+    cluster.send(&client, 1, &create("/b", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    for server in others {
+        assert!(
+            cluster
+                .shared(server)
+                .metrics
+                .digest_mismatches_count
+                .value()
+                > 0
+        );
+    }
+}
+
+#[test]
+fn a_server_whose_state_is_another_one_stops_while_others_write() {
+    let mut cluster = Cluster::new(3);
+    let client = right(&mut cluster);
+    let wrong = cluster.follower();
+    spoil(&cluster, wrong, b"right", b"wrong");
+    let mut xid = 1;
+    while cluster.diverged.is_empty() {
+        xid += 1;
+        cluster.send(&client, xid, &create("/n-", 2));
+        assert!(xid < 1_100, "it is not noticed");
+    }
+    let divergence = &cluster.diverged[&wrong];
+    assert_eq!(divergence.index, Options::default().compare_every);
+}
+
+#[test]
+fn a_leader_whose_state_is_another_one_lets_another_one_lead_before_it_stops() {
+    let mut cluster = Cluster::new(3);
+    let mut client = right(&mut cluster);
+    let wrong = cluster.leader();
+    let (mut other, _) = {
+        let follower = cluster.follower();
+        cluster.client(follower)
+    };
+    cluster.pass(2_000);
+    cluster.ping(&other);
+    spoil(&cluster, wrong, b"right", b"wrong");
+    while cluster.diverged.is_empty() {
+        cluster.pass(50);
+        cluster.ping(&other);
+    }
+    assert!(cluster.diverged.contains_key(&wrong));
+    // Nobody had to notice that it is gone.
+    let leader = cluster.leader();
+    assert_ne!(leader, wrong);
+    other.frames();
+    cluster.send(&other, 1, &create("/b", 0));
+    assert_eq!(other.frames(), [ok(1)]);
+    client.frames();
+    assert_eq!(cluster.send(&client, 2, &exists("/right")), 0);
+}
+
+#[test]
+fn without_a_majority_of_one_mind_all_go_on_and_say_so() {
+    let mut cluster = Cluster::new(2);
+    let _client = right(&mut cluster);
+    cluster.pass(2_000);
+    let wrong = cluster.follower();
+    spoil(&cluster, wrong, b"right", b"wrong");
+    cluster.pass(30_000);
+    assert!(cluster.diverged.is_empty());
+    for server in cluster.servers() {
+        assert!(cluster.shared(server).is_serving());
+        assert!(
+            cluster
+                .shared(server)
+                .metrics
+                .digest_mismatches_count
+                .value()
+                > 0
+        );
+    }
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/b", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+}
+
+#[test]
+fn a_server_that_comes_late_is_told_what_the_others_had() {
+    let mut cluster = Cluster::new(3);
+    let client = right(&mut cluster);
+    let wrong = cluster.follower();
+    spoil(&cluster, wrong, b"right", b"wrong");
+    cluster.isolate(wrong);
+    for xid in 2..2_500 {
+        cluster.send(&client, xid, &create("/n-", 2));
+    }
+    cluster.cut.clear();
+    cluster.pass(3_000);
+    let divergence = &cluster.diverged[&wrong];
+    assert!(divergence.index.is_multiple_of(1_000), "{divergence}");
 }

@@ -52,7 +52,7 @@ pub(super) fn is_bulk(message: &PeerMessage) -> bool {
             MessageType::MsgAppend | MessageType::MsgSnapshot
         ),
         PeerMessage::Forward(_) => true,
-        PeerMessage::Touch(_) | PeerMessage::Touched(_) => false,
+        PeerMessage::Touch(_) | PeerMessage::Touched(_) | PeerMessage::Digests(_) => false,
     }
 }
 
@@ -67,6 +67,7 @@ fn weight(message: &PeerMessage) -> usize {
         PeerMessage::Forward(batch) => batch.encoded_len(),
         PeerMessage::Touch(touch) => touch.encoded_len(),
         PeerMessage::Touched(touched) => touched.encoded_len(),
+        PeerMessage::Digests(digests) => digests.encoded_len(),
     };
     MESSAGE_BYTES + content
 }

@@ -12,6 +12,7 @@ import lab
 import raw
 from ledger import SESSION_MS, Ledger
 
+from . import repair
 from .client import NODE_EXISTS, Client, Connection, Expired, Lost, created
 from .ensemble import SERVE_SECONDS_MAX, Ensemble
 from .failover import Trial
@@ -64,6 +65,11 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
     else:
         report.skip(name, "ZooKeeper lets an empty server vote")
     cases_on(report, kind, SNAPSHOTS, on_snapshots)
+    name = "a server whose log was forged is outvoted, and joins again with empty directories"
+    if kind == "zkraft":
+        cases_on(report, kind, CONFIG, [(name, repair.diverges)])
+    else:
+        report.skip(name, "the log's format is zkraft's")
 
 
 def cases_on(

@@ -133,7 +133,7 @@ impl World {
                 }
             }
             PeerMessage::Forward(_) => self.stats.forwards += 1,
-            PeerMessage::Raft(_) | PeerMessage::Touched(_) => {}
+            PeerMessage::Raft(_) | PeerMessage::Touched(_) | PeerMessage::Digests(_) => {}
         }
         let mut out = Outputs::default();
         let from = sender;
@@ -257,5 +257,6 @@ fn short(message: &PeerMessage) -> String {
         }
         PeerMessage::Touch(touch) => format!("touch {} {}", touch.number, touch.heard.len()),
         PeerMessage::Touched(touched) => format!("touched {touched:?}"),
+        PeerMessage::Digests(digests) => format!("digests {digests:?}"),
     }
 }

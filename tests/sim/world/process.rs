@@ -122,6 +122,8 @@ impl World {
             session_tick_ms: self.params.session_tick_ms,
             min_session_timeout_ms: self.params.timeouts_ms.0,
             max_session_timeout_ms: self.params.timeouts_ms.1,
+            // Runs are short.
+            compare_every: 20,
             sync_limit_ms: self.params.sync_limit_ms,
             linearizable_reads: self.params.linearizable_reads
                 && self.sabotage != Sabotage::StaleReads,
@@ -235,7 +237,20 @@ impl World {
             .handle(Event::Tick, now_ms, &mut out);
         self.send_to_peers(server, out.sends)?;
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
+        self.spoil(server);
         self.turn(server)
+    }
+
+    /// Sabotaged: the state changes by itself, once.
+    fn spoil(&mut self, server: usize) {
+        let shared = self.process(server).engine.shared();
+        let mut state = shared.state.write();
+        if self.checks.spoilt.is_none()
+            && let Some(machine) = self.sabotage.spoilt(server, &state.machine)
+        {
+            state.machine = machine;
+            self.checks.spoilt = Some(server);
+        }
     }
 
     pub(super) fn turn(&mut self, server: usize) -> Verdict {
@@ -247,6 +262,9 @@ impl World {
         let mut out = Outputs::default();
         process.engine.turn(now_ms, wall_ms, &mut out);
         self.look_who_leads(server)?;
+        if let Some(divergence) = out.diverged {
+            return broken(Group::Alarm, format!("9: {server} stops: {divergence}"));
+        }
         for append in out.append {
             self.append(server, append)?;
         }
