@@ -15,7 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use zkraft::engine::SnapshotMeta;
+use zkraft::engine::{Options, Setup, SnapshotMeta, Survivor, Unfit};
+use zkraft::machine::{Machine, OriginId};
 use zkraft::proto::log::{HardState, LogEntry, Membership, Record, SnapshotMark};
 use zkraft::storage::{
     Disk, Fault, Identity, Known, Recovery, SnapshotReader, Wal, WalOptions, list_snapshots,
@@ -695,4 +696,111 @@ fn rot_in_the_last_group_without_a_seal_is_cut_with_a_warning() {
         server.check(recovery);
     }
     assert!(cut > 0);
+}
+
+fn machine(reader: Option<SnapshotReader>) -> Result<Machine, Fault> {
+    let Some(reader) = reader else {
+        return Ok(Machine::new());
+    };
+    let path = reader.path().to_owned();
+    Machine::restore(reader).map_err(|error| Fault::RejectedSnapshot {
+        path,
+        reason: error.to_string(),
+    })
+}
+
+/// A server of three, whose log makes a state.
+fn survivor(recovery: Recovery<Machine>) -> Survivor {
+    Survivor::new(Setup {
+        origin: OriginId {
+            server: IDENTITY.server,
+            disk: IDENTITY.disk,
+            incarnation: recovery.incarnation,
+        },
+        options: Options::default(),
+        random: Box::new(|| [0; 16]),
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+        machine: recovery.machine,
+        hard_state: recovery.hard_state,
+        membership: recovery.membership.expect("it was written first"),
+        entries: recovery.entries,
+        snapshot_due: false,
+        admitted: false,
+    })
+}
+
+/// The power goes while a survivor is made a cluster of its own.
+#[test]
+fn a_survivor_is_a_cluster_of_its_own_wholly_or_not_at_all() {
+    let known = Known {
+        identity: IDENTITY,
+        incarnation: None,
+        last_group: None,
+    };
+    let (mut as_before, mut done, mut snapshots) = (0, 0, 0);
+    for seed in seeds(200) {
+        let mut rng = seeded(seed);
+        let mut chance = seeded(rng.next_u64());
+        let faulty = FaultyDisk::new(move |end| chance.next_u64() % end);
+        let disk: Arc<dyn Disk> = Arc::new(faulty.clone());
+        let open = || {
+            let dirs = (Path::new(LOG), Path::new(SNAPSHOTS));
+            recover(&disk, dirs, OPTIONS, known, None, machine)
+        };
+        let (_, mut wal) = open().expect("the disk works");
+        let entry = |index| LogEntry {
+            term: 2,
+            index,
+            ..LogEntry::default()
+        };
+        let mut first = mark(0, 0);
+        first.entries = (1..=1 + rng.next_u64() % 40).map(entry).collect();
+        first.mark.as_mut().and_then(|mark| {
+            let voters = vec![1, 2, 3];
+            mark.membership.replace(Membership {
+                voters,
+                ..Membership::default()
+            })
+        });
+        wal.write(&[first])
+            .and_then(|_| wal.sync())
+            .expect("the disk works");
+        drop(wal);
+
+        let (recovery, mut wal) = open().expect("the disk works");
+        let before = recovery.entries.clone();
+        let alone = survivor(recovery).alone(7, 0).expect("it is one of three");
+        let after = [&before[..], &alone.record.entries].concat();
+        faulty.set_faults(Faults {
+            power_for: Some(rng.next_u64() % 12),
+            ..Faults::default()
+        });
+        let written = wal.write(&[alone.record]).and_then(|_| wal.sync());
+        let (is_durable, dir) = (written.is_ok(), Path::new(SNAPSHOTS));
+        let chunks = alone.image.chunks();
+        let saved = write_snapshot(&disk, dir, IDENTITY.cluster, &alone.meta, chunks).is_ok();
+        drop(wal);
+        faulty.crash();
+
+        let (recovery, _) = open().expect("the disk works");
+        let found = recovery.entries.clone();
+        let has_snapshot = recovery.snapshot.is_some();
+        let commit = recovery.hard_state.commit;
+        let again = survivor(recovery).alone(8, 0);
+        if found == before {
+            assert!(!is_durable, "seed {seed}");
+            assert!(again.is_ok(), "seed {seed}: it can be tried again");
+            as_before += 1;
+        } else {
+            let expected = if has_snapshot { &[] } else { &after[..] };
+            assert_eq!(found, expected, "seed {seed}");
+            assert!(has_snapshot || !saved, "seed {seed}");
+            assert_eq!(commit, after.len() as u64, "seed {seed}");
+            assert_eq!(again.err(), Some(Unfit::Alone), "seed {seed}");
+            done += 1;
+            snapshots += u64::from(has_snapshot);
+        }
+    }
+    println!("{as_before} as before, {done} done, {snapshots} with a snapshot");
+    assert!(as_before > 0 && done > snapshots && snapshots > 0);
 }

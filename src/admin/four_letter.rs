@@ -569,7 +569,7 @@ fn java_address(address: SocketAddr) -> String {
 }
 
 /// A time as Java's `Date` writes it, in UTC: `Mon Nov 23 08:00:56 UTC 2026`.
-fn java_date(unix_ms: i64) -> String {
+pub fn java_date(unix_ms: i64) -> String {
     const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",

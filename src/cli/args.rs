@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchArguments;
+use super::recover::RecoverArguments;
 use super::status::StatusArguments;
 use crate::config::{Given, Origin};
 
@@ -27,6 +28,7 @@ Examples:
                                           one of three pods, without server lines and myid
   zkraft check-config zoo.cfg             what the file means here, without starting
   zkraft status --server HOST:2181        whether it serves, who leads, how far behind it is
+  zkraft recover --show zoo.cfg           after the loss of a majority: how far this survivor is
   zkraft bench get --versus HOST:2181     how fast, beside another server of the protocol
 
 Connect with any ZooKeeper client:
@@ -54,6 +56,29 @@ Examples:
 The load lives below /zkraft-bench-PID and is removed afterwards. `bare echo` in the table is the
 same load against a server that does nothing: the ceiling, and what the generator itself takes.";
 
+const RECOVER_ABOUT: &str = "\
+Make the last survivor of a lost ensemble a cluster of its own.
+
+For the day on which a majority of the servers is gone for good. As long as one of them may come
+back with its data, wait: nothing is lost then. Whatever was acknowledged and has not reached the
+survivor is lost, so choose the survivor that has most: run `zkraft recover --show` on each of them,
+and take the one whose last entry has the highest term and, where terms are equal, the highest
+index.
+
+The server must not run. It tells how far it is, what may be lost, and asks for words that must be
+typed. Then its log says that it is the only member of a new cluster: the other servers are refused
+with their old data, and are added again with empty directories by reconfig.";
+
+const RECOVER_EXAMPLES: &str = "\
+Examples:
+  zkraft recover --show zoo.cfg    how far this survivor is; nothing is changed
+  zkraft recover zoo.cfg           says what may be lost, and asks
+  zkraft recover zoo.cfg --confirm 'lose what only the others have'
+                                   the same in a script
+
+Exit codes: 0 done, 1 refused or not confirmed and nothing changed, 2 wrong arguments or
+configuration.";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "zkraft",
@@ -76,10 +101,19 @@ pub enum Command {
     CheckConfig(Target),
     /// Say how a server is, or, for probes, whether it runs or serves (exit code 1: not)
     Status(StatusArguments),
+    /// Make the last survivor of a lost ensemble a cluster of its own
+    #[command(long_about = RECOVER_ABOUT, after_help = RECOVER_EXAMPLES)]
+    Recover(RecoverArguments),
     /// Load a server, or two in turn, and say how fast it is; any that speaks the protocol
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArguments),
 }
+
+const FOUND_HELP: &str = "A majority of empty servers may found the ensemble. DANGER: see --help";
+const FOUND_LONG_HELP: &str = "\
+Found a new ensemble as soon as a majority of its servers is there, not only once all are.
+DANGER: if servers with data are among those that are not there, a second cluster begins
+beside theirs, and what only they have is lost. For a first start only: leave it out then";
 
 /// Which configuration.
 #[derive(Args, Debug)]

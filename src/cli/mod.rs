@@ -10,6 +10,7 @@ mod check;
 mod limits;
 mod logging;
 mod progress;
+mod recover;
 mod status;
 mod supervise;
 
@@ -154,6 +155,10 @@ fn run(
                     1
                 }
             };
+        }
+        Some(Command::Recover(recover)) => {
+            let loaded = load(&recover.target, &arguments.flags, environment);
+            return recover::run(recover, &arguments.flags, loaded, out, err);
         }
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };

@@ -1,6 +1,7 @@
 //! Builds the parts of a server, wires them together, starts and stops them.
 
 mod peers;
+mod recover;
 mod view;
 
 use std::io;
@@ -31,6 +32,7 @@ use crate::storage::{
 use crate::watch::WatchLimits;
 
 pub use peers::Network;
+pub use recover::{RecoverError, Stopped};
 pub use view::ServerView;
 
 /// Time between two ticks of the engine.
@@ -158,7 +160,7 @@ impl Server {
         }
         let identity = recovered.identity;
         let me = peers::me(identity, recovered.incarnation, config);
-        let engine = engine(config, recovered, metrics.clone(), clock)?;
+        let engine = Engine::new(setup(config, recovered, metrics.clone())?, clock.now_ms());
         let shared = engine.shared();
         let files = Files {
             log: log.clone(),
@@ -388,12 +390,11 @@ fn in_memory(config: &Config) -> Recovered<Machine> {
     }
 }
 
-fn engine(
+fn setup(
     config: &Config,
     recovered: Recovered<Machine>,
     metrics: Arc<Metrics>,
-    clock: Clock,
-) -> Result<Engine, StartError> {
+) -> Result<Setup, StartError> {
     // Asked once here, so that a system without entropy fails at the start and not in a handshake.
     getrandom::fill(&mut [0; 16]).map_err(|error| StartError::Entropy(error.to_string()))?;
     let random = || {
@@ -424,7 +425,7 @@ fn engine(
             ..Membership::default()
         },
     };
-    let setup = Setup {
+    Ok(Setup {
         origin: OriginId {
             server: identity.server,
             disk: identity.disk,
@@ -439,8 +440,7 @@ fn engine(
         entries,
         snapshot_due,
         admitted: config.quorum.is_none(),
-    };
-    Ok(Engine::new(setup, clock.now_ms()))
+    })
 }
 
 fn options(config: &Config, metrics: Arc<Metrics>) -> Options {

@@ -31,6 +31,7 @@ mod wal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -47,7 +48,7 @@ pub use self::snapshot::{
 };
 pub use self::thread::LogHandle;
 pub use self::wal::{Replay, Wal, WalOptions, WalStart};
-use crate::proto::log::{HardState, LogEntry, Membership};
+use crate::proto::log::{HardState, LogEntry, Membership, Record};
 
 /// Whose data it is. Made once, with the directory.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -159,6 +160,11 @@ impl StorageConfig {
         }
     }
 
+    /// Whether there is a log: not before the first start.
+    pub fn has_log(&self) -> bool {
+        self.log_files().is_dir()
+    }
+
     fn log_files(&self) -> PathBuf {
         self.log_dir.join("log")
     }
@@ -268,6 +274,49 @@ impl Storage {
             directory,
         };
         Ok((recovered, storage))
+    }
+
+    /// Writes one last record to the log, which is there wholly or not at all, and for good if this
+    /// succeeds.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn write(&mut self, last: Record) -> Result<(), Fault> {
+        self.wal.write(&[last])?;
+        self.wal.sync()
+    }
+
+    /// Writes a snapshot of where the log ends.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn write_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        chunks: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(), Fault> {
+        let dir = self.config.snapshot_files();
+        let cluster = self.directory.identity().cluster;
+        write_snapshot(&self.disk, &dir, cluster, meta, chunks)?;
+        self.write(Record {
+            mark: Some(meta.mark()),
+            ..Record::default()
+        })?;
+        self.directory.wrote(meta.index);
+        let files = list_snapshots(&*self.disk, &dir)?;
+        self.directory.set_snapshots(&files);
+        Ok(())
+    }
+
+    /// Closes the directories without having started anything.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn close(mut self) -> Result<(), Fault> {
+        self.wal.seal_if_idle()?;
+        self.wal.sync()?;
+        self.directory.stopped(self.wal.last_group());
+        Ok(())
     }
 
     /// Starts the log thread. `on_persisted` gets the highest number that is durable, `on_fault`

@@ -1671,3 +1671,138 @@ fn a_server_that_comes_late_is_told_what_the_others_had() {
     let divergence = &cluster.diverged[&wrong];
     assert!(divergence.index.is_multiple_of(1_000), "{divergence}");
 }
+
+/// What a start would be given of this log, which has no snapshot.
+fn recovered(origin: OriginId, kept: &Kept) -> Setup {
+    Setup {
+        origin,
+        options: Options::default(),
+        random: Box::new(|| [7; 16]),
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+        machine: Machine::new(),
+        hard_state: kept.hard_state,
+        membership: kept.membership.clone().unwrap_or_default(),
+        entries: kept.entries.clone(),
+        snapshot_due: false,
+        admitted: false,
+    }
+}
+
+/// This server's next start.
+fn next_start(server: u64, node: &Node) -> OriginId {
+    OriginId {
+        server: server as u32,
+        disk: node.disk,
+        incarnation: node.boot + 1,
+    }
+}
+
+#[test]
+fn a_survivor_becomes_a_cluster_of_its_own_with_all_that_it_has() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let survivor = cluster.leader();
+    let (mut client, given) = cluster.client(survivor);
+    cluster.send(&client, 1, &create("/acknowledged", 0));
+    // Nobody knows any more what became of this.
+    cluster.isolate(survivor);
+    cluster.send(&client, 2, &create("/only-here", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    let before = {
+        let state = cluster.shared(survivor).state.read();
+        let cluster = state.machine.setting(CLUSTER_SETTING);
+        (state.machine.zxid(), cluster)
+    };
+    let node = &cluster.nodes[survivor as usize - 1];
+    let (mut origin, mut kept) = (next_start(survivor, node), node.kept.clone());
+
+    let setup = recovered(origin, &kept);
+    let last = setup.entries.last().map(|entry| entry.index).unwrap();
+    let dead = Survivor::new(setup);
+    let facts = dead.facts().clone();
+    assert_eq!((facts.server, facts.last.index), (survivor, last));
+    assert!(facts.committed < last && facts.zxid > before.0);
+    assert_eq!(facts.membership.voters.len(), 3);
+    let Alone {
+        record,
+        meta,
+        image,
+    } = dead.alone(0x77, 5_000_000).unwrap();
+    kept.write(&record);
+
+    origin.incarnation += 1;
+    let mut alone = Cluster::configured(&[1, 2, 3], 3, 200, false);
+    let build = Build::of(FEATURE_LEVEL);
+    let started = Node::start(origin, &[1, 2, 3], false, build, kept, 0, &|_| ());
+    alone.nodes[survivor as usize - 1] = started;
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != survivor).collect();
+    alone.pass(500);
+    assert_eq!(alone.members(), (vec![survivor], vec![]));
+    assert!(alone.shared(survivor).is_serving());
+    assert!(alone.has(survivor, "/acknowledged") && alone.has(survivor, "/only-here"));
+    assert!(alone.knows(survivor, given.session));
+    {
+        // Before its first own entry it is as the snapshot has it.
+        assert_eq!(
+            (meta.index, meta.digest),
+            (image.applied().index, image.digest())
+        );
+        let state = alone.shared(survivor).state.read();
+        assert_eq!(state.machine.applied().index, meta.index + 1);
+        assert_eq!(meta.membership.voters, [survivor]);
+        assert_eq!(state.machine.setting(CLUSTER_SETTING), 0x77);
+        assert_ne!(before.1, 0x77);
+        let ensemble = state.machine.ensemble().unwrap();
+        let members: Vec<u64> = ensemble
+            .members()
+            .iter()
+            .map(|line| line.id.into())
+            .collect();
+        assert_eq!(members, [survivor]);
+        for other in &others {
+            assert_eq!(state.machine.setting(&disk_setting(*other)), 0);
+            assert!(!alone.shared(survivor).is_member(*other as u32));
+        }
+        // Far above whatever clients can have seen of the others.
+        assert!(state.machine.zxid().epoch() > before.0.epoch() + 1_000_000);
+    }
+    // The session has its full timeout, and comes back with what it has seen.
+    let mut again = alone.attach(survivor, given.session, &given.password);
+    assert_eq!(again.connect_response().unwrap().session, given.session);
+    // The others are taken in with empty disks.
+    let joining: Vec<String> = others
+        .iter()
+        .map(|id| format!("{};2181", line(*id)))
+        .collect();
+    alone.send(&again, 1, &reconfig(&joining.join(","), ""));
+    assert_eq!(again.frames(), [ok(1)]);
+    alone.pass_linking(4_000);
+    assert_eq!(alone.members(), (vec![1, 2, 3], vec![]));
+    alone.agree();
+    alone.die(survivor);
+    alone.pass(2_000);
+    assert!(alone.has(others[0], "/acknowledged") && alone.has(others[1], "/only-here"));
+    assert!(others.contains(&alone.leader()));
+}
+
+#[test]
+fn only_one_of_several_can_become_a_cluster_of_its_own() {
+    let mut cluster = Cluster::configured(&[1], 1, 100, true);
+    cluster.pass(1_000);
+    let node = &cluster.nodes[0];
+    let alone = Survivor::new(recovered(next_start(1, node), &node.kept));
+    assert_eq!(alone.alone(7, 0).err(), Some(Unfit::Alone));
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (mut client, _) = {
+        let leader = cluster.leader();
+        cluster.client(leader)
+    };
+    let removed = cluster.follower();
+    cluster.send(&client, 1, &reconfig("", &removed.to_string()));
+    assert_eq!(client.frames(), [ok(1)]);
+    cluster.pass_linking(1_000);
+    let node = &cluster.nodes[removed as usize - 1];
+    let stale = Survivor::new(recovered(next_start(removed, node), &node.kept));
+    assert_eq!(stale.alone(7, 0).err(), Some(Unfit::Removed));
+}

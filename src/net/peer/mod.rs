@@ -292,7 +292,8 @@ impl Shared {
             return Err(format!(
                 "server {} is of cluster {:016x}, and server {} is of cluster {:016x}: correct the \
                  server.N lines; or, if a server with the data of another cluster is to join this \
-                 one, empty its data and log directories",
+                 one (as the others are after `zkraft recover`), empty its data and log \
+                 directories and add it with reconfig",
                 me.server, me.cluster, other.server, other.cluster
             ));
         }

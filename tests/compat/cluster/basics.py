@@ -70,6 +70,15 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         cases_on(report, kind, CONFIG, [(name, repair.diverges)])
     else:
         report.skip(name, "the log's format is zkraft's")
+    alone = [
+        ("two of three are destroyed: the third one recovers, and is joined", repair.recovers),
+    ]
+    for name, case in alone:
+        if kind == "zkraft":
+            with report.case(name):
+                case(kind)
+        else:
+            report.skip(name, "zkraft's own")
 
 
 def cases_on(

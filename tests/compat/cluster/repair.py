@@ -1,19 +1,28 @@
-"""Cases in which an operator must act: servers that differ."""
+"""Cases in which an operator must act: servers that differ, and lost majorities."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import struct
+import subprocess
 import time
 
 import lab
+import raw
+from ledger import SESSION_MS, Ledger
 
+from .client import Client, Lost
 from .ensemble import Ensemble, Member
-from .network import SERVERS
+from .network import SERVERS, Loopback
 
+RECONFIG = 16
 # How long servers may take to notice that they differ, and to end.
 NOTICE_SECONDS_MAX = 30
+WORDS = "lose what only the others have"
 MISMATCHES = "zk_digest_mismatches_count\t"
+ACKNOWLEDGED = 500
 SECTOR = 512
 
 
@@ -124,3 +133,137 @@ def _crc32c_of(byte: int) -> int:
 
 
 CRC32C = [_crc32c_of(byte) for byte in range(256)]
+
+
+# --- Lost majorities ------------------------------------------------------------------------------
+
+
+def recovers(kind: lab.Kind) -> None:
+    """Two of three are destroyed; the third goes on alone, and two new ones are added to it."""
+    config = {"tickTime": "500", "reconfigEnabled": "true", "skipACL": "yes"}
+    with Ensemble(kind, Loopback(), config, name=f"{kind} recover") as ensemble:
+        ensemble.start()
+        servers = ensemble.servers
+        ledger = Ledger(workers=4)
+        port = servers[1].port
+        prepared = raw.Raw(port, SESSION_MS, host=servers[1].host)
+        ledger.prepare(prepared)
+        prepared.close()
+        ledger.start(port, [server.host for server in servers.values()])
+        lab.wait_until(lambda: ledger.answered() >= ACKNOWLEDGED, "the load", 60)
+        client = Client(ensemble.places(), 30_000)
+        assert client.create("/mine", b"", raw.EPHEMERAL).error == 0
+        session, seen = client.session, client.seen
+        client.leave()
+
+        refused = zkraft("recover", servers[1], "--show")
+        assert refused.returncode == 1 and "in use by another zkraft" in refused.stderr, refused
+        for server in servers.values():
+            server.kill9()
+        ledger.join()
+
+        # The one that has most. (With three alive, the two others together have all there is.)
+        standing = {number: standing_of(server) for number, server in servers.items()}
+        survivor = max(standing, key=lambda number: standing[number])
+        print(f"  last entries, by term and index: {standing}; {survivor} survives")
+        others = [number for number in SERVERS if number != survivor]
+        saved = ensemble.servers[others[0]].home / "saved"
+        subprocess.run(["cp", "-a", servers[others[0]].data_dir, saved], check=True)
+        for number in others:
+            servers[number].wipe()
+
+        dead = servers[survivor]
+        before = standing_of(dead)
+        for words in ([], ["--confirm", "yes"]):
+            done = zkraft("recover", dead, *words)
+            assert done.returncode == 1 and "nothing was changed" in done.stderr, done
+        assert standing_of(dead) == before
+        done = zkraft("recover", dead, "--confirm", WORDS)
+        assert done.returncode == 0, done
+        assert "is a cluster of its own now" in done.stdout and "is LOST" in done.stdout, done
+        again = zkraft("recover", dead, "--confirm", WORDS)
+        assert again.returncode == 1 and "it is the only member already" in again.stderr, again
+
+        dead.spawn()
+        ensemble.wait_for(survivor)
+        checking = raw.Raw(dead.port, SESSION_MS, host=dead.host)
+        ledger.check(checking)
+        checking.close()
+        print(f"  all of {ledger.answered()} acknowledged writes are there")
+        # The session goes on, of a client that has seen zxids of before.
+        client.addresses = [dead.place]
+        assert client.get("/mine") is not None and client.session == session
+        assert client.seen >> 32 > (seen >> 32) + 1000, "the epoch did not jump"
+        with ensemble.client(survivor) as reader:
+            assert reader.create("/after-the-loss").error == 0
+
+        # With its old data none of the others comes back.
+        stranger = servers[others[0]]
+        stranger.wipe()
+        subprocess.run(["cp", "-aT", saved, stranger.data_dir], check=True)
+        stranger.spawn()
+        lab.wait_until(
+            lambda: "empty its data and log directories and add it with reconfig"
+            in stranger.log_tail(200),
+            "the stranger to be told",
+            NOTICE_SECONDS_MAX,
+        )
+        assert not stranger.serves()
+        stranger.kill9()
+        stranger.wipe()
+
+        for number in others:
+            servers[number].spawn()
+        time.sleep(1)
+        assert not any(servers[number].serves() for number in others), "nobody let them in"
+        for number in others:
+            line = f"server.{number}={servers[number].host}:2888:3888;{servers[number].port}"
+            body = raw.text(line) + b"\xff" * 8 + struct.pack(">q", -1)
+            reply = client.call(RECONFIG, body)
+            assert reply.error == 0, reply
+        ensemble.wait_for(*others)
+        # They count: one may go.
+        wait_for_votes(dead)
+        client.addresses = ensemble.places()
+        dead.kill9()
+        deadline = time.monotonic() + NOTICE_SECONDS_MAX
+        while True:
+            with contextlib.suppress(Lost):
+                assert client.create("/with-new-ones").error == 0
+                break
+            assert time.monotonic() < deadline, "the new ones are no majority"
+        for number in others:
+            checking = raw.Raw(servers[number].port, SESSION_MS, host=servers[number].host)
+            ledger.check(checking)
+            checking.close()
+        client.end()
+
+
+def standing_of(server: Member) -> tuple[int, int]:
+    """Term and index of the last entry, as its operator is told."""
+    shown = zkraft("recover", server, "--show")
+    assert shown.returncode == 0, shown
+    found = re.search(r"last entry +term (\d+), index (\d+)", shown.stdout)
+    assert found, shown.stdout
+    return int(found[1]), int(found[2])
+
+
+def wait_for_votes(server: Member) -> None:
+    lab.wait_until(
+        lambda: server.look("mntr", "zk_quorum_size\t") == "3", "three votes", NOTICE_SECONDS_MAX
+    )
+
+
+def zkraft(command: str, server: Member, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command on a server's configuration; nobody is there to answer it."""
+    configured = [lab.zkraft_binary(), command, str(server.home / "zoo.cfg"), *words]
+    return subprocess.run(
+        configured,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+        cwd=server.home,
+        timeout=60,
+    )
