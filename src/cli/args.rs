@@ -96,7 +96,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run on a ZooKeeper configuration file
-    Serve(Target),
+    Serve(ServeArguments),
     /// Say what a configuration file means here, without starting (exit code 1: refused)
     CheckConfig(Target),
     /// Say how a server is, or, for probes, whether it runs or serves (exit code 1: not)
@@ -114,6 +114,24 @@ const FOUND_LONG_HELP: &str = "\
 Found a new ensemble as soon as a majority of its servers is there, not only once all are.
 DANGER: if servers with data are among those that are not there, a second cluster begins
 beside theirs, and what only they have is lost. For a first start only: leave it out then";
+
+/// What to run.
+#[derive(Args, Debug)]
+pub struct ServeArguments {
+    #[arg(long, help = FOUND_HELP, long_help = FOUND_LONG_HELP)]
+    pub found_with_majority: bool,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+impl ServeArguments {
+    /// The flags of this command alone.
+    pub fn given(&self) -> Vec<Given> {
+        let flag = "--found-with-majority";
+        let given = || setting("foundWithMajority", "true", flag);
+        self.found_with_majority.then(given).into_iter().collect()
+    }
+}
 
 /// Which configuration.
 #[derive(Args, Debug)]

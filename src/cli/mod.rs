@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::config::{Config, Invalid, Loaded};
+use crate::config::{Config, Given, Invalid, Loaded};
 
 pub use limits::open_files;
 pub use progress::log_progress;
@@ -127,22 +127,27 @@ fn run(
                     start,
                 )
             }),
-        Some(Command::Serve(target)) => load(target, &arguments.flags, environment)
-            .map_err(Failure::from)
-            .and_then(|loaded| {
-                serve(
-                    loaded,
-                    &arguments.flags,
-                    Announcement::Line,
-                    out,
-                    signals,
-                    start,
-                )
-            }),
+        Some(Command::Serve(wanted)) => load(
+            &wanted.target,
+            wanted.given(),
+            &arguments.flags,
+            environment,
+        )
+        .map_err(Failure::from)
+        .and_then(|loaded| {
+            serve(
+                loaded,
+                &arguments.flags,
+                Announcement::Line,
+                out,
+                signals,
+                start,
+            )
+        }),
         Some(Command::CheckConfig(target)) => {
             return check::run(
                 target,
-                load(target, &arguments.flags, environment),
+                load(target, Vec::new(), &arguments.flags, environment),
                 out,
                 err,
             );
@@ -157,7 +162,7 @@ fn run(
             };
         }
         Some(Command::Recover(recover)) => {
-            let loaded = load(&recover.target, &arguments.flags, environment);
+            let loaded = load(&recover.target, Vec::new(), &arguments.flags, environment);
             return recover::run(recover, &arguments.flags, loaded, out, err);
         }
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
@@ -175,8 +180,14 @@ fn run(
     failure.exit_code()
 }
 
-fn load(target: &Target, flags: &Flags, environment: Environment<'_>) -> Result<Loaded, Invalid> {
-    let given = [target.pod.given(environment), flags.given()].concat();
+/// `own`: what the flags of the command itself say.
+fn load(
+    target: &Target,
+    own: Vec<Given>,
+    flags: &Flags,
+    environment: Environment<'_>,
+) -> Result<Loaded, Invalid> {
+    let given = [target.pod.given(environment), flags.given(), own].concat();
     match target.file() {
         Some(path) => Loaded::file(path, &given, flags.in_memory),
         None => {

@@ -180,6 +180,27 @@ fn serve_runs_on_a_file_that_flags_override() {
 }
 
 #[test]
+fn founding_with_a_majority_is_asked_for_by_a_flag_and_warned_of() {
+    let three = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\nclusterSecretFile=/secret\n";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("myid"), "2\n").unwrap();
+    let zoo_cfg = file(&format!(
+        "dataDir={}\nclientPort=2181\n{three}",
+        dir.path().display()
+    ));
+    let path = zoo_cfg.path().to_str().unwrap();
+    let config = zkraft(&["serve", path]).config.unwrap();
+    assert!(!config.found_with_majority);
+    let config = zkraft(&["serve", path, "--found-with-majority"]).config;
+    assert!(config.unwrap().found_with_majority);
+    let checked = zkraft(&["check-config", path, "--set", "foundWithMajority=true"]);
+    let warning = "--set: foundWithMajority: if these servers are empty, 2 of 3 found an ensemble";
+    assert!(checked.out.contains(warning), "{}", checked.out);
+    let help = zkraft(&["serve", "--help"]).out;
+    assert!(help.contains("DANGER"), "{help}");
+}
+
+#[test]
 fn serve_understands_zookeepers_own_arguments() {
     let ran = zkraft(&["serve", "2181", "/nonexistent", "1000", "7"]);
     let config = ran.config.unwrap();

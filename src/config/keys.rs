@@ -846,6 +846,16 @@ pub static TABLE: &[Key] = &[
         |config| config.feature_level_max.to_string(),
     ),
     honoured(
+        "foundWithMajority",
+        "false",
+        "true: a new ensemble is founded as soon as a majority of its servers is there, not only \
+         once all are. For a first start only: if the data of a majority is ever lost while this \
+         is set, the empty servers found a second cluster, and what only the others have is lost. \
+         Not in ZooKeeper",
+        |draft, value| boolean(value).map(|on| draft.config.found_with_majority = on),
+        |config| config.found_with_majority.to_string(),
+    ),
+    honoured(
         "linearizableReads",
         "false",
         "Every read of this server's clients sees all that was answered to anyone before it was \

@@ -60,6 +60,8 @@ pub struct Config {
     /// The highest feature level that this server agrees to raise the ensemble to; 0 means any that
     /// it knows.
     pub feature_level_max: u32,
+    /// Whether a majority of empty servers may found the ensemble without the others.
+    pub found_with_majority: bool,
 
     /// tickTime: sessions expire on multiples of it.
     pub tick_ms: u32,

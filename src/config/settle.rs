@@ -216,6 +216,7 @@ impl Draft {
                 read_only_mode: false,
                 cluster_secret_file: None,
                 feature_level_max: 0,
+                found_with_majority: false,
                 tick_ms: 3000,
                 min_session_timeout_ms: 6000,
                 max_session_timeout_ms: 60_000,

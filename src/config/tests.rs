@@ -241,6 +241,7 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
         ("readonlymode.enabled", "true"),
         ("localSessionsEnabled", "true"),
         ("localSessionsUpgradingEnabled", "true"),
+        ("foundWithMajority", "true"),
     ];
     let defaults = config(REQUIRED);
     for key in TABLE {

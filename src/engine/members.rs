@@ -5,7 +5,9 @@
 //! with an empty disk could vote a second time, or for a log that lacks what it had acknowledged.
 //! So an empty server takes no part at all until some server that knows the cluster says that this
 //! very disk is bound, or until all the others are there and as empty as it is: then the cluster is
-//! new.
+//! new. Operators may say that a majority is enough for that. Then they must know that whoever is
+//! not there has nothing: a majority of wiped servers would begin a second cluster, and what only
+//! the others have would be lost.
 //!
 //! When a leader's process is gone, which a refused connection tells at once, the others need not
 //! wait for an election timeout: they forget it and campaign one after the other. Raft's pre-vote
@@ -59,18 +61,22 @@ pub struct Standing {
     id: u64,
     disk: u64,
     admitted: bool,
+    /// Whether a majority may found a cluster without the others.
+    by_majority: bool,
     linked: BTreeMap<u64, Introduction>,
     /// The disk, and since when the server comes with it.
     strangers: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Standing {
-    /// `admitted`: this server has a log of its own, or is alone.
-    pub fn new(id: u64, disk: u64, admitted: bool) -> Self {
+    /// `admitted`: this server has a log of its own, or is alone. `by_majority`: a majority may
+    /// found a cluster without the others.
+    pub fn new(id: u64, disk: u64, admitted: bool, by_majority: bool) -> Self {
         Self {
             id,
             disk,
             admitted,
+            by_majority,
             linked: BTreeMap::new(),
             strangers: BTreeMap::new(),
         }
@@ -98,7 +104,13 @@ impl Standing {
         let is_new = |voter: &u64| {
             *voter == self.id || self.linked.get(voter).is_some_and(|other| !other.formed)
         };
-        self.admitted = voters.contains(&self.id) && voters.iter().all(is_new);
+        let new = voters.iter().filter(|voter| is_new(voter)).count();
+        let is_known_to_be_formed = self.linked.values().any(|other| other.formed);
+        let are_enough = match self.by_majority {
+            true => new > voters.len() / 2 && !is_known_to_be_formed,
+            false => new == voters.len(),
+        };
+        self.admitted = voters.contains(&self.id) && are_enough;
         self.admitted.then_some(Admission::Founder)
     }
 
@@ -308,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_new_cluster_begins_once_all_are_there_and_empty() {
-        let mut standing = Standing::new(1, 7, false);
+        let mut standing = Standing::new(1, 7, false, false);
         assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3]), None);
         standing.unlinked(2);
         assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
@@ -318,8 +330,24 @@ mod tests {
     }
 
     #[test]
+    fn a_majority_founds_if_it_may_and_nobody_has_anything() {
+        let mut standing = Standing::new(1, 7, false, true);
+        let five = [1, 2, 3, 4, 5];
+        assert_eq!(standing.linked(2, other(false, 0), &five), None);
+        // This one has a log, and may soon be able to say what is in it.
+        assert_eq!(standing.linked(4, other(true, 0), &five), None);
+        assert_eq!(standing.linked(3, other(false, 0), &five), None);
+        standing.unlinked(4);
+        let founder = Some(Admission::Founder);
+        assert_eq!(standing.linked(3, other(false, 0), &five), founder);
+        let mut of_two = Standing::new(1, 7, false, true);
+        assert_eq!(of_two.linked(3, other(false, 0), &[1, 2]), None);
+        assert_eq!(of_two.linked(2, other(false, 0), &[1, 2]), founder);
+    }
+
+    #[test]
     fn an_empty_server_waits_until_its_disk_is_bound() {
-        let mut standing = Standing::new(1, 7, false);
+        let mut standing = Standing::new(1, 7, false, false);
         assert_eq!(standing.linked(2, other(true, 0), &[1, 2, 3]), None);
         assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
         let older = other(true, 8);
@@ -334,7 +362,7 @@ mod tests {
 
     #[test]
     fn one_that_is_no_voter_founds_nothing() {
-        let mut standing = Standing::new(4, 7, false);
+        let mut standing = Standing::new(4, 7, false, false);
         assert_eq!(standing.linked(1, other(false, 0), &[1]), None);
         let joiner = Some(Admission::Joiner);
         assert_eq!(standing.linked(1, other(true, 7), &[1]), joiner);

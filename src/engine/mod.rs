@@ -140,6 +140,8 @@ pub struct Options {
     /// The lines of the servers that make up the ensemble until a reconfig says otherwise; empty:
     /// this server stands alone.
     pub ensemble: String,
+    /// Whether a majority of these may found the ensemble without the others (see [`members`]).
+    pub found_with_majority: bool,
     /// Settings that all replicas must share; the leader writes them into the log.
     pub settings: Vec<(&'static str, i64)>,
     /// The highest feature level that this server knows, and the highest that it agrees to raise
@@ -179,6 +181,7 @@ impl Default for Options {
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
             ensemble: String::new(),
+            found_with_majority: false,
             settings: Vec::new(),
             level: FEATURE_LEVEL,
             level_max: 0,
@@ -407,6 +410,7 @@ impl Engine {
         let expiry = Expiry::new(options.session_tick_ms, options.tick_ms);
         let level = machine.level();
         let start = origin.incarnation;
+        let by_majority = options.found_with_majority;
         let shared = Shared::new(machine, options, random, origin);
         // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
         let origin = OriginId {
@@ -437,7 +441,7 @@ impl Engine {
                 due: snapshot_due,
                 ..SnapshotState::default()
             },
-            standing: Standing::new(id, origin.disk, admitted || !is_new),
+            standing: Standing::new(id, origin.disk, admitted || !is_new, by_majority),
             levels: Levels::default(),
             level,
             heard_ms: BTreeMap::new(),

@@ -485,6 +485,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
                 lines.join("\n")
             }
         },
+        found_with_majority: config.found_with_majority,
         settings: vec![
             ("enforce_quota", config.enforce_quota.into()),
             ("extended_types", config.extended_types.into()),

@@ -193,6 +193,16 @@ impl Settling {
         };
         self.warnings
             .extend(Some(warning).filter(|text| !text.is_empty()));
+        if self.draft.config.found_with_majority && voters > 2 {
+            let place = self.place_of(&["foundWithMajority"]);
+            self.warnings.push(format!(
+                "{place}: foundWithMajority: if these servers are empty, {} of {voters} found an \
+                 ensemble without the others. Whatever those have of an older one is lost then. \
+                 Remove this once the ensemble serves: after the loss of a majority's data it \
+                 would begin a second cluster beside the first",
+                voters / 2 + 1
+            ));
+        }
         if self.draft.config.cluster_secret_file.is_none() {
             let port = lines[0].0.peers[0].quorum_port;
             self.warnings.push(format!(

@@ -1806,3 +1806,26 @@ fn only_one_of_several_can_become_a_cluster_of_its_own() {
     let stale = Survivor::new(recovered(next_start(removed, node), &node.kept));
     assert_eq!(stale.alone(7, 0).err(), Some(Unfit::Removed));
 }
+
+#[test]
+fn a_majority_founds_a_cluster_without_the_others_if_it_may() {
+    let change = |options: &mut Options| options.found_with_majority = true;
+    let builds = [Build::of(FEATURE_LEVEL); 3];
+    let mut cluster = Cluster::built(&[1, 2, 3], &builds, 100, false, &change);
+    cluster.kill(2);
+    cluster.kill(3);
+    cluster.pass_linking(3_000);
+    assert!(!cluster.shared(1).is_serving(), "one of three is none");
+    cluster.node(3).up = true;
+    cluster.pass_linking(3_000);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/a", 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    // Who comes late joins.
+    cluster.node(2).up = true;
+    cluster.pass_linking(5_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    assert!(cluster.has(2, "/a") && cluster.shared(2).is_serving());
+    cluster.agree();
+}

@@ -72,6 +72,7 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         report.skip(name, "the log's format is zkraft's")
     alone = [
         ("two of three are destroyed: the third one recovers, and is joined", repair.recovers),
+        ("two of three new servers found an ensemble if they may", repair.founds_with_majority),
     ]
     for name, case in alone:
         if kind == "zkraft":

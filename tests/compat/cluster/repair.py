@@ -1,4 +1,4 @@
-"""Cases in which an operator must act: servers that differ, and lost majorities."""
+"""Cases in which an operator must act: servers that differ, lost majorities, first starts."""
 
 from __future__ import annotations
 
@@ -267,3 +267,26 @@ def zkraft(command: str, server: Member, *words: str) -> subprocess.CompletedPro
         cwd=server.home,
         timeout=60,
     )
+
+
+# --- First starts ---------------------------------------------------------------------------------
+
+
+def founds_with_majority(kind: lab.Kind) -> None:
+    """Two of three new servers found an ensemble, if that was asked for; the third one joins."""
+    config = {"tickTime": "500", "foundWithMajority": "true"}
+    with Ensemble(kind, Loopback(), config, name=f"{kind} found with majority") as ensemble:
+        ensemble.servers[1].spawn()
+        time.sleep(1)
+        assert not ensemble.servers[1].serves(), "one of three founded an ensemble"
+        ensemble.servers[3].spawn()
+        ensemble.wait_for(1, 3)
+        warned = ensemble.servers[1].log_tail(200)
+        assert "would begin a second cluster beside the first" in warned, "no warning in the log"
+        with ensemble.client(1, 3) as client:
+            assert client.create("/without-2").error == 0
+        ensemble.start()
+        with ensemble.client(2) as client:
+            client.sync()
+            assert client.get("/without-2") is not None, "it did not join them"
+
