@@ -22,7 +22,7 @@ pub enum PeerMessage {
     /// Which clients were heard, for the leader (see [`super::lease`]).
     Touch(peer::Touch),
     Touched(peer::Touched),
-    /// Of the sender's state (see [`super::agreement`]).
+    /// Of the sender's state (see `engine::agreement`).
     Digests(peer::Digests),
 }
 
