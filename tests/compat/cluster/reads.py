@@ -26,6 +26,8 @@ CONFIG = {
 }
 FRESH = {**CONFIG, "linearizableReads": "true"}
 READ_ONLY = {**CONFIG, "readonlymode.enabled": "true"}
+# The feature level from which on there are local sessions.
+LOCAL_LEVEL = 2
 LOCAL = {**CONFIG, "localSessionsEnabled": "true"}
 UPGRADING = {**LOCAL, "localSessionsUpgradingEnabled": "true"}
 OBSERVER = 4
@@ -74,6 +76,7 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         with report.case(name):
             with Ensemble(kind, Loopback(), settings, name=f"{kind} {name}") as ensemble:
                 ensemble.start()
+                _know_local_sessions(ensemble)
                 case(ensemble)
     with report.case("an observer serves its clients and has no vote"):
         network = Loopback((*SERVERS, OBSERVER))
@@ -278,6 +281,17 @@ def seen_by(
 
 
 # --- Local sessions -------------------------------------------------------------------------------
+
+
+def _know_local_sessions(ensemble: Ensemble) -> None:
+    """Until all members have said that they know them, zkraft makes none."""
+    if ensemble.kind == "zkraft":
+        lab.wait_until(
+            lambda: all(
+                gauge(ensemble, number, "feature_level") >= LOCAL_LEVEL for number in SERVERS
+            ),
+            "the feature level of local sessions",
+        )
 
 
 def gauge(ensemble: Ensemble, number: int, name: str) -> int:
