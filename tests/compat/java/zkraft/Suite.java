@@ -31,6 +31,7 @@ import org.apache.zookeeper.KeeperException.Code;
 public final class Suite {
     /** Longer than any case needs on a busy machine; a case that takes longer hangs. */
     private static final long CASE_LIMIT_SECONDS = 90;
+    private static final long EVENT_LIMIT_MS = 500;
 
     private static final List<Class<?>> PLAIN =
             List.of(
@@ -80,8 +81,13 @@ public final class Suite {
                     String path = attempt == 1 ? name : name + "-" + attempt;
                     int broken = Events.DISCONNECTIONS.get();
                     failure = run(method, new Lab(path, args[0], args[1], orders));
+                    if (failure == null || !wasLost(failure, CURATOR.contains(group))) {
+                        break;
+                    }
+                    // What tells of the broken connection may come later than what it broke.
+                    Thread.sleep(EVENT_LIMIT_MS);
                     boolean isBroken = Events.DISCONNECTIONS.get() != broken;
-                    if (!isBroken || !wasLost(failure, CURATOR.contains(group))) {
+                    if (!isBroken) {
                         break;
                     }
                     if (attempt < attempts) {
