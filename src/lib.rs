@@ -59,6 +59,10 @@
 //! for; [`engine::level`] raises the feature level when all servers are of a build that knows it.
 //! What servers tell each other goes over the links of [`net::peer`]. Whoever is too far behind for
 //! the log is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it over.
+//! By `engine::agreement` servers notice if their states differ, and whoever is wrong stops.
+//! `engine::recover` makes one survivor of a lost majority a cluster of its own; what a server may
+//! do without a majority meanwhile is in `engine::read_only`. Sessions that only their server knows
+//! are kept by [`engine::local`].
 //!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
 //! encoded there; a large one goes on in steps between which others have their turn. The log

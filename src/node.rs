@@ -325,7 +325,6 @@ mod tests {
 
     use super::*;
     use crate::engine::{Options, Setup};
-    use crate::machine::{Machine, OriginId};
     use crate::proto::log;
 
     /// A disk that is told of nothing but the order of another server's batches, and answers from a
@@ -359,29 +358,11 @@ mod tests {
 
     #[test]
     fn messages_of_a_server_do_not_overtake_each_other() {
-        let setup = Setup {
-            origin: OriginId {
-                server: 1,
-                disk: 7,
-                incarnation: 1,
-            },
-            options: Options {
-                // Its own thread is often at work.
-                tick_ms: 1,
-                ..Options::default()
-            },
-            random: Box::new(|| [9; 16]),
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
-            machine: Machine::new(),
-            hard_state: HardState::default(),
-            membership: log::Membership {
-                voters: vec![1],
-                ..Default::default()
-            },
-            entries: Vec::new(),
-            snapshot_due: false,
-            admitted: true,
-        };
+        let setup = Setup::alone(Options {
+            // Its own thread is often at work.
+            tick_ms: 1,
+            ..Options::default()
+        });
         let (written, to_persist) = mpsc::channel();
         let (overtaken, overtakings) = mpsc::channel();
         let disk = Order {

@@ -231,6 +231,32 @@ pub struct Setup {
     pub admitted: bool,
 }
 
+#[cfg(test)]
+impl Setup {
+    /// Of a new server alone, number 1.
+    pub(crate) fn alone(options: Options) -> Self {
+        Self {
+            origin: OriginId {
+                server: 1,
+                disk: 7,
+                incarnation: 1,
+            },
+            options,
+            random: Box::new(|| [9; 16]),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            machine: Machine::new(),
+            hard_state: proto::log::HardState::default(),
+            membership: proto::log::Membership {
+                voters: vec![1],
+                ..proto::log::Membership::default()
+            },
+            entries: Vec::new(),
+            snapshot_due: false,
+            admitted: true,
+        }
+    }
+}
+
 /// What happens to the engine, besides what connections submit.
 #[derive(Debug)]
 pub enum Event {

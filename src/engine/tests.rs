@@ -42,23 +42,9 @@ struct Client {
 /// A server alone.
 fn setup(options: Options, machine: Machine, snapshot_due: bool) -> Setup {
     Setup {
-        origin: OriginId {
-            server: 1,
-            disk: 7,
-            incarnation: 1,
-        },
-        options,
-        random: Box::new(|| [9; 16]),
-        logger: slog::Logger::root(slog::Discard, slog::o!()),
         machine,
-        hard_state: proto::log::HardState::default(),
-        membership: proto::log::Membership {
-            voters: vec![1],
-            ..Default::default()
-        },
-        entries: Vec::new(),
         snapshot_due,
-        admitted: true,
+        ..Setup::alone(options)
     }
 }
 

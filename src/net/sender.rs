@@ -227,8 +227,6 @@ mod tests {
 
     use super::*;
     use crate::engine::{Append, Engine, Event, Options, Outputs, Setup};
-    use crate::machine::{Machine, OriginId};
-    use crate::proto::log::{HardState, Membership};
     use crate::wire::request::Create;
     use crate::wire::{Acl, ConnectRequest, FRAME_BYTES_MAX, Request, SessionId, Zxid, op};
 
@@ -246,28 +244,7 @@ mod tests {
 
     impl Fixture {
         async fn new() -> Self {
-            let engine = Engine::new(
-                Setup {
-                    origin: OriginId {
-                        server: 1,
-                        disk: 1,
-                        incarnation: 1,
-                    },
-                    options: Options::default(),
-                    random: Box::new(|| [1; 16]),
-                    logger: slog::Logger::root(slog::Discard, slog::o!()),
-                    machine: Machine::new(),
-                    hard_state: HardState::default(),
-                    membership: Membership {
-                        voters: vec![1],
-                        ..Membership::default()
-                    },
-                    entries: Vec::new(),
-                    snapshot_due: false,
-                    admitted: true,
-                },
-                0,
-            );
+            let engine = Engine::new(Setup::alone(Options::default()), 0);
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let client = TcpStream::connect(address).await.unwrap();

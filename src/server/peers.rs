@@ -277,33 +277,13 @@ pub fn secret(config: &Config) -> Result<Option<Secret>, SecretError> {
 mod tests {
     use super::*;
     use crate::engine::{Engine, Options, Outputs, Setup};
-    use crate::machine::{Machine, OriginId};
-    use crate::proto::log::{HardState, Membership};
 
     /// A server alone that knows this feature level.
     fn engine(level: u32) -> Engine {
-        let setup = Setup {
-            origin: OriginId {
-                server: 1,
-                disk: 7,
-                incarnation: 1,
-            },
-            options: Options {
-                level,
-                ..Options::default()
-            },
-            random: Box::new(|| [9; 16]),
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
-            machine: Machine::new(),
-            hard_state: HardState::default(),
-            membership: Membership {
-                voters: vec![1],
-                ..Membership::default()
-            },
-            entries: Vec::new(),
-            snapshot_due: false,
-            admitted: true,
-        };
+        let setup = Setup::alone(Options {
+            level,
+            ..Options::default()
+        });
         let mut engine = Engine::new(setup, 0);
         for now_ms in (0..1_000).step_by(50) {
             let mut out = Outputs::default();

@@ -152,10 +152,8 @@ impl View for ServerView {
         let links = self.network.get().map(Links::status).unwrap_or_default();
         let state = self.shared.state.read();
         let me = u64::from(self.config.server_id);
-        let members = state
-            .machine
-            .ensemble()
-            .map_or(&[][..], |all| all.members());
+        let ensemble = state.machine.ensemble();
+        let members = ensemble.map_or(&[][..], |all| all.members());
         let is_to_vote = members
             .iter()
             .any(|line| u64::from(line.id) == me && !line.observer);
@@ -168,11 +166,7 @@ impl View for ServerView {
             syncs: status.syncs as u64,
             voters: status.membership.voters.len() as u64,
             joining,
-            config: state
-                .machine
-                .ensemble()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            config: ensemble.map(ToString::to_string).unwrap_or_default(),
             followers: heard(true),
             observers: heard(false),
             links: links.iter().map(|link| (link.id, link.is_linked)).collect(),
