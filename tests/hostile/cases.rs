@@ -1,5 +1,7 @@
 //! The attacks.
 
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -159,19 +161,40 @@ fn begun(bytes: usize) -> Vec<u8> {
     begun
 }
 
+/// The length of a handshake and half of it; half a length; far too much.
+fn half_frame(number: usize) -> Vec<u8> {
+    match number % 3 {
+        0 => frames::hello(10_000)[..20].to_vec(),
+        1 => vec![0, 0],
+        _ => begun(1_000),
+    }
+}
+
+/// Whether each of some connections with half a frame is closed, however slow the machine is.
+fn half_frames_end(address: SocketAddr) -> std::io::Result<bool> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let mut all = Vec::new();
+    for number in 0..30 {
+        let mut stream = std::net::TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&half_frame(number))?;
+        all.push(stream);
+    }
+    let late = [ErrorKind::WouldBlock, ErrorKind::TimedOut];
+    let is_closed = |stream: &mut std::net::TcpStream| match stream.read(&mut [0; 1]) {
+        Ok(read) => read == 0,
+        Err(error) => !late.contains(&error.kind()),
+    };
+    Ok(all.iter_mut().all(is_closed))
+}
+
 /// Before the handshake nobody may announce more than a handshake, and none may wait for ever.
 fn half_frames_before_the_handshake(effort: Effort) -> Result<End, String> {
     let mut server = start_with(&[("nio.sessionlessCnxnTimeout", "1000")]);
     let attack = attack(|ring: Ring| async move {
         let mut all = crowd(&ring, 2_000, 4_000, None, None).await;
         for (number, stream) in all.iter_mut().enumerate() {
-            let begin = match number % 3 {
-                // The length of a handshake and half of it; half a length; far too much.
-                0 => frames::hello(10_000)[..20].to_vec(),
-                1 => vec![0, 0],
-                _ => begun(1_000),
-            };
-            let _ = stream.write_all(&begin).await;
+            let _ = stream.write_all(&half_frame(number)).await;
         }
         for mut stream in all {
             // Closed by the server, or this waits until the end of the round.
@@ -196,9 +219,11 @@ fn half_frames_before_the_handshake(effort: Effort) -> Result<End, String> {
     let made = notes.connections.load(Ordering::Relaxed);
     let expired = server.metric("sessionless_connections_expired");
     println!("    {closed} of {made} closed by the server, {expired} for their silence");
+    if !half_frames_end(server.address()).map_err(fails)? {
+        return Err("a connection was not closed".into());
+    }
     // How many come to their end in a short round depends on what else the machine does.
-    let enough = if effort.timed { made * 9 / 10 } else { 1 };
-    match closed >= enough && expired > 0.0 {
+    match (!effort.timed || closed * 10 >= made * 9) && expired > 0.0 {
         true => Ok(End::Passed),
         false => Err(format!("only {closed} of {made} connections were closed")),
     }
