@@ -26,7 +26,6 @@ import argparse
 import contextlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
@@ -35,16 +34,16 @@ from pathlib import Path
 import lab
 from cluster.ensemble import Ensemble
 from cluster.network import SERVERS, Loopback
-from flink.cluster import Cluster, Distribution, Options
+from flink.cluster import Cluster, Options
 from flink_suite import (
     ELECTION_SECONDS_MAX,
-    JOB_SOURCE,
     SESSION_TIMEOUT_MS,
     START_SECONDS_MAX,
     TICK_MS,
     VERSIONS,
     Before,
     Steps,
+    Suite,
     Trial,
     same,
     start,
@@ -66,7 +65,7 @@ def main() -> int:
     report = lab.Report("flink_ensemble", arguments.against)
     versions = VERSIONS if arguments.version == "both" else (arguments.version,)
     for version in versions:
-        Suite(report, arguments.against, version, arguments.kills).run(arguments.scenario)
+        EnsembleSuite(report, arguments.against, version, arguments.kills).run(arguments.scenario)
     return report.close()
 
 
@@ -175,56 +174,26 @@ def toll(before: Before, after: Before, suspended: int) -> Toll:
     )
 
 
-class Suite:
+class EnsembleSuite(Suite):
     """All scenarios against one kind of ensemble with one release of Flink."""
 
+    # c ends one of the JobManagers.
+    ORDERS = ((False, "a"), (True, "bdc"))
+
     def __init__(self, report: lab.Report, against: lab.Kind, version: str, kills: int) -> None:
-        self.report = report
-        self.against = against
-        self.version = version
+        super().__init__(report, against, version)
         self.kills = kills
-        self.distribution = Distribution(version)
 
-    def run(self, letters: tuple[str, ...]) -> None:
-        with tempfile.TemporaryDirectory(prefix="flink-job-") as folder:
-            steps = Steps(self.report, self.version)
-            jar = steps.check(
-                "the job compiles",
-                lambda: self.distribution.compile_job(JOB_SOURCE, Path(folder)),
-            )
-            if jar is None:
-                return
-            # c ends one of the JobManagers.
-            for tolerate, order in ((False, "a"), (True, "bdc")):
-                pending = [letter for letter in order if letter in letters]
-                while pending:
-                    with contextlib.ExitStack() as stack:
-                        self._run_on_cluster(stack, tolerate, jar, pending)
-
-    def _run_on_cluster(
-        self, stack: contextlib.ExitStack, tolerate: bool, jar: Path, pending: list[str]
-    ) -> None:
-        """Takes scenarios off `pending` up to the first that fails; `stack` ends the processes."""
-        prefix = f"{self.version} {'tolerant' if tolerate else 'default'}"
-        trial = self._start(stack, tolerate, jar, Steps(self.report, f"{prefix}, start"))
-        if trial is None:
-            for letter in pending:
-                self.report.skip(f"{prefix}, {letter}", "the cluster did not start")
-            pending.clear()
-            return
+    def _run_scenario(self, letter: str, trial: EnsembleTrial, steps: Steps) -> None:
         scenarios: dict[str, Callable[[EnsembleTrial, Steps], None]] = {
             "a": lambda trial, steps: leaders_are_killed(trial, steps, self.kills),
             "b": clients_move,
             "c": job_manager_dies_meanwhile,
             "d": rolling_restart,
         }
-        while pending:
-            letter = pending.pop(0)
-            steps = Steps(self.report, f"{prefix}, {letter}")
-            scenarios[letter](trial, steps)
-            if steps.failed:
-                trial.ensemble.keep_logs()
-                return
+        scenarios[letter](trial, steps)
+        if steps.failed:
+            trial.ensemble.keep_logs()
 
     def _start(
         self, stack: contextlib.ExitStack, tolerate: bool, jar: Path, steps: Steps

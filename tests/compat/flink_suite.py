@@ -94,6 +94,10 @@ def scenario_list(text: str) -> tuple[str, ...]:
 class Suite:
     """All scenarios against one kind of server with one release of Flink."""
 
+    # Which scenarios a cluster runs in which order, by whether it tolerates suspended connections.
+    # d comes last on its cluster, as it ends the job; e stops the standby.
+    ORDERS = ((True, "abd"), (False, "bce"))
+
     def __init__(self, report: lab.Report, against: lab.Kind, version: str) -> None:
         self.report = report
         self.against = against
@@ -109,9 +113,9 @@ class Suite:
             )
             if jar is None:
                 return
-            # Scenario d comes last on its cluster, as it ends the job; e stops the standby.
-            self._run_on_clusters(True, jar, [letter for letter in "abd" if letter in letters])
-            self._run_on_clusters(False, jar, [letter for letter in "bce" if letter in letters])
+            for tolerate, order in self.ORDERS:
+                wanted = [letter for letter in order if letter in letters]
+                self._run_on_clusters(tolerate, jar, wanted)
 
     def _run_on_clusters(self, tolerate: bool, jar: Path, letters: list[str]) -> None:
         """Runs the scenarios in order on one cluster, or on a new one after each failure."""
@@ -131,6 +135,15 @@ class Suite:
                 self.report.skip(f"{prefix}, {letter}", "the cluster did not start")
             pending.clear()
             return
+        while pending:
+            letter = pending.pop(0)
+            steps = Steps(self.report, f"{prefix}, {letter}")
+            self._run_scenario(letter, trial, steps)
+            if steps.failed:
+                return
+
+    def _run_scenario(self, letter: str, trial: Trial, steps: Steps) -> None:
+        tolerate = trial.cluster.options.tolerate_suspended_connections
         scenarios = {
             "a": lead_job_manager_dies,
             "b": short_outage_tolerated if tolerate else short_outage,
@@ -138,14 +151,9 @@ class Suite:
             "d": job_is_cancelled,
             "e": lone_job_manager_restarts,
         }
-        while pending:
-            letter = pending.pop(0)
-            steps = Steps(self.report, f"{prefix}, {letter}")
-            before = steps.check("the job is healthy", trial.look)
-            if before is not None:
-                scenarios[letter](trial, before, steps)
-            if steps.failed:
-                return
+        before = steps.check("the job is healthy", trial.look)
+        if before is not None:
+            scenarios[letter](trial, before, steps)
 
     def _start(
         self, stack: contextlib.ExitStack, tolerate: bool, jar: Path, steps: Steps
