@@ -156,6 +156,8 @@ impl Options {
     /// [`Self::outstanding_bytes_max`] unless there is a reason for another. It has no key in a
     /// configuration file: `globalOutstandingLimit` counts requests.
     pub const OUTSTANDING_BYTES_MAX: usize = 256 << 20;
+    /// [`Self::compare_every`], which has none either.
+    pub const COMPARE_EVERY: u64 = 1_000;
 }
 
 impl Default for Options {
@@ -172,7 +174,7 @@ impl Default for Options {
             watches: WatchLimits::default(),
             sessions_max: 0,
             init_limit_ms: 20_000,
-            compare_every: 1_000,
+            compare_every: Self::COMPARE_EVERY,
             sync_limit_ms: 10_000,
             linearizable_reads: false,
             local_sessions: false,

@@ -2,7 +2,6 @@
 //! more than that (§9.5).
 
 use super::Engine;
-use super::status::ACTIVE_MS;
 
 impl Engine {
     /// Begins to serve read-only clients once no leader was heard of for long enough, and ends when
@@ -12,9 +11,7 @@ impl Engine {
             return;
         };
         let leader = self.replica.leader();
-        let heard_ms = self.heard_ms.get(&leader);
-        let is_led = leader == self.id
-            || heard_ms.is_some_and(|heard_ms| self.now_ms <= heard_ms + ACTIVE_MS);
+        let is_led = leader == self.id || self.is_active(leader);
         if is_led || self.shared.is_serving() {
             self.deserted_ms = None;
         } else if self.deserted_ms.is_none() {

@@ -39,8 +39,6 @@ pub use view::ServerView;
 const ENGINE_TICK_MS: u64 = 50;
 /// How long a server hears no leader before it serves read-only clients, at least (§9.5).
 const READ_ONLY_AFTER_MS_MIN: u64 = 2_000;
-/// Entries between two digests of the state that the servers compare.
-const COMPARE_EVERY: u64 = 1_000;
 /// How long a stopping server waits for its connections.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stopping leader waits until another server leads.
@@ -460,7 +458,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
         },
         sessions_max: config.max_sessions as usize,
         init_limit_ms: config.init_limit_ms,
-        compare_every: COMPARE_EVERY,
+        compare_every: Options::COMPARE_EVERY,
         sync_limit_ms: config.sync_limit_ms,
         linearizable_reads: config.linearizable_reads,
         local_sessions: config.local_sessions,

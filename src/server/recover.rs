@@ -1,11 +1,10 @@
 //! `zkraft recover`: the directories of a server that does not run, opened as a start opens them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::config::Config;
 use crate::engine::{Alone, Survivor, SurvivorFacts, Unfit};
 use crate::machine::Machine;
 use crate::metrics::Metrics;
+use crate::net::Clock;
 use crate::storage::{Fault, Progress, Storage};
 
 use super::{StartError, load, setup, storage_config};
@@ -78,8 +77,7 @@ impl Stopped {
     /// It is not fit for that; then nothing has changed. Or the disk fails.
     pub fn recover(self) -> Result<(), RecoverError> {
         let random = getrandom::u64().map_err(|error| StartError::Entropy(error.to_string()))?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let wall_ms = since.map_or(0, |since| since.as_millis() as i64);
+        let wall_ms = Clock::start().wall_ms();
         let server = self.facts().server;
         let mut storage = self.storage;
         let alone = self.survivor.alone(random, wall_ms);
