@@ -15,9 +15,10 @@ use parking_lot::{Condvar, Mutex};
 use crate::engine::{
     Append, Divergence, Engine, Event, Outdated, Outputs, PeerMessage, SendSnapshot, SnapshotMeta,
 };
-use crate::machine::{Ensemble, Image};
+use crate::machine::Image;
 use crate::net::Clock;
 use crate::proto::log::HardState;
+use crate::wire::ServerLine;
 
 /// What the node thread needs from the disk.
 pub trait Log: Send {
@@ -35,8 +36,8 @@ pub trait Log: Send {
 pub trait Peers: Send {
     /// Sends a message, which may get lost.
     fn send(&mut self, to: u64, message: PeerMessage);
-    /// Other servers make up the ensemble from now on.
-    fn set_ensemble(&mut self, ensemble: &Ensemble);
+    /// These are to be linked from now on, this server among them.
+    fn set_servers(&mut self, servers: &[ServerLine]);
     /// Begins to send a snapshot; [`Event::SnapshotSent`] tells how it ended.
     fn send_snapshot(&mut self, what: SendSnapshot);
 }
@@ -47,7 +48,7 @@ pub struct NoPeers;
 
 impl Peers for NoPeers {
     fn send(&mut self, _to: u64, _message: PeerMessage) {}
-    fn set_ensemble(&mut self, _ensemble: &Ensemble) {}
+    fn set_servers(&mut self, _servers: &[ServerLine]) {}
     fn send_snapshot(&mut self, _what: SendSnapshot) {}
 }
 
@@ -210,8 +211,8 @@ impl Work {
         for append in out.append {
             self.log.append(append);
         }
-        if let Some(ensemble) = &out.ensemble {
-            self.peers.set_ensemble(ensemble);
+        if let Some(servers) = &out.servers {
+            self.peers.set_servers(servers);
         }
         for (to, message) in out.sends {
             self.peers.send(to, message);

@@ -109,6 +109,7 @@ impl Engine {
             }
         }
         self.proposed.clear();
+        self.links_due = true;
         self.applied = LogId {
             index: meta.index,
             term: meta.term,

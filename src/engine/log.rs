@@ -3,7 +3,7 @@
 //! [`MemLog`] implements [`raft::Storage`] and cannot fail, because raft treats most storage
 //! errors as fatal. Durability is not its business: the same entries go to the log files, and what
 //! is not durable yet is known to [`super::replica`] only. Entries that are applied are let go once
-//! they take more than [`MemLog::BYTES_KEPT`]; who is further behind gets a snapshot.
+//! they take more than [`LogKept`] says; who is further behind gets a snapshot.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -27,21 +27,36 @@ pub struct MemLog {
     snapshot_wanted: Cell<bool>,
     /// Some server is being sent a snapshot: what follows it will be asked for.
     transfer: bool,
+    kept: LogKept,
+}
+
+/// How much of the log stays in memory, in bytes of applied entries.
+#[derive(Clone, Copy, Debug)]
+pub struct LogKept {
+    /// For followers that are a little behind.
+    pub usually: usize,
+    /// While a snapshot is sent: a server that gets one and then finds that the log does not reach
+    /// back to it has to be sent another.
+    pub in_transfer: usize,
+}
+
+impl Default for LogKept {
+    fn default() -> Self {
+        Self {
+            usually: 16 << 20,
+            in_transfer: 256 << 20,
+        }
+    }
 }
 
 impl MemLog {
-    /// Bytes of applied entries that are kept for followers that are a little behind.
-    pub const BYTES_KEPT: usize = 16 << 20;
-    /// The same while a snapshot is sent: a server that gets one and then finds that the log does
-    /// not reach back to it has to be sent another.
-    pub const BYTES_KEPT_IN_TRANSFER: usize = 256 << 20;
-
     /// The log as it was recovered: everything up to `base` is in the state already.
     pub fn new(
         hard_state: &log::HardState,
         membership: &log::Membership,
         base: (u64, u64),
         entries: impl IntoIterator<Item = log::LogEntry>,
+        kept: LogKept,
     ) -> Self {
         let mut log = Self {
             hard_state: super::entry::hard_state_to_raft(hard_state),
@@ -56,6 +71,7 @@ impl MemLog {
             }),
             snapshot_wanted: Cell::new(false),
             transfer: false,
+            kept,
         };
         let entries: Vec<Entry> = entries
             .into_iter()
@@ -136,8 +152,8 @@ impl MemLog {
         let members = self.membership.voters.len() + self.membership.learners.len();
         let kept = match (members > 1, self.transfer) {
             (false, _) => 0,
-            (true, false) => Self::BYTES_KEPT,
-            (true, true) => Self::BYTES_KEPT_IN_TRANSFER,
+            (true, false) => self.kept.usually,
+            (true, true) => self.kept.in_transfer,
         };
         while self.bytes > kept
             && self
@@ -266,8 +282,19 @@ mod tests {
         }
     }
 
+    fn new(voters: &[u64]) -> MemLog {
+        let hard_state = log::HardState::default();
+        MemLog::new(
+            &hard_state,
+            &members(voters),
+            (0, 0),
+            [],
+            LogKept::default(),
+        )
+    }
+
     fn empty() -> MemLog {
-        MemLog::new(&log::HardState::default(), &members(&[1, 2]), (0, 0), [])
+        new(&[1, 2])
     }
 
     fn indexes(log: &MemLog, low: u64, high: u64, max_size: u64) -> Vec<u64> {
@@ -295,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_lone_server_keeps_no_applied_entries() {
-        let mut log = MemLog::new(&log::HardState::default(), &members(&[1]), (0, 0), []);
+        let mut log = new(&[1]);
         log.append(&[entry(1, 1, 10), entry(2, 1, 10), entry(3, 1, 10)]);
         log.trim(2);
         assert_eq!(log.first_index().unwrap(), 2);
@@ -315,7 +342,7 @@ mod tests {
         let mut log = empty();
         assert_eq!(offered(&log, 2), None);
         assert!(log.take_snapshot_wanted() && !log.take_snapshot_wanted());
-        let big = MemLog::BYTES_KEPT / 2 + 1;
+        let big = LogKept::default().usually / 2 + 1;
         log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 1, big)]);
         log.set_snapshot(mark(2, &[1, 2]));
         assert_eq!(offered(&log, 2), Some(2));
@@ -354,7 +381,7 @@ mod tests {
     #[test]
     fn only_applied_entries_are_let_go() {
         let mut log = empty();
-        let big = MemLog::BYTES_KEPT / 2 + 1;
+        let big = LogKept::default().usually / 2 + 1;
         log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 2, big)]);
         log.trim(1);
         assert_eq!(log.first_index().unwrap(), 1);

@@ -36,6 +36,8 @@ const FAILOVER_MS: u64 = 1_000;
 /// How long a server has to come with another disk before it is taken for the one that had its
 /// number, in ms.
 const STRANGER_MS: u64 = 2_000;
+/// And how long it may not come before that begins anew, in ms: it tries every second.
+const STRANGER_GONE_MS: u64 = 5_000;
 
 /// Setting with the cluster's own random number; 0 until its first leader has chosen one.
 pub const CLUSTER_SETTING: &str = "cluster";
@@ -64,8 +66,17 @@ pub struct Standing {
     /// Whether a majority may found a cluster without the others.
     by_majority: bool,
     linked: BTreeMap<u64, Introduction>,
-    /// The disk, and since when the server comes with it.
-    strangers: BTreeMap<u64, (u64, u64)>,
+    strangers: BTreeMap<u64, Stranger>,
+    /// Servers whose disks are being bound, and the term of the leader who does it.
+    binding: BTreeMap<u64, u64>,
+}
+
+/// A server that comes with another disk than the one that is bound to its number.
+#[derive(Clone, Copy, Debug)]
+struct Stranger {
+    disk: u64,
+    since_ms: u64,
+    last_ms: u64,
 }
 
 impl Standing {
@@ -79,6 +90,7 @@ impl Standing {
             by_majority,
             linked: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            binding: BTreeMap::new(),
         }
     }
 
@@ -129,9 +141,13 @@ impl Standing {
     /// A server came with another disk than the one that is bound to its number.
     pub fn stranger(&mut self, id: u64, disk: u64, now_ms: u64) {
         let known = self.strangers.get(&id);
-        if known.is_none_or(|(known, _)| *known != disk) {
-            self.strangers.insert(id, (disk, now_ms));
-        }
+        let known = known.filter(|known| known.disk == disk && known.is_there(now_ms));
+        let stranger = Stranger {
+            disk,
+            since_ms: known.map_or(now_ms, |known| known.since_ms),
+            last_ms: now_ms,
+        };
+        self.strangers.insert(id, stranger);
     }
 
     /// Disks that are not bound, by the number of the server that came with them, if it does so for
@@ -139,15 +155,27 @@ impl Standing {
     pub fn strangers(&self, now_ms: u64) -> BTreeMap<u64, u64> {
         let strangers = self.strangers.iter();
         strangers
-            .filter(|(_, (_, since_ms))| now_ms >= since_ms + STRANGER_MS)
-            .map(|(id, (disk, _))| (*id, *disk))
+            .filter(|(_, stranger)| now_ms >= stranger.since_ms + STRANGER_MS)
+            .filter(|(_, stranger)| stranger.is_there(now_ms))
+            .map(|(id, stranger)| (*id, stranger.disk))
             .collect()
     }
 
     /// This disk is bound to that number now.
     pub fn bound(&mut self, id: u64, disk: u64) {
         self.strangers
-            .retain(|stranger, (found, _)| *stranger != id || *found != disk);
+            .retain(|stranger, found| *stranger != id || found.disk != disk);
+    }
+
+    /// As the leader of this term: whether to bind a server's disk now. Once it is on its way, no
+    /// other disk may take its place: what the first one acknowledged counts.
+    pub fn binds(&mut self, id: u64, term: u64) -> bool {
+        self.binding.insert(id, term) != Some(term)
+    }
+
+    /// As the leader: a server's number is free for another disk.
+    pub fn unbinds(&mut self, id: u64) {
+        self.binding.remove(&id);
     }
 
     /// Servers that are linked, with their disks, and this one with its own.
@@ -156,6 +184,12 @@ impl Standing {
         linked
             .chain([(self.id, self.disk)])
             .filter(|(_, disk)| *disk != 0)
+    }
+}
+
+impl Stranger {
+    fn is_there(&self, now_ms: u64) -> bool {
+        now_ms <= self.last_ms + STRANGER_GONE_MS
     }
 }
 
@@ -233,7 +267,18 @@ impl Engine {
         }
         if self.leading.is_some() {
             let unbound = self.unbound_disks(&self.shared.state.read().machine);
-            self.internal.extend(unbound.iter().map(set_command));
+            self.bind(unbound);
+        }
+    }
+
+    /// As the leader: writes these disks into the log, unless that is on its way.
+    pub(super) fn bind(&mut self, disks: Vec<(u64, u64)>) {
+        let term = self.replica.term();
+        for (id, disk) in disks {
+            if self.standing.binds(id, term) {
+                let setting = (disk_setting(id), disk as i64);
+                self.internal.push(set_command(&setting));
+            }
         }
     }
 
@@ -256,7 +301,9 @@ impl Engine {
                     learners: vec![self.id],
                     ..log::Membership::default()
                 };
-                let log = MemLog::new(&log::HardState::default(), &membership, (0, 0), []);
+                let hard_state = log::HardState::default();
+                let kept = self.shared.options.log_kept;
+                let log = MemLog::new(&hard_state, &membership, (0, 0), [], kept);
                 self.replica = Replica::new(self.id, log, 0, true, &self.logger)
                     .expect("an empty log is in order");
             }
@@ -293,14 +340,13 @@ impl Engine {
         out.wake_at_ms = Some(failover.next_ms);
     }
 
-    /// Members that are linked and have no disk bound to their number yet, as settings.
-    pub(super) fn unbound_disks(&self, machine: &Machine) -> Vec<(String, i64)> {
+    /// Members that are linked and have no disk bound to their number yet, and their disks.
+    pub(super) fn unbound_disks(&self, machine: &Machine) -> Vec<(u64, u64)> {
         let members = self.replica.members();
         let disks = self.standing.disks();
         disks
             .filter(|(id, _)| members.contains(id))
-            .map(|(id, disk)| (disk_setting(id), disk as i64))
-            .filter(|(name, _)| machine.setting(name) == 0)
+            .filter(|(id, _)| machine.setting(&disk_setting(*id)) == 0)
             .collect()
     }
 }
@@ -366,6 +412,29 @@ mod tests {
         assert_eq!(standing.linked(1, other(false, 0), &[1]), None);
         let joiner = Some(Admission::Joiner);
         assert_eq!(standing.linked(1, other(true, 7), &[1]), joiner);
+    }
+
+    #[test]
+    fn a_stranger_that_is_gone_is_forgotten() {
+        let mut standing = Standing::new(1, 7, true);
+        let known = BTreeMap::from([(2, 8)]);
+        for now_ms in (0..=3_000).step_by(1_000) {
+            let expected = if now_ms < STRANGER_MS {
+                None
+            } else {
+                Some(&known)
+            };
+            standing.stranger(2, 8, now_ms);
+            let strangers = standing.strangers(now_ms);
+            assert_eq!(Some(&strangers).filter(|all| !all.is_empty()), expected);
+        }
+        assert_eq!(standing.strangers(8_000), known);
+        assert!(standing.strangers(8_001).is_empty());
+        standing.stranger(2, 8, 9_000);
+        assert!(standing.strangers(10_999).is_empty(), "it begins anew");
+        assert_eq!(standing.strangers(11_000), known);
+        standing.stranger(2, 9, 11_000);
+        assert!(standing.strangers(11_000).is_empty(), "yet another disk");
     }
 
     #[test]

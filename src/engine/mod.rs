@@ -33,7 +33,7 @@ pub mod replica;
 pub mod shared;
 pub mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -54,12 +54,13 @@ pub use agreement::Divergence;
 pub use auth::AuthOptions;
 pub use connection::{Connection, News, Refused, Wake};
 pub use level::Outdated;
+pub use log::LogKept;
 pub use members::Introduction;
 pub use outbox::Remaining;
 pub use peer::PeerMessage;
 pub use recover::{Alone, Survivor, SurvivorFacts, Unfit};
 pub use replica::Append;
-pub use shared::{Entropy, Shared, State};
+pub use shared::{Entropy, NotAdmitted, Shared, State};
 pub use status::{PeerStatus, Role, Status};
 
 use agreement::Agreement;
@@ -137,6 +138,7 @@ pub struct Options {
     pub read_only_after_ms: Option<u64>,
     pub cleaner: CleanerOptions,
     pub auth: AuthOptions,
+    pub log_kept: LogKept,
     /// The lines of the servers that make up the ensemble until a reconfig says otherwise; empty:
     /// this server stands alone.
     pub ensemble: String,
@@ -182,6 +184,7 @@ impl Default for Options {
             read_only_after_ms: None,
             cleaner: CleanerOptions::default(),
             auth: AuthOptions::default(),
+            log_kept: LogKept::default(),
             ensemble: String::new(),
             found_with_majority: false,
             settings: Vec::new(),
@@ -301,8 +304,8 @@ pub struct Outputs {
     pub take_snapshot: Option<(SnapshotMeta, Image)>,
     /// Snapshots to be sent to others beside the messages; [`Event::SnapshotSent`] must follow.
     pub send_snapshot: Vec<SendSnapshot>,
-    /// Other servers make up the ensemble from now on.
-    pub ensemble: Option<Ensemble>,
+    /// These servers are to be linked from now on, this one among them.
+    pub servers: Option<Vec<ServerLine>>,
     /// The state is not that of the other servers: this one must not go on.
     pub diverged: Option<Divergence>,
     /// When a turn is wanted even if nothing happens before, in ms.
@@ -385,8 +388,12 @@ pub struct Engine {
     handing_over: bool,
     /// A tick has passed since the membership was looked at.
     reconcile_due: bool,
-    /// The version of the ensemble that the links were told of.
-    linked_version: Option<Zxid>,
+    /// The version of the ensemble, and the members, that the links were told of.
+    linked: Option<(Zxid, BTreeSet<u64>)>,
+    /// They may be others now.
+    links_due: bool,
+    /// The lines of all servers that were ever heard of.
+    lines: BTreeMap<u64, ServerLine>,
     /// The digest of the settings that others were told of.
     introduced_version: Option<u64>,
     /// A snapshot of another server, until this one has a leader to be given it by.
@@ -431,7 +438,7 @@ impl Engine {
         let applied = machine.applied();
         let base = (applied.index, applied.term);
         let is_new = base.0 == 0 && entries.is_empty() && hard_state == Default::default();
-        let log = MemLog::new(&hard_state, &membership, base, entries);
+        let log = MemLog::new(&hard_state, &membership, base, entries, options.log_kept);
         let id = u64::from(origin.server);
         let replica = Replica::new(id, log, applied.index, is_new, &logger)
             .expect("the recovered log and state belong together");
@@ -440,6 +447,9 @@ impl Engine {
         let start = origin.incarnation;
         let by_majority = options.found_with_majority;
         let shared = Shared::new(machine, options, random, origin);
+        let configured = shared.options.ensemble.lines();
+        let configured = configured.filter_map(|line| ServerLine::parse_whole(line).ok());
+        let lines = configured.map(|line| (u64::from(line.id), line)).collect();
         // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
         let origin = OriginId {
             incarnation: start << INSTALL_BITS,
@@ -477,7 +487,9 @@ impl Engine {
             failover: None,
             handing_over: false,
             reconcile_due: false,
-            linked_version: None,
+            linked: None,
+            links_due: true,
+            lines,
             introduced_version: None,
             received: None,
             transfers: BTreeMap::new(),
@@ -597,7 +609,7 @@ impl Engine {
             }
         }
         self.compare(out);
-        self.tell_of_ensemble(out);
+        self.tell_of_servers(out);
         self.shared.set_formed(self.replica.last_index() > 0);
         self.hold();
         self.ask_for_snapshot(out);
@@ -618,12 +630,18 @@ impl Engine {
         self.replica.leader()
     }
 
+    /// Who has a say and who follows, as of the last entry that was applied.
+    pub fn membership(&self) -> proto::log::Membership {
+        self.replica.membership()
+    }
+
     fn tick(&mut self) {
         if self.standing.is_admitted() {
             self.replica.tick();
         }
         self.look_after_transfers();
         self.reconcile_due = true;
+        self.links_due = true;
         if self.handing_over && self.replica.is_leader() {
             self.hand_over();
         }
@@ -906,8 +924,9 @@ impl Engine {
             return false;
         }
         let term = self.replica.term();
-        if self.leading == Some(term) || !self.replica.committed_in_term() || self.settings_differ()
-        {
+        // Before, this server may lack what earlier leaders have bound and set.
+        let is_behind = self.applied.term != term;
+        if self.leading == Some(term) || is_behind || self.settings_differ() {
             return false;
         }
         self.leading = Some(term);
@@ -974,7 +993,9 @@ impl Engine {
                     }
                     // A change that comes with a client's reconfig stands and falls with it.
                     let after = machine.ensemble();
-                    let stands = entry.batches.is_empty() || after.map(Ensemble::version) != before;
+                    let is_changed = after.map(Ensemble::version) != before;
+                    self.links_due |= is_change || is_changed;
+                    let stands = entry.batches.is_empty() || is_changed;
                     if before.is_none()
                         && let Some(first) = after
                     {
@@ -1086,8 +1107,8 @@ impl Engine {
             .filter(|(name, value)| state.machine.setting(name) != *value)
             .map(|(name, value)| ((*name).to_owned(), *value))
             .collect();
-        differing.extend(self.unbound_disks(&state.machine));
         differing.extend(self.level_of_one());
+        let unbound = self.unbound_disks(&state.machine);
         if state.machine.setting(CLUSTER_SETTING) == 0 {
             let random = (self.shared.random)();
             let number = i64::from_be_bytes(random[..8].try_into().expect("8 of 16 bytes"));
@@ -1116,7 +1137,10 @@ impl Engine {
                     .push(own_command(crate::machine::op::CONFIGURE, body));
             }
         }
-        !differing.is_empty() || unnamed
+        let differs = !differing.is_empty() || unnamed || !unbound.is_empty();
+        drop(state);
+        self.bind(unbound);
+        differs
     }
 
     fn ask_for_snapshot(&mut self, out: &mut Outputs) {

@@ -153,7 +153,11 @@ impl Engine {
         let Some(target) = target else {
             return;
         };
-        let strangers = self.standing.strangers(self.now_ms);
+        let mut strangers = self.standing.strangers(self.now_ms);
+        // Another leader may have taken it back since.
+        strangers.retain(|id, disk| {
+            u32::try_from(*id).map(|id| self.shared.bound_disk(id)) != Ok(*disk)
+        });
         let facts = Facts {
             id: self.id,
             membership: &membership,
@@ -167,8 +171,11 @@ impl Engine {
             // Whoever is gone may come back with another disk.
             let bound = (1..=u8::MAX).filter(|id| self.shared.bound_disk(u32::from(*id)) != 0);
             let gone = bound.map(u64::from).filter(|id| !members.contains(id));
-            let gone: Vec<_> = gone.map(|id| set_command(&(disk_setting(id), 0))).collect();
-            self.internal.extend(gone);
+            let gone: Vec<u64> = gone.collect();
+            for id in gone {
+                self.standing.unbinds(id);
+                self.internal.push(set_command(&(disk_setting(id), 0)));
+            }
             return;
         };
         tracing::info!(
@@ -182,6 +189,7 @@ impl Engine {
                 Kind::Remove => 0,
                 Kind::AddLearner | Kind::AddVoter => *disk,
             };
+            self.standing.unbinds(step.server);
             internal.push(set_command(&(disk_setting(step.server), bound as i64)));
             self.standing.bound(step.server, bound);
         }
@@ -198,7 +206,7 @@ impl Engine {
     /// A leader that is to leave lets another one lead, which then removes it.
     fn hand_over_if_unwanted(&mut self, target: &Target) {
         if !target.voters.contains(&self.id) && self.replica.is_voter() {
-            self.transfer_leadership(|peer| target.voters.contains(&peer.id));
+            self.transfer_leadership(|peer| peer.voter && target.voters.contains(&peer.id));
         }
     }
 
@@ -271,16 +279,31 @@ impl Engine {
         Some(entry)
     }
 
-    /// Tells the links if other servers make up the ensemble.
-    pub(super) fn tell_of_ensemble(&mut self, out: &mut Outputs) {
-        let state = self.shared.state.read();
-        let Some(ensemble) = state.machine.ensemble() else {
+    /// Tells the links if there are other servers. Those that are to go are linked for as long as
+    /// they are members: a change that takes away votes needs them to come into force.
+    pub(super) fn tell_of_servers(&mut self, out: &mut Outputs) {
+        if !std::mem::take(&mut self.links_due) {
+            return;
+        }
+        let Some(ensemble) = self.shared.newest_ensemble() else {
             return;
         };
-        if self.linked_version != Some(ensemble.version()) {
-            self.linked_version = Some(ensemble.version());
-            out.ensemble = Some(ensemble.clone());
+        let members: BTreeSet<u64> = self.replica.members().into_iter().collect();
+        let linked = Some((ensemble.version(), members));
+        if self.linked == linked {
+            return;
         }
+        let mut servers = ensemble.members().to_vec();
+        for line in &servers {
+            self.lines.insert(u64::from(line.id), line.clone());
+        }
+        let members = linked.iter().flat_map(|(_, members)| members);
+        let is_going = |id: &&u64| servers.iter().all(|line| u64::from(line.id) != **id);
+        let going: Vec<u64> = members.filter(is_going).copied().collect();
+        servers.extend(going.iter().filter_map(|id| self.lines.get(id)).cloned());
+        self.shared.set_going(going);
+        self.linked = linked;
+        out.servers = Some(servers);
     }
 }
 

@@ -472,11 +472,6 @@ impl Replica {
         self.raw.raft.leader_id
     }
 
-    /// Whether an entry of the present term is committed, so that this leader knows what is.
-    pub fn committed_in_term(&self) -> bool {
-        self.is_leader() && self.raw.raft.commit_to_current_term()
-    }
-
     pub fn membership(&self) -> log::Membership {
         entry::membership_from_raft(self.raw.store().membership())
     }

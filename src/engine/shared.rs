@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::machine::{Machine, OriginId};
+use crate::machine::{Ensemble, Machine, OriginId};
 use crate::metrics::Metrics;
 use crate::proto::log;
 use crate::watch::{ConnectionId, Watches};
@@ -20,7 +20,7 @@ use super::Options;
 use super::connection::{Connection, Wake, is_write};
 use super::lease;
 use super::local::LocalSessions;
-use super::members::{CLUSTER_SETTING, disk_setting};
+use super::members::{CLUSTER_SETTING, Introduction, disk_setting};
 use super::outbox::Unsent;
 use super::status::Status;
 
@@ -59,6 +59,17 @@ impl Submission {
             Self::Barrier(_) => 0,
         }
     }
+}
+
+/// Why a server is not connected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotAdmitted {
+    /// Its version knows no level as high as that of the ensemble.
+    TooOld { level: u32 },
+    /// It is not one of the ensemble.
+    NoMember,
+    /// It is known by another disk: [`super::Event::Stranger`] tells the engine.
+    OtherDisk { bound: u64 },
 }
 
 pub struct Shared {
@@ -101,6 +112,13 @@ pub struct Shared {
     /// The disks that servers are bound to, by server.
     bound: Vec<AtomicU64>,
     level: AtomicU32,
+    /// Random number of this server's directory.
+    disk: u64,
+    /// The ensemble that another server has told of, if that is newer than the applied one.
+    told: Mutex<Option<Ensemble>>,
+    /// Servers that do not belong to the ensemble any more, and are needed until a change of
+    /// membership is through.
+    going: Mutex<Vec<u64>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -157,6 +175,9 @@ impl Shared {
             cluster: AtomicU64::new(0),
             bound: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             level: AtomicU32::new(0),
+            disk: origin.disk,
+            told: Mutex::default(),
+            going: Mutex::default(),
             metrics,
         }
     }
@@ -259,9 +280,58 @@ impl Shared {
 
     /// Whether a server is one of the ensemble, as far as that is known here.
     pub fn is_member(&self, server: u32) -> bool {
+        let newest = self.newest_ensemble();
+        newest.is_none_or(|ensemble| ensemble.members().iter().any(|line| line.id == server))
+            || self.going.lock().contains(&u64::from(server))
+    }
+
+    /// The newest ensemble that is known here, applied or only told of: whoever was away while it
+    /// changed must find those who lead now, and let them in, before it can catch up.
+    pub fn newest_ensemble(&self) -> Option<Ensemble> {
+        let told = self.told.lock().clone();
         let state = self.state.read();
-        let ensemble = state.machine.ensemble();
-        ensemble.is_none_or(|ensemble| ensemble.members().iter().any(|line| line.id == server))
+        let applied = state.machine.ensemble();
+        let is_news = |told: &Ensemble| applied.is_none_or(|own| own.version() < told.version());
+        told.filter(is_news).or_else(|| applied.cloned())
+    }
+
+    /// Servers that are members until a change is through.
+    pub(super) fn set_going(&self, going: Vec<u64>) {
+        *self.going.lock() = going;
+    }
+
+    /// Another server says who the servers are. It is believed if it is of the same cluster, or
+    /// holds this disk to be that of this server, which may be new.
+    pub fn learn(&self, cluster: u64, knows: u64, ensemble: &str) {
+        let is_same = cluster != 0 && cluster == self.cluster();
+        if !is_same && (knows == 0 || knows != self.disk) {
+            return;
+        }
+        let Ok(told) = Ensemble::parse(ensemble) else {
+            return;
+        };
+        let newest = self.newest_ensemble();
+        if newest.is_none_or(|newest| newest.version() < told.version()) {
+            *self.told.lock() = Some(told);
+        }
+    }
+
+    /// Whether a server that says this of itself may be connected.
+    ///
+    /// # Errors
+    /// It is too old, does not belong to the ensemble, or must come with another disk.
+    pub fn admit(&self, other: &Introduction) -> Result<(), NotAdmitted> {
+        let level = self.level();
+        if other.level < level {
+            return Err(NotAdmitted::TooOld { level });
+        }
+        if !self.is_member(other.server) {
+            return Err(NotAdmitted::NoMember);
+        }
+        match self.bound_disk(other.server) {
+            bound if bound == 0 || bound == other.disk => Ok(()),
+            bound => Err(NotAdmitted::OtherDisk { bound }),
+        }
     }
 
     /// The disk that a server must come with; 0: that is not known here.

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::cli::RunningServer;
 use crate::config::{Config, Member};
 use crate::engine::{
-    Append, AuthOptions, CleanerOptions, Divergence, Engine, Event, Options, Outdated, Role, Setup,
-    Shared, SnapshotMeta,
+    Append, AuthOptions, CleanerOptions, Divergence, Engine, Event, LogKept, Options, Outdated,
+    Role, Setup, Shared, SnapshotMeta,
 };
 use crate::machine::{FEATURE_LEVEL, Image, Machine, OriginId, RestoreError};
 use crate::metrics::Metrics;
@@ -476,6 +476,7 @@ fn options(config: &Config, metrics: Arc<Metrics>) -> Options {
             super_digest: config.super_digest.clone(),
             skip_acl: config.skip_acl,
         },
+        log_kept: LogKept::default(),
         ensemble: match config.quorum {
             None => String::new(),
             Some(_) => {

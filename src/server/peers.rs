@@ -9,13 +9,14 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{Config, Listen, Member};
-use crate::engine::{Event, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
-use crate::machine::{Ensemble, FEATURE_LEVEL};
+use crate::engine::{Event, NotAdmitted, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
+use crate::machine::FEATURE_LEVEL;
 use crate::net::peer::{
     self, Host, Introduction, LinkOptions, Links, PeerAddress, Secret, SecretError,
 };
 use crate::node::{Doorbell, Peers};
 use crate::storage::{Fault, Identity, LogHandle, SnapshotReader, SnapshotWriter};
+use crate::wire::ServerLine;
 
 use super::{StartError, load};
 
@@ -40,9 +41,10 @@ impl Peers for Outgoing {
         }
     }
 
-    fn set_ensemble(&mut self, ensemble: &Ensemble) {
-        let lines = ensemble.members().iter();
-        let peers = lines.map(|line| (u64::from(line.id), quorum_addresses(&line.peers)));
+    fn set_servers(&mut self, servers: &[ServerLine]) {
+        let peers = servers
+            .iter()
+            .map(|line| (u64::from(line.id), quorum_addresses(&line.peers)));
         let peers = peers.collect();
         let mut known = self.known.lock();
         if let Some(links) = self.network.get() {
@@ -94,32 +96,37 @@ impl Host for Local {
         self.shared.bound_disk(server)
     }
 
-    fn admit(&self, other: &Introduction) -> Result<(), String> {
+    fn ensemble(&self) -> String {
+        let ensemble = self.shared.newest_ensemble();
+        ensemble.map_or_else(String::new, |ensemble| ensemble.to_string())
+    }
+
+    fn admit(&self, other: &Introduction, ensemble: &str) -> Result<(), String> {
+        self.shared.learn(other.cluster, other.knows, ensemble);
         let id = u64::from(other.server);
         let refuse = |text: String| {
             let introduction = *other;
             self.doorbell.event(Event::Refused { id, introduction });
             Err(text)
         };
-        let level = self.shared.level();
-        if other.level < level {
-            return refuse(format!(
-                "this ensemble is at feature level {level}, and the version of zkraft of server \
-                 {id} knows no level above {}: start the version that the other servers run, or a \
-                 newer one, on the same data",
-                other.level
-            ));
-        }
-        if !self.shared.is_member(other.server) {
-            return refuse(format!(
-                "server {id} does not belong to this ensemble: add it with reconfig, and it will \
-                 be let in"
-            ));
-        }
-        let bound = self.shared.bound_disk(other.server);
-        if bound == 0 || bound == other.disk {
-            return Ok(());
-        }
+        let bound = match self.shared.admit(other) {
+            Ok(()) => return Ok(()),
+            Err(NotAdmitted::TooOld { level }) => {
+                return refuse(format!(
+                    "this ensemble is at feature level {level}, and the version of zkraft of \
+                     server {id} knows no level above {}: start the version that the other \
+                     servers run, or a newer one, on the same data",
+                    other.level
+                ));
+            }
+            Err(NotAdmitted::NoMember) => {
+                return refuse(format!(
+                    "server {id} does not belong to this ensemble: add it with reconfig, and it \
+                     will be let in"
+                ));
+            }
+            Err(NotAdmitted::OtherDisk { bound }) => bound,
+        };
         self.doorbell.event(Event::Stranger {
             id,
             disk: other.disk,
@@ -307,9 +314,9 @@ mod tests {
             level,
             ..Introduction::default()
         };
-        assert_eq!(local.admit(&other(3)), Ok(()));
-        assert_eq!(local.admit(&other(4)), Ok(()));
-        let text = local.admit(&other(2)).unwrap_err();
+        assert_eq!(local.admit(&other(3), ""), Ok(()));
+        assert_eq!(local.admit(&other(4), ""), Ok(()));
+        let text = local.admit(&other(2), "").unwrap_err();
         assert_eq!(
             text,
             "this ensemble is at feature level 3, and the version of zkraft of server 2 knows no \

@@ -169,6 +169,8 @@ struct Cluster {
     lost_read_indexes: bool,
     /// Servers that stopped because their state was another one.
     diverged: BTreeMap<u64, Divergence>,
+    /// Whether entries that leave a joint membership are lost.
+    lost_changes: bool,
 }
 
 impl Cluster {
@@ -234,6 +236,7 @@ impl Cluster {
             lost_appends: None,
             lost_read_indexes: false,
             diverged: BTreeMap::new(),
+            lost_changes: false,
             snapshots: BTreeMap::new(),
             transfers: 0,
             broken_transfers: false,
@@ -394,11 +397,19 @@ impl Cluster {
                     |kind| matches!(&message, PeerMessage::Raft(m) if m.get_msg_type() == kind);
                 let appends = is(MessageType::MsgAppend);
                 let asks = is(MessageType::MsgReadIndex);
+                let leaves = |entry: &raft::eraftpb::Entry| {
+                    entry.get_entry_type() != EntryType::EntryNormal && entry.context.is_empty()
+                };
+                let leaves = match &message {
+                    PeerMessage::Raft(message) => message.entries.iter().any(leaves),
+                    _ => false,
+                };
                 if self.cut.contains(&(from, to))
                     || self.refused.contains(&(from, to))
                     || !self.node(to).up
                     || (appends && self.lost_appends == Some(to))
                     || (asks && self.lost_read_indexes)
+                    || (leaves && self.lost_changes)
                 {
                     continue;
                 }
@@ -1813,4 +1824,235 @@ fn a_majority_founds_a_cluster_without_the_others_if_it_may() {
     assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
     assert!(cluster.has(2, "/a") && cluster.shared(2).is_serving());
     cluster.agree();
+}
+
+#[test]
+fn a_leader_that_is_removed_asks_nobody_without_a_vote_to_lead() {
+    let mut cluster = Cluster::configured(&[1, 2], 3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let other = 3 - leader;
+    let (mut client, _) = cluster.client(other);
+    let observer = format!("{}:observer;2181", line(3));
+    cluster.send(&client, 1, &reconfig(&observer, ""));
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2], vec![3]));
+    // It would have been asked first, and raft hears no such wish.
+    let joining = format!("{};2181", line(3));
+    cluster.send(&client, 2, &reconfig(&joining, &leader.to_string()));
+    cluster.pass_linking(5_000);
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    assert_eq!(cluster.members(), (vec![other, 3], vec![]));
+}
+
+#[test]
+fn a_server_is_not_removed_for_a_stranger_that_has_gone() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    for _ in 0..20 {
+        let (id, disk) = (follower, 999);
+        cluster.event(leader, Event::Stranger { id, disk });
+        cluster.pass(200);
+    }
+    cluster.pass(6_000);
+    cluster.kill(follower);
+    cluster.pass(2_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+}
+
+#[test]
+fn a_server_that_another_leader_took_back_is_not_removed_again() {
+    let mut cluster = Cluster::strangers(5, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let back = cluster.follower();
+    // The others refused it before they knew that its disk is the right one.
+    for _ in 0..20 {
+        for server in cluster.servers() {
+            let (id, disk) = (back, 100 + back);
+            cluster.event(server, Event::Stranger { id, disk });
+        }
+        cluster.pass(200);
+    }
+    cluster.die(leader);
+    cluster.kill(back);
+    cluster.pass(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3, 4, 5], vec![]));
+}
+
+#[test]
+fn no_disk_takes_the_place_of_one_that_is_being_bound() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.link();
+    // Nobody knows of links when the first leader begins.
+    for server in cluster.servers() {
+        for other in cluster.servers() {
+            cluster.event(server, Event::Unreachable(other));
+        }
+    }
+    cluster.pass(3_000);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let third = 6 - leader - follower;
+    cluster.isolate(third);
+    cluster.lost_appends = Some(follower);
+    cluster.introduce(follower, leader);
+    cluster.pass(50);
+    // What it has acknowledged may be nowhere but here and there.
+    let mut empty = Cluster::strangers(3, 200, false);
+    std::mem::swap(cluster.node(follower), empty.node(follower));
+    cluster.introduce(follower, leader);
+    cluster.pass(50);
+    (cluster.lost_appends, cluster.cut) = (None, BTreeSet::new());
+    cluster.pass(1_000);
+    let bound = cluster.shared(leader).bound_disk(follower as u32);
+    assert_eq!(bound, 100 + follower);
+    cluster.pass_linking(8_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    cluster.agree();
+}
+
+#[test]
+fn a_server_that_was_away_knows_those_who_joined_as_soon_as_it_is_told() {
+    let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let away = cluster.follower();
+    cluster.kill(away);
+    let (client, _) = cluster.client(leader);
+    let joining = format!("{};2181", line(4));
+    cluster.send(&client, 1, &reconfig(&joining, ""));
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3, 4], vec![]));
+    let told = cluster
+        .shared(leader)
+        .newest_ensemble()
+        .unwrap()
+        .to_string();
+    let number = cluster.shared(leader).cluster();
+    let shared = cluster.shared(away).clone();
+    shared.learn(number + 1, 0, &told);
+    assert!(!shared.is_member(4), "that was another cluster");
+    shared.learn(number, 0, &told);
+    shared.learn(number, 0, "server.1=a:1:2\nversion=1");
+    assert!(shared.is_member(4));
+    // And where they are.
+    let now_ms = cluster.now_ms;
+    let mut out = Outputs::default();
+    let engine = &mut cluster.node(away).engine;
+    engine.handle(Event::Tick, now_ms, &mut out);
+    engine.turn(now_ms, 1_000_000, &mut out);
+    let linked = out.servers.expect("other servers are to be linked");
+    assert_eq!(linked.len(), 4);
+}
+
+#[test]
+fn who_is_to_go_is_linked_until_the_change_is_through() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let (client, _) = cluster.client(leader);
+    // The leader applies the change, and the others do not hear that it may be left again.
+    let others: Vec<u64> = cluster
+        .servers()
+        .into_iter()
+        .filter(|id| *id != leader)
+        .collect();
+    let only = Request::Reconfig(Reconfig {
+        joining: None,
+        leaving: None,
+        members: Some(line(leader).as_str().into()),
+        version: -1,
+    });
+    let mut frame = BytesMut::new();
+    frame.extend_from_slice(&1_i32.to_be_bytes());
+    frame.extend_from_slice(&only.opcode().to_be_bytes());
+    only.encode(&mut frame);
+    client.receive(&frame, cluster.now_ms).unwrap();
+    cluster.lost_changes = true;
+    cluster.pass(500);
+    let membership = cluster.node(leader).engine.replica.membership();
+    assert_eq!(membership.voters_outgoing.len(), 3, "{membership:?}");
+    for other in &others {
+        assert!(cluster.shared(leader).is_member(*other as u32));
+    }
+    cluster.lost_changes = false;
+    cluster.pass(2_000);
+    assert_eq!(cluster.members(), (vec![leader], vec![]));
+    for other in &others {
+        assert!(!cluster.shared(leader).is_member(*other as u32));
+    }
+}
+
+/// A server on its own, which has chosen this number for its cluster and has an observer.
+fn lone_voter(cluster: i64) -> Node {
+    let content = proto::log::Entry {
+        time_ms: 1,
+        internal: vec![set_command(&(CLUSTER_SETTING.to_owned(), cluster))],
+        ..Default::default()
+    };
+    let entry = proto::log::LogEntry {
+        term: 1,
+        index: 1,
+        data: content.encode_to_vec().into(),
+        ..Default::default()
+    };
+    let kept = Kept {
+        hard_state: proto::log::HardState {
+            term: 1,
+            vote: 1,
+            commit: 0,
+        },
+        membership: Some(proto::log::Membership {
+            voters: vec![1],
+            learners: vec![2],
+            ..Default::default()
+        }),
+        entries: vec![entry],
+    };
+    let origin = OriginId {
+        server: 1,
+        disk: 7,
+        incarnation: 2,
+    };
+    let build = Build::of(FEATURE_LEVEL);
+    Node::start(origin, &[], true, build, kept, 0, &|_| ())
+}
+
+/// One turn, and all that it wrote is durable.
+fn turn_and_write(node: &mut Node) {
+    let mut out = Outputs::default();
+    node.engine.turn(100, 1_000_000, &mut out);
+    if let Some(last) = out.append.last() {
+        let persisted = Event::Persisted(last.number);
+        node.engine.handle(persisted, 100, &mut Outputs::default());
+    }
+}
+
+#[test]
+fn who_is_linked_while_the_settings_are_on_their_way_does_not_keep_a_leader_from_serving() {
+    let mut node = lone_voter(77);
+    while node.engine.settings_term == 0 {
+        turn_and_write(&mut node);
+    }
+    assert!(!node.shared.is_serving());
+    let introduction = Introduction {
+        server: 2,
+        disk: 8,
+        boot: 1,
+        level: FEATURE_LEVEL,
+        ..Introduction::default()
+    };
+    let linked = Event::Linked {
+        id: 2,
+        introduction,
+    };
+    node.engine.handle(linked, 100, &mut Outputs::default());
+    for _ in 0..10 {
+        turn_and_write(&mut node);
+    }
+    assert!(node.shared.is_serving());
+    assert_eq!(node.shared.bound_disk(2), 8);
 }

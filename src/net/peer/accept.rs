@@ -77,10 +77,11 @@ fn begin(shared: &Arc<Shared>, begun: &Arc<Begun>, stream: TcpStream, address: S
 
 async fn greet(shared: &Shared, stream: TcpStream) -> Result<Greeted, Failure> {
     prepare(&stream);
-    let vet = |other: &Introduction| shared.vet(other);
+    let vet = |other: &Introduction, ensemble: &str| shared.vet(other, ensemble);
     let party = Party {
         me: shared.introduction_to(0),
         secret: shared.secret.as_ref(),
+        ensemble: shared.host.ensemble(),
         vet: &vet,
         knows: &|other| shared.host.knows(other),
     };

@@ -108,10 +108,11 @@ impl Shared {
     ) -> Result<Greeted, Failure> {
         let stream = connect(address).await?;
         prepare(&stream);
-        let vet = |other: &Introduction| self.vet(other);
+        let vet = |other: &Introduction, ensemble: &str| self.vet(other, ensemble);
         let party = Party {
             me: self.introduction_to(target),
             secret: self.secret.as_ref(),
+            ensemble: self.host.ensemble(),
             vet: &vet,
             knows: &|other| self.host.knows(other),
         };

@@ -37,8 +37,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const MAGIC: [u8; 8] = *b"zkraftPR";
 const VERSION: u32 = 1;
 const PREAMBLE: usize = MAGIC.len() + 4;
-/// No step is longer.
-const STEP_BYTES_MAX: usize = 4 << 10;
+/// No step is longer: one has the lines of all servers.
+const STEP_BYTES_MAX: usize = 64 << 10;
 const NONCE_BYTES: usize = 16;
 /// How long a refused side may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
@@ -109,8 +109,11 @@ impl From<io::Error> for Failure {
 pub(in crate::net) struct Party<'a> {
     pub me: Introduction,
     pub secret: Option<&'a Secret>,
-    /// Whether the other side, which has proved itself, may be connected to; if not, why.
-    pub vet: &'a (dyn Fn(&Introduction) -> Result<(), String> + Sync),
+    /// The servers as this side knows them.
+    pub ensemble: String,
+    /// Whether the other side, which has proved itself and knows these servers, may be connected
+    /// to; if not, why.
+    pub vet: &'a (dyn Fn(&Introduction, &str) -> Result<(), String> + Sync),
     /// The disk that is held to be that of a server.
     pub knows: &'a (dyn Fn(u32) -> u64 + Sync),
 }
@@ -164,18 +167,21 @@ pub(in crate::net) async fn dial(
         hello: &hello,
         challenge: &challenge,
     };
-    let mac = proof(party.secret, Role::Dialler, said);
-    socket.say(Step::Proof(Proof { mac })).await?;
+    let own = Proof {
+        mac: proof(party.secret, Role::Dialler, said),
+        ensemble: party.ensemble.clone(),
+    };
+    socket.say(Step::Proof(own)).await?;
 
     let (_, step) = socket.hear().await?;
-    let Step::Welcome(Proof { mac }) = step else {
+    let Step::Welcome(Proof { mac, ensemble }) = step else {
         return Err(out_of_turn(&step));
     };
     let checked = check_proof(party.secret, Role::Acceptor, said, &mac).and_then(|()| {
         if other.server != target {
             return Err(wrong_target(other.server, target));
         }
-        (party.vet)(&other)
+        (party.vet)(&other, &ensemble)
     });
     if let Err(text) = checked {
         return Err(socket.refuse(text).await);
@@ -215,7 +221,7 @@ pub(in crate::net) async fn accept(
     socket.begin(&challenge).await?;
 
     let (_, step) = socket.hear().await?;
-    let Step::Proof(Proof { mac }) = step else {
+    let Step::Proof(Proof { mac, ensemble }) = step else {
         return Err(out_of_turn(&step));
     };
     let said = Transcript {
@@ -233,13 +239,16 @@ pub(in crate::net) async fn accept(
                 party.me.server, hello.lane
             ));
         }
-        (party.vet)(&other)
+        (party.vet)(&other, &ensemble)
     });
     if let Err(text) = checked {
         return Err(socket.refuse(text).await);
     }
-    let mac = proof(party.secret, Role::Acceptor, said);
-    socket.say(Step::Welcome(Proof { mac })).await?;
+    let own = Proof {
+        mac: proof(party.secret, Role::Acceptor, said),
+        ensemble: party.ensemble.clone(),
+    };
+    socket.say(Step::Welcome(own)).await?;
     match socket.hear().await? {
         (_, Step::Ready(Ready {})) => Ok(socket.greeted(me, other, lane)),
         (_, step) => Err(out_of_turn(&step)),

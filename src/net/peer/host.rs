@@ -18,11 +18,15 @@ pub trait Host: Send + Sync + 'static {
     /// The disk that this server holds to be that of another one; 0: it knows of none.
     fn knows(&self, server: u32) -> u64;
 
+    /// The servers of the ensemble, as this one knows them; empty: it does not yet.
+    fn ensemble(&self) -> String;
+
     /// Whether a server may be connected, in either direction; asked for each connection.
+    /// `ensemble`: the servers that the other one knows.
     ///
     /// # Errors
     /// Why not and how to go on: told to the other side, and logged there.
-    fn admit(&self, other: &Introduction) -> Result<(), String>;
+    fn admit(&self, other: &Introduction, ensemble: &str) -> Result<(), String>;
 
     /// This server dialled here, and was admitted: called before anything else is heard from it.
     fn introduced(&self, other: &Introduction);

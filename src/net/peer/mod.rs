@@ -6,7 +6,7 @@
 //! link       both lanes to a peer, kept up                     queue     what waits for them
 //! accept     what peers dialled                                presence  who is connected
 //! frame      bytes ↔ frames                                    notice    log lines, not too many
-//! host       what links need of their server
+//! host       what links need of their server               vet       who may be connected
 //! ```
 //!
 //! Each server dials every other one and sends over the connections that it dialled itself, so
@@ -29,6 +29,7 @@ mod resolve;
 mod secret;
 #[cfg(test)]
 mod tests;
+mod vet;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +51,7 @@ pub use self::handshake::version_of;
 pub use self::host::Host;
 pub use self::resolve::{PeerAddress, Resolver, listen};
 pub use self::secret::{Secret, SecretError};
+pub use self::vet::{Seen, is_of_other_cluster, vet};
 
 use self::notice::Notices;
 use self::presence::{Count, Presence};
@@ -279,31 +281,12 @@ impl Shared {
         }
     }
 
-    /// Whether this server may be connected.
-    fn vet(&self, other: &Introduction) -> Result<(), String> {
+    /// Whether this server, which knows these servers, may be connected.
+    fn vet(&self, other: &Introduction, ensemble: &str) -> Result<(), String> {
         let me = self.introduction_to(0);
-        if other.server == me.server {
-            return Err(format!(
-                "both sides are server {}: give one of them another myid",
-                me.server
-            ));
-        }
-        if is_of_other_cluster(&me, other) {
-            return Err(format!(
-                "server {} is of cluster {:016x}, and server {} is of cluster {:016x}: correct the \
-                 server.N lines; or, if a server with the data of another cluster is to join this \
-                 one (as the others are after `zkraft recover`), empty its data and log \
-                 directories and add it with reconfig",
-                me.server, me.cluster, other.server, other.cluster
-            ));
-        }
-        self.presence.check(other)?;
-        self.host.admit(other)
+        vet::vet(&me, other, self.presence.seen(other.server))?;
+        self.host.admit(other, ensemble)
     }
-}
-
-fn is_of_other_cluster(me: &Introduction, other: &Introduction) -> bool {
-    me.cluster != 0 && other.cluster != 0 && me.cluster != other.cluster
 }
 
 /// Returns once all is to end.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Introduction, Traffic};
+use super::{Introduction, Seen, Traffic};
 use crate::proto::peer::Lane;
 
 /// What a connection to a server is.
@@ -110,35 +110,20 @@ impl Present {
         self.gates.iter().any(Option::is_some)
     }
 
-    fn check(&self, other: &Introduction) -> Result<(), String> {
-        let Introduction {
-            server, disk, boot, ..
-        } = *other;
-        if self.disk != disk && self.is_connected() {
-            return Err(format!(
-                "a server {server} with another disk ({:016x}, not {disk:016x}) is connected: two \
-                 servers have the same id, so give one of them another myid and its own server.N \
-                 line; or, if the disk of server {server} was replaced, stop the process that \
-                 still runs on the old one",
-                self.disk
-            ));
+    fn seen(&self) -> Seen {
+        Seen {
+            disk: self.disk,
+            boot: self.boot,
+            is_connected: self.is_connected(),
         }
-        if self.disk == disk && self.boot > boot {
-            return Err(format!(
-                "start {boot} of server {server} is over: its start {} was seen since",
-                self.boot
-            ));
-        }
-        Ok(())
     }
 }
 
 impl Presence {
-    /// Whether a connection of this server would be let in.
-    pub fn check(&self, other: &Introduction) -> Result<(), String> {
+    /// What is known of a server.
+    pub fn seen(&self, server: u32) -> Option<Seen> {
         let servers = self.0.lock();
-        let present = servers.get(&other.server.into());
-        present.map_or(Ok(()), |present| present.check(other))
+        servers.get(&server.into()).map(Present::seen)
     }
 
     /// Lets a connection in. Those that it replaces are closed when this returns.
@@ -153,7 +138,7 @@ impl Presence {
                 gates: Default::default(),
                 received: Arc::default(),
             });
-            present.check(other)?;
+            present.seen().check(other)?;
             if (present.disk, present.boot) != (other.disk, other.boot) {
                 (present.disk, present.boot) = (other.disk, other.boot);
                 replaced.extend(present.gates.iter_mut().filter_map(Option::take));
@@ -245,7 +230,8 @@ mod tests {
     fn an_id_is_one_disk_at_a_time() {
         let presence = Presence::default();
         let gate = presence.enter(&server(1, 9), Place::Outgoing).unwrap();
-        let refused = presence.check(&server(2, 1)).unwrap_err();
+        let seen = presence.seen(3).expect("it is connected");
+        let refused = seen.check(&server(2, 1)).unwrap_err();
         let expected = "a server 3 with another disk (0000000000000001, not 0000000000000002) is \
                         connected: two servers have the same id";
         assert!(refused.starts_with(expected), "{refused}");

@@ -58,7 +58,11 @@ impl Host for TestHost {
         true
     }
 
-    fn admit(&self, other: &Introduction) -> Result<(), String> {
+    fn ensemble(&self) -> String {
+        String::new()
+    }
+
+    fn admit(&self, other: &Introduction, _: &str) -> Result<(), String> {
         self.told.lock().admitted.push(*other);
         self.refuses.lock().map_or(Ok(()), |why| Err(why.into()))
     }
@@ -225,7 +229,8 @@ async fn dial_as(me: Introduction, port: u16, lane: Lane) -> Result<Greeted, Str
     let party = Party {
         me: introduction(me),
         secret: None,
-        vet: &|_| Ok(()),
+        ensemble: String::new(),
+        vet: &|_, _| Ok(()),
         knows: &|_| 0,
     };
     let dialled = handshake::dial(stream, &party, 1, lane).await;
@@ -480,7 +485,8 @@ async fn a_peer_is_lost_only_when_nobody_listens() {
         let party = Party {
             me: introduction(me(2)),
             secret: None,
-            vet: &|_| Ok(()),
+            ensemble: String::new(),
+            vet: &|_, _| Ok(()),
             knows: &|_| 0,
         };
         handshake::accept(stream, &party).await.unwrap()

@@ -48,7 +48,11 @@ impl Host for TestHost {
         true
     }
 
-    fn admit(&self, _: &Introduction) -> Result<(), String> {
+    fn ensemble(&self) -> String {
+        String::new()
+    }
+
+    fn admit(&self, _: &Introduction, _: &str) -> Result<(), String> {
         Ok(())
     }
 
@@ -210,7 +214,8 @@ fn party(me: Introduction) -> Party<'static> {
             ..me
         },
         secret: None,
-        vet: &|_| Ok(()),
+        ensemble: String::new(),
+        vet: &|_, _| Ok(()),
         knows: &|_| 0,
     }
 }

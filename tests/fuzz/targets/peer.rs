@@ -26,7 +26,7 @@ mod kind {
 }
 
 /// The limit before a handshake has ended.
-const STRANGER_BYTES_MAX: usize = 4 << 10;
+const STRANGER_BYTES_MAX: usize = 64 << 10;
 
 /// Takes whole frames off; returns whether the stream is at its end.
 fn take(stream: &mut BytesMut, limit: usize, bodies: &mut Vec<Bytes>) -> bool {
@@ -126,6 +126,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }),
         handshake::Step::Proof(Proof {
             mac: Bytes::from_static(&[9; 32]),
+            ensemble: "server.1=a:1:2".to_owned(),
         }),
         handshake::Step::Refusal(Refusal {
             text: "no".to_owned(),
