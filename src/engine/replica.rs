@@ -332,8 +332,10 @@ impl Replica {
                 self.hard_state = entry::hard_state_from_raft(hard_state);
                 self.raw.mut_store().set_hard_state(hard_state.clone());
             }
+            let mut snapshot = None;
             if !ready.snapshot().is_empty() {
                 let mark = entry::snapshot_from_raft(ready.snapshot());
+                snapshot = Some(mark.index);
                 turn.installed = Some(mark.index);
                 self.raw.mut_store().install(mark.clone());
                 turn.append.push(Append {
@@ -390,6 +392,12 @@ impl Replica {
             turn.reads
                 .extend(reads.into_iter().map(|read| (read.request_ctx, read.index)));
             self.raw.advance_append_async(ready);
+            if let Some(index) = snapshot {
+                // Its file is durable and a start would begin with it, though the log does not say
+                // so yet. Raft must count it as applied before it campaigns: it looks through what
+                // is not, and the entries before are gone.
+                self.raw.raft.on_persist_snap(index);
+            }
             if self.unpersisted.front().is_some_and(|first| first.empty) {
                 let messages = self.persisted(self.persisted);
                 turn.sends.extend(messages);
@@ -443,9 +451,7 @@ impl Replica {
 
     /// Entries up to this index are in the state.
     pub fn applied(&mut self, index: u64) {
-        // An installed snapshot is in the state before the log knows of it for good.
-        self.raw
-            .advance_apply_to(index.min(self.raw.raft.raft_log.persisted));
+        self.raw.advance_apply_to(index);
         self.raw.mut_store().trim(index);
     }
 

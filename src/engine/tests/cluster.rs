@@ -171,6 +171,8 @@ struct Cluster {
     diverged: BTreeMap<u64, Divergence>,
     /// Whether entries that leave a joint membership are lost.
     lost_changes: bool,
+    /// This server's disk is not done with anything.
+    slow_disk: Option<u64>,
 }
 
 impl Cluster {
@@ -237,6 +239,7 @@ impl Cluster {
             lost_read_indexes: false,
             diverged: BTreeMap::new(),
             lost_changes: false,
+            slow_disk: None,
             snapshots: BTreeMap::new(),
             transfers: 0,
             broken_transfers: false,
@@ -432,6 +435,7 @@ impl Cluster {
 
     fn turn(&mut self, server: u64) -> Vec<(u64, u64, PeerMessage)> {
         let now_ms = self.now_ms;
+        let is_slow = self.slow_disk == Some(server);
         let mut sends = Vec::new();
         loop {
             let node = self.node(server);
@@ -453,7 +457,9 @@ impl Cluster {
             }
             let engine = &mut node.engine;
             let written = out.append.last().map(|append| append.number);
-            if let Some(number) = written {
+            if let Some(number) = written
+                && !is_slow
+            {
                 engine.handle(Event::Persisted(number), now_ms, &mut out);
             }
             if let Some((meta, image)) = out.take_snapshot.take() {
@@ -1984,6 +1990,29 @@ fn who_is_to_go_is_linked_until_the_change_is_through() {
     for other in &others {
         assert!(!cluster.shared(leader).is_member(*other as u32));
     }
+}
+
+#[test]
+fn a_server_may_campaign_before_its_log_knows_of_the_snapshot_it_was_sent() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    cluster.isolate(behind);
+    write_much(&mut cluster, &mut client);
+    cluster.slow_disk = Some(behind);
+    cluster.cut.clear();
+    cluster.pass(500);
+    assert!(cluster.transfers > 0 && cluster.has(behind, "/big"));
+    // Nobody is elected without its vote, which waits for its disk.
+    cluster.kill(leader);
+    cluster.pass(3_000);
+    cluster.slow_disk = None;
+    cluster.pass(3_000);
+    assert!(cluster.shared(behind).is_serving());
+    cluster.agree();
 }
 
 /// A server on its own, which has chosen this number for its cluster and has an observer.
