@@ -249,6 +249,12 @@ impl Replica {
         let membership = self.raw.apply_conf_change(&change);
         let membership = membership.expect("the leader checked the change of membership");
         self.raw.mut_store().set_membership(membership);
+        if self.is_leader() && !self.is_voter() {
+            // An earlier leader asked for it. Raft would let this one lead on (Raft thesis §4.2.2
+            // does not), and stumble over what it acknowledges itself.
+            let term = self.term();
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.fix_election_timeout();
     }
 

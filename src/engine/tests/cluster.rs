@@ -11,7 +11,9 @@ use raft::eraftpb::MessageType;
 
 use super::*;
 use crate::engine::members::disk_setting;
+use crate::engine::reconcile::step;
 use crate::machine::RestoreError;
+use crate::proto::log::membership_step::Kind;
 use crate::wire::request::Reconfig;
 
 /// Of the sessions (see [`hello`]).
@@ -2012,6 +2014,30 @@ fn a_server_may_campaign_before_its_log_knows_of_the_snapshot_it_was_sent() {
     cluster.slow_disk = None;
     cluster.pass(3_000);
     assert!(cluster.shared(behind).is_serving());
+    cluster.agree();
+}
+
+#[test]
+fn a_leader_that_finds_itself_removed_leads_no_more() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let change = proto::log::MembershipChange {
+        steps: vec![step(Kind::Remove, leader)],
+    };
+    let entry = proto::log::Entry {
+        time_ms: 1,
+        change: Some(change),
+        ..Default::default()
+    };
+    assert!(cluster.node(leader).engine.propose_entry(entry).is_ok());
+    cluster.settle();
+    assert!(!cluster.node(leader).engine.replica.is_leader());
+    cluster.pass(50);
+    cluster.pass_linking(5_000);
+    assert_ne!(cluster.leader(), leader);
+    // It belongs all the same, and is taken back.
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
     cluster.agree();
 }
 
