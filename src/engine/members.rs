@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_stranger_that_is_gone_is_forgotten() {
-        let mut standing = Standing::new(1, 7, true);
+        let mut standing = Standing::new(1, 7, true, false);
         let known = BTreeMap::from([(2, 8)]);
         for now_ms in (0..=3_000).step_by(1_000) {
             let expected = if now_ms < STRANGER_MS {

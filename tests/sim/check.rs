@@ -3,9 +3,14 @@
 //! One file per group of invariants. They see what a client sees (frames), what the disk sees
 //! (appended and synced records) and, for state, the machine's own answers; the truth they compare
 //! with is the [`Model`], fed with the committed log. A checker never influences the run.
+//!
+//! Of the 25 invariants, 10 is left to `tests/tidy.rs` and to [`state`]'s replay of the log on
+//! copies, 12 to an assertion of the machine, and 16 holds no more: time is the leader's clock as
+//! it is. Of 24, that a session which nobody touches ends in time is looked at once, at the end.
 
 pub mod cluster;
 pub mod log;
+pub mod members;
 pub mod recipes;
 pub mod replies;
 pub mod sessions;
@@ -16,9 +21,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message as _;
+use raft::eraftpb::Message;
 use zkraft::engine::Engine;
 use zkraft::proto;
-use zkraft::proto::log::{LogEntry, Record};
+use zkraft::proto::log::{HardState, LogEntry, Membership, Record};
 use zkraft::wire::{ConnectRequest, Id, SessionId, Zxid, op};
 
 use crate::client::Sent;
@@ -47,6 +53,8 @@ pub struct Violation {
 pub enum Group {
     /// 1–4: one leader, one log.
     Consensus,
+    /// What 1–4 rest on: who has a say, and with which disk.
+    Members,
     /// 4–8: the log of a server, and nothing said before it is durable.
     Log,
     /// 9–15: the state is what the log says.
@@ -83,6 +91,7 @@ pub struct Checks {
     pub model: Model,
     pub logs: Vec<log::LogCheck>,
     pub cluster: cluster::ClusterCheck,
+    pub members: members::MemberCheck,
     pub state: state::StateCheck,
     pub sessions: sessions::SessionCheck,
     pub recipes: recipes::RecipeCheck,
@@ -102,16 +111,20 @@ pub struct Checks {
     linearizable_reads: bool,
     /// The server whose state was spoilt: it has to notice by itself.
     pub spoilt: Option<usize>,
+    /// Commands that were carried out.
+    pub operations: u64,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
 
 impl Checks {
-    pub fn new(servers: usize, linearizable_reads: bool) -> Self {
+    /// `founders`: who belongs together at first.
+    pub fn new(servers: usize, founders: Membership, linearizable_reads: bool) -> Self {
         Self {
             model: Model::new(),
             logs: (0..servers).map(|_| log::LogCheck::default()).collect(),
             cluster: cluster::ClusterCheck::default(),
+            members: members::MemberCheck::new(&founders),
             state: state::StateCheck::new(),
             sessions: sessions::SessionCheck::new(servers),
             recipes: recipes::RecipeCheck::default(),
@@ -124,6 +137,7 @@ impl Checks {
             acknowledged: Zxid(0),
             linearizable_reads,
             spoilt: None,
+            operations: 0,
             seen: (0, 0, 0),
         }
     }
@@ -163,8 +177,24 @@ impl Checks {
         self.sessions.taken(server, (session, generation), now_ms)
     }
 
-    /// A server's engine wants this written.
-    pub fn appended(&mut self, server: usize, number: u64, record: &Record) -> Verdict {
+    /// A message of raft's leaves a server, for another one.
+    pub fn said(&self, server: usize, disk: u64, message: &Message) -> Verdict {
+        self.logs[server].said(message)?;
+        self.members.promised(server as u64 + 1, disk, message)
+    }
+
+    /// A server's engine wants this written. True: it has installed a snapshot.
+    pub fn appended(
+        &mut self,
+        server: usize,
+        number: u64,
+        record: &Record,
+    ) -> Result<bool, Violation> {
+        let mark = record.mark.as_ref().filter(|mark| mark.index > 0);
+        if let Some(mark) = mark {
+            let before = self.cluster.prefix(mark.index);
+            self.logs[server].installs(mark, before)?;
+        }
         let log = &mut self.logs[server];
         log.appended(number, record)?;
         for entry in &record.entries {
@@ -172,7 +202,26 @@ impl Checks {
             let before = before.map_or(0, |place| log.written()[place].term);
             self.cluster.wrote(server, before, entry)?;
         }
-        Ok(())
+        Ok(mark.is_some())
+    }
+
+    /// A restart found a snapshot up to `base`, and these entries after it.
+    pub fn recovered(
+        &mut self,
+        server: usize,
+        base: u64,
+        entries: &[LogEntry],
+        state: HardState,
+    ) -> Verdict {
+        let before = self.cluster.prefix(base);
+        self.logs[server].recovered(before, entries, state)
+    }
+
+    /// A server lost everything, and has an empty disk now.
+    pub fn lost_disk(&mut self, server: usize, disk: u64) {
+        self.logs[server] = self.logs[server].lost();
+        self.applied[server] = 0;
+        self.members.lost_disk(server as u64 + 1, disk);
     }
 
     /// A server turns out to lead. True: it does so since now.
@@ -203,10 +252,13 @@ impl Checks {
             if index > self.model.index {
                 let entry = self.logs[server].entry(index).cloned();
                 self.commit(&entry.expect("it is durable"), engine.term())?;
-            } else {
+            } else if index > self.logs[server].installed() {
                 self.cluster
                     .applied_again(server, index, &self.logs[server])?;
             }
+        }
+        if self.model.ensemble.is_some() && now > 0 && state.machine.ensemble().is_some() {
+            self.members.compare(server, now, &engine.membership())?;
         }
         if now > before {
             for session in self
@@ -234,14 +286,21 @@ impl Checks {
 
     /// Somebody was the first to apply this, in this term.
     fn commit(&mut self, entry: &LogEntry, term: u64) -> Verdict {
-        self.cluster.commit(entry.clone(), term, &self.logs)?;
+        let deciding = self.members.deciding();
+        self.cluster
+            .commit(entry.clone(), term, &self.logs, deciding)?;
         self.apply(entry)?;
         self.cluster.became(self.state.digest(), self.model.zxid);
         Ok(())
     }
 
     fn apply(&mut self, entry: &LogEntry) -> Verdict {
-        let content = match proto::log::Entry::decode(entry.data.as_ref()) {
+        // Raft's own account of a change of membership is not looked at.
+        let data = match entry.kind {
+            0 => &entry.data,
+            _ => &entry.context,
+        };
+        let content = match proto::log::Entry::decode(data.as_ref()) {
             Ok(content) => content,
             Err(error) => {
                 return broken(Group::Log, format!("entry {}: {error}", entry.index));
@@ -250,7 +309,13 @@ impl Checks {
         self.state.replay(entry, &content);
         let before = self.model.zxid;
         self.ending(entry, &content);
-        for done in self.model.apply(entry.index, entry.term, &content) {
+        let ensemble = self.model.ensemble.as_ref().map(|(_, since)| *since);
+        let all_done = self.model.apply(entry.index, entry.term, &content);
+        self.operations += all_done.len() as u64;
+        let now = self.model.ensemble.as_ref().map(|(_, since)| *since);
+        let Self { members, model, .. } = self;
+        members.follow(entry, &content, model, now != ensemble)?;
+        for done in all_done {
             match &done.outcome {
                 Outcome::Attached {
                     session,
@@ -350,13 +415,14 @@ impl Checks {
         Ok(())
     }
 
-    /// The server closed this connection by itself. `silent`: it had not heard of a majority.
-    pub fn closed_by_server(&mut self, conn: ConnId, silent: bool) -> Verdict {
+    /// The server closed this connection by itself. `lets_go`: it lets clients go, since it had not
+    /// heard of a majority, or does not know what it has missed.
+    pub fn closed_by_server(&mut self, conn: ConnId, lets_go: bool) -> Verdict {
         let conn = self
             .conns
             .get_mut(&conn)
             .expect("a connection that was opened");
-        conn.closed(&self.model, silent)
+        conn.closed(&self.model, lets_go)
     }
 
     /// Whether the session of this connection has ended or has another connection.

@@ -80,7 +80,7 @@ pub enum Action {
 }
 
 /// How a client behaves. Drawn from the seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Manners {
     pub timeout_ms: i32,
     /// Between two looks at what to do, in µs.
@@ -139,6 +139,8 @@ pub struct Client {
     next_wake_us: u64,
     /// No more work: only what shows that all is well.
     finishing: Option<Finish>,
+    /// Nobody must change the membership now.
+    pub holds_still: bool,
     /// How often it was told that its session is over.
     pub expirations: u64,
 }
@@ -175,8 +177,14 @@ impl Client {
             },
             next_wake_us: 0,
             finishing: None,
+            holds_still: false,
             expirations: 0,
         }
+    }
+
+    /// It authenticates by this secret whenever it connects.
+    pub fn knows(&mut self, secret: &'static str) {
+        self.secrets.insert(secret);
     }
 
     /// The time it asked for has come. `other`: the session of some client.
@@ -582,6 +590,7 @@ impl Client {
             now_us,
             session: self.session,
             last_zxid: self.last_zxid,
+            holds_still: self.holds_still,
         }
     }
 }

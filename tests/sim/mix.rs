@@ -11,6 +11,8 @@ use crate::rng::Rng;
 
 /// Secrets of the digest scheme that clients use.
 pub const SECRETS: [&str; 3] = ["ann:apple", "bob:", "carl"];
+/// The secret of the super user.
+pub const SUPER: &str = "super:secret";
 /// Created paths that are remembered, to be used again.
 const SEEN_MAX: usize = 40;
 const STRANGE_PATHS: [&str; 22] = [

@@ -1,15 +1,25 @@
 //! The parameters of a run, all drawn from its seed ("swarm": runs differ in kind, not only in
 //! order; a fault that is always there hides others).
 
+use zkraft::engine::LogKept;
+use zkraft::proto::log::Membership;
+
 use crate::client::{Client, Manners};
+use crate::mix::SUPER;
 use crate::rng::Rng;
 use crate::workload::{
-    Anything, Bank, Counter, Holder, Idle, Lock, Queue, Quota, Syncer, Workload,
+    Anything, Bank, Counter, Holder, Idle, Lock, Operator, Queue, Quota, Syncer, Workload,
 };
 
 #[derive(Clone, Debug)]
 pub struct Params {
+    /// Those that found the ensemble; the last of them without a vote.
     pub servers: usize,
+    pub observers: usize,
+    /// Those that may join later.
+    pub spares: usize,
+    /// Somebody changes who the servers are.
+    pub reconfigures: bool,
     /// Time under faults, in µs.
     pub faulty_us: u64,
     pub session_tick_ms: u64,
@@ -20,6 +30,7 @@ pub struct Params {
     pub cleaner_ms: u64,
     pub settings: Vec<(&'static str, i64)>,
     pub segment_bytes: u64,
+    pub log_kept: LogKept,
     pub keep_snapshots: usize,
     /// One way over the network, in µs, at most.
     pub latency_us: u64,
@@ -40,11 +51,24 @@ pub struct Params {
     pub partition_every_us: u64,
     pub flap_every_us: u64,
     pub client_cut_every_us: u64,
+    pub wipe_every_us: u64,
     /// Servers' clocks are off by this at most, in millionths.
     pub drift_ppm: u64,
     /// Clients that only ping, in percent.
     pub idle: u64,
     pub peers: PeerParams,
+    pub transfer: TransferParams,
+}
+
+/// Snapshots from server to server.
+#[derive(Clone, Debug)]
+pub struct TransferParams {
+    /// A step of one, in µs, at most.
+    pub step_us: u64,
+    /// Connections that break, in ‰ of all steps.
+    pub breaks_permille: u64,
+    /// How long one is tried without getting on, in µs.
+    pub patience_us: u64,
 }
 
 /// The network between servers.
@@ -62,16 +86,38 @@ pub struct PeerParams {
 
 impl Params {
     pub fn draw(rng: &mut Rng) -> Self {
-        let servers = *rng.pick(&[1, 1, 1, 1, 2, 3, 3, 3, 3, 4, 5, 7]);
+        let (servers, spares) = *rng.pick(&[
+            (1, 0),
+            (1, 0),
+            (1, 0),
+            (1, 4),
+            (2, 0),
+            (2, 1),
+            (3, 0),
+            (3, 0),
+            (3, 0),
+            (3, 2),
+            (4, 0),
+            (5, 1),
+            (7, 0),
+        ]);
+        let observers = if servers > 3 {
+            rng.below(2) as usize
+        } else {
+            0
+        };
+        let reconfigures = spares > 0 || (servers > 2 && rng.percent(30));
         // What servers tell each other must have time within a third of the shortest timeout.
-        let (session_tick_ms, longest) = match servers {
+        let (session_tick_ms, longest) = match servers + spares {
             1 => (*rng.pick(&[100, 300, 1000, 2000]), 20),
             _ => (*rng.pick(&[500, 1000, 2000]), 8),
         };
         let timeouts_ms = (2 * session_tick_ms as i32, longest * session_tick_ms as i32);
         let mut settings = Vec::new();
         for name in ["extended_types", "enforce_quota", "reconfig_enabled"] {
-            if rng.percent(60) {
+            if name == "reconfig_enabled" && reconfigures {
+                settings.push((name, 1));
+            } else if rng.percent(60) {
                 settings.push((name, i64::from(rng.percent(80))));
             }
         }
@@ -83,16 +129,29 @@ impl Params {
         let faulty_s = rng.between(3, 12);
         Self {
             servers,
+            observers,
+            spares,
+            reconfigures,
             faulty_us: faulty_s * 1_000_000,
             session_tick_ms,
             timeouts_ms,
             sync_limit_ms: *rng.pick(&[1, 2, 5]) * session_tick_ms,
             linearizable_reads: faulty_s.is_multiple_of(3),
-            // A server that lacks what another's log does not reach back to cannot be helped yet.
-            snap_count: if servers == 1 { snap_count } else { u64::MAX },
+            snap_count,
             cleaner_ms: *rng.pick(&[300, 1000, 5000]),
             settings,
             segment_bytes: *rng.pick(&[4 << 10, 64 << 10, 1 << 20]),
+            log_kept: *rng.pick(&[
+                LogKept {
+                    usually: 1 << 10,
+                    in_transfer: 32 << 10,
+                },
+                LogKept {
+                    usually: 16 << 10,
+                    in_transfer: 64 << 10,
+                },
+                LogKept::default(),
+            ]),
             keep_snapshots: rng.between(1, 3) as usize,
             latency_us: *rng.pick(&[200, 2_000, 50_000]),
             sync_us: *rng.pick(&[100, 2_000, 20_000]),
@@ -109,6 +168,7 @@ impl Params {
             partition_every_us: every(rng, &[1, 3, 6]),
             flap_every_us: every(rng, &[3, 6]),
             client_cut_every_us: every(rng, &[3, 6]),
+            wipe_every_us: every(rng, &[2, 4]),
             drift_ppm: *rng.pick(&[0, 50, 500]),
             idle: *rng.pick(&[5, 5, 5, 40]),
             peers: PeerParams {
@@ -119,13 +179,50 @@ impl Params {
                 repeated_permille: *rng.pick(&[0, 0, 10, 200]),
                 keeps_order: rng.percent(50),
             },
+            transfer: TransferParams {
+                step_us: *rng.pick(&[2_000, 50_000, 300_000]),
+                breaks_permille: *rng.pick(&[0, 50, 300]),
+                patience_us: *rng.pick(&[1_000_000, 10_000_000]),
+            },
         }
     }
 
     pub fn clients(&self, rng: &mut Rng) -> Vec<Client> {
-        (0..rng.between(2, 8) as usize)
+        let mut clients: Vec<_> = (0..rng.between(2, 8) as usize)
             .map(|id| self.client(id, rng))
-            .collect()
+            .collect();
+        if self.reconfigures {
+            clients.push(self.operator(clients.len(), rng));
+        }
+        clients
+    }
+
+    /// Who belongs together at first.
+    pub fn membership(&self) -> Membership {
+        let ids = 1..=self.servers as u64;
+        let voters = self.servers - self.observers;
+        let (voters, learners) = ids.partition(|id| *id <= voters as u64);
+        Membership {
+            voters,
+            learners,
+            ..Membership::default()
+        }
+    }
+
+    fn operator(&self, id: usize, rng: &mut Rng) -> Client {
+        let servers = (self.servers + self.spares) as u64;
+        let pause_us = *rng.pick(&[300_000, 1_000_000, 3_000_000]);
+        let manners = Manners {
+            timeout_ms: self.timeouts_ms.1,
+            think_us: 10_000,
+            pipeline: 1,
+            trusts: 4,
+            ..Manners::default()
+        };
+        let workload = Box::new(Operator::new(servers, pause_us));
+        let mut client = Client::new(id, manners, workload, rng.fork());
+        client.knows(SUPER);
+        client
     }
 
     fn client(&self, id: usize, rng: &mut Rng) -> Client {
@@ -163,7 +260,11 @@ impl Params {
             intrudes: rare(rng, &[5, 20]),
             garbage: rare(rng, &[2, 10]),
             auths: rare(rng, &[2, 20]),
-            trusts: if self.servers == 1 { 1 } else { 4 },
+            trusts: if self.servers + self.spares == 1 {
+                1
+            } else {
+                4
+            },
         };
         let rng = rng.fork();
         Client::new(id, manners, workload, rng)

@@ -6,8 +6,10 @@
 use bytes::{Bytes, BytesMut};
 use zkraft::engine::PeerMessage;
 use zkraft::machine::{Machine, RestoreError};
+use zkraft::proto::log::Membership;
 use zkraft::proto::peer::Touched;
 use zkraft::storage::Recovery;
+use zkraft::wire::op;
 
 use crate::check::Group;
 use crate::params::Params;
@@ -58,6 +60,20 @@ pub enum Sabotage {
     StaleReads,
     /// A bit of one server's state changes by itself.
     FlipBit,
+    /// A server that lost its disk takes part at once.
+    AdmitEmpty,
+    /// A server is connected whatever its disk is.
+    AdmitAnyDisk,
+    /// A snapshot that was received is not given to the engine.
+    LoseReceived,
+    /// An installed snapshot does not begin the stream of writes anew.
+    KeepIncarnation,
+    /// Who only follows is counted among those with a vote.
+    LearnersVote,
+    /// Watches that a client sets again are forgotten.
+    ForgetRearmed,
+    /// Servers do not tell each other who the servers are.
+    TellNothing,
 }
 
 /// Every sabotage, and the checkers that may notice it first.
@@ -80,17 +96,33 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::DeafPause, &[Group::Sessions]),
     (Sabotage::SpeakBeforeWrite, &[Group::Log]),
     (Sabotage::ForgetVote, &[Group::Log, Group::Consensus]),
-    (Sabotage::LoneVoter, &[Group::Consensus]),
+    (Sabotage::LoneVoter, &[Group::Consensus, Group::Members]),
     (Sabotage::RenumberForwards, &[Group::Replies, Group::Panic]),
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
     (Sabotage::StaleReads, &[Group::Replies]),
     (Sabotage::FlipBit, &[Group::Alarm]),
+    (Sabotage::AdmitEmpty, &[Group::Members, Group::Liveness]),
+    (Sabotage::AdmitAnyDisk, &[Group::Liveness]),
+    (Sabotage::LoseReceived, &[Group::Liveness]),
+    (
+        Sabotage::KeepIncarnation,
+        &[Group::Liveness, Group::Replies, Group::Panic],
+    ),
+    (Sabotage::LearnersVote, &[Group::Members]),
+    (Sabotage::ForgetRearmed, &[Group::Watches]),
+    (Sabotage::TellNothing, &[Group::Liveness]),
 ];
 
 impl Sabotage {
     /// Makes runs likely in which the bug can show at all.
     pub fn arrange(self, params: &mut Params) {
+        if self != Self::None {
+            // What else may happen must not hide it.
+            (params.spares, params.observers) = (0, 0);
+            params.reconfigures = false;
+            params.wipe_every_us = 0;
+        }
         match self {
             Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
             Self::SnapshotOneShort => {
@@ -136,6 +168,22 @@ impl Sabotage {
                 (params.crash_every_us, params.restart_every_us) = (0, 0);
                 (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
             }
+            Self::AdmitEmpty | Self::AdmitAnyDisk => {
+                params.servers = 3;
+                params.wipe_every_us = 1_000_000;
+            }
+            Self::LoseReceived | Self::KeepIncarnation => {
+                params.servers = 3;
+                params.crash_every_us = 1_000_000;
+                params.snap_count = 20;
+                params.log_kept.usually = 1 << 10;
+                params.log_kept.in_transfer = 32 << 10;
+            }
+            Self::TellNothing => {
+                (params.servers, params.spares) = (3, 4);
+                params.reconfigures = true;
+            }
+            Self::LearnersVote => (params.servers, params.observers) = (4, 1),
             _ => {}
         }
     }
@@ -146,6 +194,33 @@ impl Sabotage {
             Self::ForgetVote => recovery.hard_state.vote = 0,
             _ => {}
         }
+    }
+
+    /// Who belongs, as a start of a server takes it.
+    pub fn members(self, membership: &mut Membership) {
+        if self == Self::LearnersVote {
+            membership.voters.append(&mut membership.learners);
+        }
+    }
+
+    /// Spoils what a server reads of a client.
+    pub fn request(self, frame: &Bytes) -> Bytes {
+        let opcode = frame.get(4..8).and_then(|bytes| bytes.first_chunk());
+        let opcode = opcode.map(|bytes| i32::from_be_bytes(*bytes));
+        if self != Self::ForgetRearmed
+            || !matches!(opcode, Some(op::SET_WATCHES | op::SET_WATCHES2))
+        {
+            return frame.clone();
+        }
+        // The zxid, and lists with nothing in them.
+        let lists = if opcode == Some(op::SET_WATCHES) {
+            3
+        } else {
+            5
+        };
+        let mut spoilt = BytesMut::from(&frame[..frame.len().min(16)]);
+        spoilt.extend_from_slice(&[0; 20][..4 * lists]);
+        spoilt.freeze()
     }
 
     /// Who has a vote, as this server knows it.
@@ -186,6 +261,12 @@ impl Sabotage {
             (Self::ForgetHeard, PeerMessage::Touch(mut touch)) => {
                 touch.heard.clear();
                 PeerMessage::Touch(touch)
+            }
+            (Self::KeepIncarnation, PeerMessage::Forward(mut batch)) => {
+                if let Some(origin) = &mut batch.origin {
+                    origin.incarnation &= !0xffff;
+                }
+                PeerMessage::Forward(batch)
             }
             (Self::RenumberForwards, PeerMessage::Forward(mut batch)) => {
                 batch.commands.extend(batch.commands.clone());

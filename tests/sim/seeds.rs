@@ -3,13 +3,21 @@
 //! | seed | bug it found | fixed by |
 //! |---|---|---|
 //! | 1 | a write behind a sync was applied before it, and never answered | engine |
+//! | 41 | a reconfig that took most votes away hung: links that it needed were cut | engine |
+//! | 5109 | a leader that an earlier one had removed led on and stopped with a panic | engine |
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
-//! to close the connection of a session that went elsewhere. 38 is there for its torn tails.
+//! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 5025
+//! and 5059 for leaders that hand over.
 //!
 //! A run with a sabotage of touches found that what was heard between two ticks counted from the
 //! earlier one, so that a session could end a tick too early.
+//!
+//! Runs with lost disks and snapshots on their way found that a server which had lost its leader
+//! stopped with a panic if its log did not know yet of the snapshot that it had been sent; that who
+//! was away while others joined refused them; that a leader which was to leave asked observers to
+//! lead; that strangers were never forgotten. The tests of these are in `engine::tests::cluster`.
 //!
 //! Seeds change their meaning with what is drawn from them. Those from before runs had several
 //! servers found that a session ended early, since what was heard just before a connection broke
@@ -42,6 +50,10 @@ pub const FIXED: &[u64] = &[
     19,
     20,
     38,
+    41,
+    5025,
+    5059,
+    5109,
     1795657133028,
     1795668845170,
 ];

@@ -6,11 +6,15 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
     pub simulated_ms: u64,
+    /// Of that, with clients at work and faults.
+    pub loaded_ms: u64,
     /// Runs with more than one server.
     pub clusters: u64,
     pub frames: u64,
     pub watch_events: u64,
     pub entries: u64,
+    /// Commands of clients and leaders that were carried out.
+    pub operations: u64,
     pub crashes: u64,
     pub clean_stops: u64,
     /// Groups of the log that a stop left half written.
@@ -44,15 +48,34 @@ pub struct Stats {
     pub forwards: u64,
     /// Servers that stopped serving since they had not heard of a majority.
     pub silences: u64,
+    /// Links that came up, and processes that were found to be gone.
+    pub links: u64,
+    pub lost_peers: u64,
+    /// Snapshots sent to other servers, attempts that broke, those that went on where an earlier
+    /// one had broken, and snapshots that were installed.
+    pub transfers: u64,
+    pub broken_transfers: u64,
+    pub resumed_transfers: u64,
+    pub installs: u64,
+    /// Lost disks, and servers that were refused for their disk.
+    pub wipes: u64,
+    pub strangers: u64,
+    /// Changes of the ensemble by clients, and of the membership.
+    pub reconfigs: u64,
+    pub changes: u64,
+    /// Leaders that were told to stop, and those of them that another server followed in time.
+    pub hand_overs: u64,
+    pub handed_over: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 26] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 40] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
             ("watch events", &mut self.watch_events),
             ("entries", &mut self.entries),
+            ("operations", &mut self.operations),
             ("crashes", &mut self.crashes),
             ("clean stops", &mut self.clean_stops),
             ("torn tails", &mut self.torn_tails),
@@ -74,6 +97,19 @@ impl Stats {
             ("sessions that moved", &mut self.moves),
             ("forwarded batches", &mut self.forwards),
             ("silent servers", &mut self.silences),
+            ("links", &mut self.links),
+            ("lost peers", &mut self.lost_peers),
+            ("snapshots sent", &mut self.transfers),
+            ("broken transfers", &mut self.broken_transfers),
+            ("resumed transfers", &mut self.resumed_transfers),
+            ("snapshots installed", &mut self.installs),
+            ("lost disks", &mut self.wipes),
+            ("refused disks", &mut self.strangers),
+            ("reconfigs", &mut self.reconfigs),
+            ("changed memberships", &mut self.changes),
+            ("hand-overs", &mut self.hand_overs),
+            ("handed over", &mut self.handed_over),
+            ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]
     }

@@ -1,12 +1,15 @@
 //! What clients are there for: recipes on top of the protocol (architecture §2.7).
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use zkraft::wire::request::{Create, SubRequest};
+use zkraft::wire::request::{Create, Reconfig, SubRequest};
 use zkraft::wire::{Acl, Answer, ErrorCode, Request, SessionId, SubAnswer, Text, Zxid, op};
 
 use crate::mix::Mix;
 use crate::reply::Event;
 use crate::rng::Rng;
+use crate::world::line;
 
 /// What a workload may know of its client.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +18,8 @@ pub struct View {
     pub now_us: u64,
     pub session: SessionId,
     pub last_zxid: Zxid,
+    /// Nobody must change the membership now.
+    pub holds_still: bool,
 }
 
 /// What the recipe of a client can vouch for.
@@ -142,6 +147,118 @@ impl Workload for Syncer {
 
     fn reply(&mut self, _: &Request, _: Result<'_>, _: &View, _: &mut Rng) {
         self.busy = self.busy.saturating_sub(1);
+    }
+
+    fn lost(&mut self, _: &[Request]) {
+        self.busy = 0;
+    }
+}
+
+/// Changes who the servers are, and looks who they are.
+pub struct Operator {
+    /// They are numbered from 1 on.
+    servers: u64,
+    pause_us: u64,
+    next_us: u64,
+    busy: usize,
+    /// Numbers, and whether they observe, as last seen.
+    seen: Option<(BTreeMap<u64, bool>, Zxid)>,
+}
+
+const CONFIG: &str = "/zookeeper/config";
+
+impl Operator {
+    pub fn new(servers: u64, pause_us: u64) -> Self {
+        Self {
+            servers,
+            pause_us,
+            next_us: 0,
+            busy: 0,
+            seen: None,
+        }
+    }
+
+    fn look(watch: bool) -> Request {
+        let path = CONFIG.into();
+        Request::GetData { path, watch }
+    }
+
+    /// As a joining server must have it: with a port for clients.
+    fn joining(id: u64, observer: bool) -> String {
+        format!("{};2181", line(id, observer))
+    }
+
+    fn reconfig(&self, rng: &mut Rng, seen: &BTreeMap<u64, bool>, version: Zxid) -> Reconfig {
+        let (mut joining, mut leaving, mut members) = (None, None, None);
+        let present: Vec<u64> = seen.keys().copied().collect();
+        let absent: Vec<u64> = (1..=self.servers)
+            .filter(|id| !seen.contains_key(id))
+            .collect();
+        let observes = rng.percent(20);
+        let voters = seen.values().filter(|observer| !**observer).count();
+        match rng.below(10) {
+            0..4 if !absent.is_empty() => {
+                joining = Some(Self::joining(*rng.pick(&absent), observes));
+                if rng.percent(30) && voters > 1 {
+                    leaving = Some(rng.pick(&present).to_string());
+                }
+            }
+            4 | 5 if voters > 1 => leaving = Some(rng.pick(&present).to_string()),
+            6 | 7 => {
+                let id = *rng.pick(&present);
+                joining = Some(Self::joining(id, !seen[&id]));
+            }
+            8 => {
+                let all = (1..=self.servers)
+                    .filter(|_| rng.percent(60))
+                    .collect::<Vec<_>>();
+                let lines = all.into_iter().map(|id| line(id, rng.percent(15)));
+                members = Some(lines.collect::<Vec<_>>().join("\n"));
+            }
+            _ => {
+                // Back to as many voters as there can be.
+                let lines = (1..=self.servers).map(|id| line(id, false));
+                members = Some(lines.collect::<Vec<_>>().join(","));
+            }
+        }
+        Reconfig {
+            joining: joining.map(Text::from),
+            leaving: leaving.map(Text::from),
+            members: members.map(Text::from),
+            version: *rng.pick(&[-1, -1, version.0, version.0 - 1]),
+        }
+    }
+}
+
+impl Workload for Operator {
+    fn next(&mut self, rng: &mut Rng, view: &View) -> Vec<Request> {
+        if self.busy > 0 || view.now_us < self.next_us {
+            return Vec::new();
+        }
+        self.next_us = view.now_us + rng.between(0, 2 * self.pause_us);
+        let requests = match &self.seen {
+            Some((seen, version)) if !view.holds_still && rng.percent(80) => {
+                let change = self.reconfig(rng, seen, *version);
+                vec![Request::Reconfig(change), Self::look(rng.percent(50))]
+            }
+            _ => vec![Self::look(true)],
+        };
+        self.busy = requests.len();
+        requests
+    }
+
+    fn reply(&mut self, _: &Request, result: Result<'_>, _: &View, _: &mut Rng) {
+        self.busy = self.busy.saturating_sub(1);
+        if let Ok(Answer::Data(Some(data), stat)) = result {
+            let text = String::from_utf8_lossy(data);
+            let servers = text.lines().filter_map(|line| {
+                let (id, line) = line.strip_prefix("server.")?.split_once('=')?;
+                let observer = line.split(';').next()?.ends_with("observer");
+                Some((id.parse().ok()?, observer))
+            });
+            let servers: BTreeMap<u64, bool> = servers.collect();
+            self.seen = (!servers.is_empty()).then_some((servers, stat.mzxid));
+        }
     }
 
     fn lost(&mut self, _: &[Request]) {

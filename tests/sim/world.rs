@@ -2,8 +2,9 @@
 //!
 //! One queue of (time, event), one thread, one seed. A server is the real engine over the real log
 //! and snapshot code; only the threads between them are played here: the node thread's turns, the
-//! log thread's writes and syncs, the connection tasks' reading and writing, each with delays of
-//! its own. Faults come for a while; then everything heals, and must work again.
+//! log thread's writes and syncs, the connection tasks' reading and writing, the links between
+//! servers and the snapshots they send each other, each with delays of its own. Faults come for a
+//! while; then everything heals, and must work again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use zkraft::engine::Connection;
 use zkraft::wire::SessionId;
 
-use crate::check::{Checks, ConnId, Group, Verdict, broken};
+use crate::check::{Checks, ConnId, Group, Verdict, Violation, broken};
 use crate::client::Client;
 use crate::params::Params;
 use crate::rng::Rng;
@@ -34,14 +35,19 @@ macro_rules! note {
 }
 
 mod host;
+mod links;
+mod members;
 mod network;
 mod process;
 mod storage;
+mod transfer;
 mod trouble;
 mod wires;
 
 use host::{Host, Process};
 use network::Network;
+
+pub use members::line;
 
 /// What happens at some time.
 #[derive(Debug)]
@@ -75,10 +81,10 @@ enum What {
     Wake {
         client: usize,
     },
-    /// A frame of another server arrives.
+    /// A frame of another server arrives, if both still are in these starts.
     Peer {
-        from: usize,
-        to: usize,
+        link: (usize, usize),
+        boots: (u64, u64),
         frame: Bytes,
     },
     /// A link between two servers breaks again.
@@ -112,6 +118,21 @@ enum Step {
     Synced,
     Seal,
     SnapshotWritten,
+    /// It opens a link to another server.
+    Dial {
+        to: usize,
+    },
+    /// It notices that a connection with another server is broken.
+    Broken {
+        of: usize,
+        number: u64,
+    },
+    /// The next step of sending a snapshot.
+    Send {
+        to: usize,
+    },
+    /// It looks whether it may stop.
+    Leave,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +149,8 @@ enum Trouble {
     Flap,
     /// Clients cannot reach a server.
     ClientCut,
+    /// A disk is lost, and an empty one takes its place.
+    Wipe,
 }
 
 /// A TCP connection of a client.
@@ -172,6 +195,8 @@ pub struct World {
     healed: bool,
     /// Since when all has been well, once it is healed.
     calm_us: u64,
+    /// When a client asked for another ensemble last.
+    reconfigured_us: u64,
     pub stats: Stats,
 }
 
@@ -182,14 +207,15 @@ impl World {
         sabotage.arrange(&mut params);
         let clients = params.clients(&mut rng);
         let host = |place| Host::new(place, &params, &mut rng);
-        let hosts: Vec<Host> = (0..params.servers).map(host).collect();
+        let hosts: Vec<Host> = (0..params.servers + params.spares).map(host).collect();
+        let founders = params.membership();
         let mut world = Self {
             sabotage,
             rng: rng.fork(),
             now_us: 0,
             queue: BTreeMap::new(),
             events: 0,
-            checks: Checks::new(hosts.len(), params.linearizable_reads),
+            checks: Checks::new(hosts.len(), founders, params.linearizable_reads),
             hosts,
             network: Network::default(),
             present: vec![None; clients.len()],
@@ -200,6 +226,7 @@ impl World {
             trace: Trace::new(print),
             healed: false,
             calm_us: 0,
+            reconfigured_us: 0,
             stats: Stats::default(),
             params,
         };
@@ -220,12 +247,11 @@ impl World {
 
     fn run_to_the_end(&mut self) -> Verdict {
         for server in 0..self.hosts.len() {
-            let at = if server == 0 {
-                0
-            } else {
-                self.rng.below(500_000)
-            };
-            self.at(at, What::Start { server });
+            let at = self.rng.below(500_000);
+            self.at(
+                if self.hosts.len() == 1 { 0 } else { at },
+                What::Start { server },
+            );
         }
         for client in 0..self.clients.len() {
             let at = self.rng.below(1_000_000);
@@ -270,7 +296,9 @@ impl World {
         self.run_until(self.now_us + 20_000_000, Self::is_converged)?;
         if !self.is_converged() {
             let states: Vec<_> = (0..self.hosts.len()).map(|at| self.state(at)).collect();
-            return broken(Group::Liveness, format!("25: no agreement: {states:?}"));
+            let members = self.checks.members.present();
+            let what = format!("25: no agreement: {states:?} of {members:?}");
+            return broken(Group::Liveness, what);
         }
         // A server that was late has tasks that are about to close what it has just heard of.
         self.run_until(self.now_us + 200_000, |world| {
@@ -281,7 +309,7 @@ impl World {
             let what = format!("§8.5: {conn:?} is open, but its session went elsewhere");
             return broken(Group::Sessions, what);
         }
-        for server in 0..self.hosts.len() {
+        for server in self.members() {
             self.compare(server, true)?;
         }
         let Self {
@@ -298,12 +326,16 @@ impl World {
     fn count(&mut self) {
         let Self { checks, stats, .. } = self;
         stats.simulated_ms = self.now_us / 1000;
+        stats.loaded_ms = self.now_us.min(self.params.faulty_us) / 1000;
+        stats.operations = checks.operations;
         stats.entries = checks.model.index;
         (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
         stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
         if self.hosts.len() > 1 {
             stats.clusters = 1;
             stats.leader_changes = checks.cluster.leader_changes();
+            stats.changes = checks.members.changes();
+            stats.reconfigs = checks.members.reconfigs;
         }
     }
 
@@ -317,10 +349,12 @@ impl World {
     /// All servers serve, know the same leader, and have applied everything.
     fn is_converged(&self) -> bool {
         let leader = self.leader();
-        leader.is_some()
-            && (0..self.hosts.len()).all(|server| {
-                let id = leader.map(|leader| u64::from(self.hosts[leader].id));
-                self.state(server) == Some((true, id.unwrap_or(0), self.checks.model.index))
+        let index = self.checks.model.index;
+        self.is_membership_settled()
+            && leader.is_some_and(|leader| {
+                let state = Some((true, u64::from(self.hosts[leader].id), index));
+                let mut members = self.members().into_iter();
+                members.all(|server| self.state(server) == state)
             })
     }
 
@@ -375,7 +409,7 @@ impl World {
     fn happen(&mut self, what: What) -> Verdict {
         let process_of = match &what {
             What::Step { server, .. } => Some(*server),
-            What::Peer { to, .. } => Some(*to),
+            What::Peer { link, .. } => Some(link.1),
             What::Output { conn } | What::Up { conn, .. } | What::UpClosed { conn } => {
                 self.links.get(conn).map(|link| link.to)
             }
@@ -397,6 +431,10 @@ impl World {
                 Step::Synced => self.synced(server),
                 Step::Seal => self.seal(server),
                 Step::SnapshotWritten => self.snapshot_written(server),
+                Step::Dial { to } => self.dial(server, to),
+                Step::Broken { of, number } => self.broken(server, of, number),
+                Step::Send { to } => self.send_on(server, to),
+                Step::Leave => self.leave(server),
             },
             What::Step { .. } => Ok(()),
             What::Output { conn } => self.output(conn),
@@ -405,7 +443,7 @@ impl World {
             What::Down { conn, frame } => self.down(conn, frame),
             What::DownClosed { conn } => self.down_closed(conn),
             What::Wake { client } => self.wake(client),
-            What::Peer { from, to, frame } => self.peer_frame(from, to, frame),
+            What::Peer { link, boots, frame } => self.peer_frame(link, boots, frame),
             What::Flap {
                 link,
                 times,
@@ -435,7 +473,8 @@ impl World {
 
     /// Whether all has been well for so long that nothing may remind of what went wrong.
     fn is_calm(&self) -> bool {
-        self.healed && self.now_us > self.calm_us + CALM_AFTER_US
+        let after_us = self.calm_us + CALM_AFTER_US;
+        self.healed && self.now_us > after_us && self.is_membership_settled()
     }
 
     /// A server's monotonic clock, in ms.

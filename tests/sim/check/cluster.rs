@@ -9,6 +9,7 @@ use zkraft::proto::log::LogEntry;
 use zkraft::wire::Zxid;
 
 use super::log::LogCheck;
+use super::members::Members;
 use super::{Group, Verdict, Violation, broken};
 
 #[derive(Debug, Default)]
@@ -83,16 +84,20 @@ impl ClusterCheck {
         Ok(())
     }
 
-    /// A server is the first to apply an entry, in this term of its own. A majority must have it.
-    pub fn commit(&mut self, entry: LogEntry, term: u64, logs: &[LogCheck]) -> Verdict {
+    /// A server is the first to apply an entry, in this term of its own. A majority of those who
+    /// decide must have it.
+    pub fn commit<'a>(
+        &mut self,
+        entry: LogEntry,
+        term: u64,
+        logs: &[LogCheck],
+        mut deciding: impl Iterator<Item = &'a Members>,
+    ) -> Verdict {
         let index = entry.index;
-        let have = logs
-            .iter()
-            .filter(|log| log.entry(index) == Some(&entry))
-            .count();
-        if 2 * have <= logs.len() {
-            let all = logs.len();
-            let what = format!("4: entry {index} is applied, but on {have} of {all} disks");
+        let has = |id: u64| logs[id as usize - 1].has_or_had(&entry);
+        if !deciding.any(|members| members.is_majority(has)) {
+            let have: Vec<_> = (1..=logs.len() as u64).filter(|id| has(*id)).collect();
+            let what = format!("4: entry {index} is applied, but on the disks of {have:?} only");
             return broken(Group::Consensus, what);
         }
         self.committed.push(Committed {
@@ -109,6 +114,12 @@ impl ClusterCheck {
         if let Some(last) = self.committed.last_mut() {
             (last.digest, last.zxid) = (digest, zxid);
         }
+    }
+
+    /// The committed log up to an index, as far as it is known.
+    pub fn prefix(&self, index: u64) -> Vec<LogEntry> {
+        let known = self.committed.iter().take(index as usize);
+        known.map(|known| known.entry.clone()).collect()
     }
 
     /// What is known of an index that somebody has applied.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use raft::eraftpb::{Message, MessageType};
-use zkraft::proto::log::{HardState, LogEntry, Record};
+use zkraft::proto::log::{HardState, LogEntry, Record, SnapshotMark};
 
 use super::{Group, Verdict, broken};
 
@@ -22,6 +22,11 @@ pub struct LogCheck {
     pending: VecDeque<(u64, Record)>,
     /// The last index that was ever applied.
     applied: u64,
+    /// Of the newest snapshot that other servers sent, and of the newest that was installed.
+    stored: u64,
+    installed: u64,
+    /// What was on the disk that was lost.
+    ghost: Vec<LogEntry>,
     written_state: HardState,
     durable_state: HardState,
 }
@@ -31,6 +36,20 @@ impl LogCheck {
     pub fn entry(&self, index: u64) -> Option<&LogEntry> {
         self.durable
             .get(usize::try_from(index).ok()?.checked_sub(1)?)
+    }
+
+    /// Whether an entry is on the disk for sure, or was on the one that was lost.
+    pub fn has_or_had(&self, entry: &LogEntry) -> bool {
+        let had = self.ghost.get(entry.index as usize - 1);
+        self.entry(entry.index) == Some(entry) || had == Some(entry)
+    }
+
+    /// The same server with an empty disk.
+    pub fn lost(&mut self) -> Self {
+        Self {
+            ghost: std::mem::take(&mut self.durable),
+            ..Self::default()
+        }
     }
 
     /// Everything that was handed to the disk.
@@ -46,6 +65,34 @@ impl LogCheck {
     /// The last index that was ever applied.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// The index of the newest snapshot that was installed.
+    pub fn installed(&self) -> u64 {
+        self.installed
+    }
+
+    /// A snapshot of another server is durable here.
+    pub fn stored(&mut self, index: u64) {
+        self.stored = self.stored.max(index);
+    }
+
+    /// The log goes on after a snapshot, which contains this part of the committed log.
+    pub fn installs(&mut self, mark: &SnapshotMark, before: Vec<LogEntry>) -> Verdict {
+        let last = before.last().map(|entry| (entry.index, entry.term));
+        if last != Some((mark.index, mark.term)) || mark.index > self.stored {
+            let stored = self.stored;
+            let what = format!("15: installs {mark:?}; committed {last:?}, stored {stored}");
+            return broken(Group::Log, what);
+        }
+        if mark.index <= self.applied {
+            let applied = self.applied;
+            return broken(Group::Log, format!("6: installs {mark:?} after {applied}"));
+        }
+        self.installed = mark.index;
+        self.written.clone_from(&before);
+        self.durable = before;
+        Ok(())
     }
 
     /// The engine wants this written, under a number that rises.
@@ -72,11 +119,23 @@ impl LogCheck {
     /// Everything up to this number is synced.
     pub fn synced(&mut self, number: u64) {
         while let Some((_, record)) = self.pending.pop_front_if(|(first, _)| *first <= number) {
-            record
-                .entries
-                .iter()
-                .for_each(|entry| put(&mut self.durable, entry));
+            self.keep(&record);
             self.durable_state = record.hard_state.unwrap_or(self.durable_state);
+        }
+    }
+
+    /// A record is on the disk. What a snapshot has replaced meanwhile does not count.
+    fn keep(&mut self, record: &Record) {
+        if let Some(mark) = &record.mark
+            && mark.index > 0
+            && mark.index == self.installed
+        {
+            self.durable.truncate(mark.index as usize);
+        }
+        for entry in &record.entries {
+            if entry.index > self.installed {
+                put(&mut self.durable, entry);
+            }
         }
     }
 
@@ -121,30 +180,40 @@ impl LogCheck {
         Ok(())
     }
 
-    /// A restart found these entries after a snapshot of everything up to `base`: what was durable,
-    /// and of the rest some of what came first.
-    pub fn recovered(&mut self, base: u64, entries: &[LogEntry], state: HardState) -> Verdict {
+    /// A restart found these entries after a snapshot, which contains the part of the committed log
+    /// before them: what was durable, and of the rest some of what came first.
+    pub fn recovered(
+        &mut self,
+        before: Vec<LogEntry>,
+        entries: &[LogEntry],
+        state: HardState,
+    ) -> Verdict {
+        let base = before.len() as u64;
         let last = entries.last().map_or(base, |entry| entry.index);
-        if base > self.applied {
+        if base > self.applied.max(self.stored) {
             let applied = self.applied;
             return broken(Group::Log, format!("8: snapshot {base}; applied {applied}"));
+        }
+        if let Some(own) = before.last()
+            && self.entry(base) != Some(own)
+        {
+            // It was stored, and there was no time to install it.
+            self.durable = before;
+            self.installed = base;
         }
         let found = |log: &[LogEntry]| {
             log.len() as u64 == last && log[base.min(last) as usize..] == *entries
         };
-        let (durable, before) = (self.durable(), self.durable_state);
+        let (durable, earlier) = (self.durable(), self.durable_state);
         let pending = self.pending.len();
         while !found(&self.durable) {
             let Some((_, record)) = self.pending.pop_front() else {
                 let what = format!("8: entries up to {durable} were durable, {pending} more came");
                 return broken(Group::Log, format!("{what}; found {base}..{last}"));
             };
-            record
-                .entries
-                .iter()
-                .for_each(|entry| put(&mut self.durable, entry));
+            self.keep(&record);
         }
-        goes_on(&before, &state)?;
+        goes_on(&earlier, &state)?;
         // Recovery syncs what it found before it builds on it.
         self.pending.clear();
         self.written.clone_from(&self.durable);

@@ -14,7 +14,7 @@ use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zx
 use super::watches::{Delivery, Watcher};
 use super::{ConnId, Group, Verdict, Violation, broken};
 use crate::client::Sent;
-use crate::mix::digest_id;
+use crate::mix::{SUPER, digest_id};
 use crate::model::{Done, Model, Outcome};
 use crate::reply::{self, Frame};
 
@@ -135,10 +135,11 @@ impl Conn {
         });
         let adds = match &sent.request {
             Some(Request::Auth { scheme, auth }) if &**scheme == "digest" => {
-                vec![Id::new(
-                    "digest",
-                    &digest_id(&String::from_utf8_lossy(auth)),
-                )]
+                let id = digest_id(&String::from_utf8_lossy(auth));
+                // §7.7
+                let is_super = auth == SUPER.as_bytes();
+                let ids = is_super.then(|| Id::new("super", "")).into_iter();
+                ids.chain([Id::new("digest", &id)]).collect()
             }
             _ => Vec::new(),
         };
@@ -220,8 +221,8 @@ impl Conn {
     }
 
     /// The server closed the connection: there must be a reason (§2, §8.5).
-    /// `silent`: the server had not heard of a majority for long.
-    pub fn closed(&mut self, model: &Model, silent: bool) -> Verdict {
+    /// `lets_go`: the server lets clients go.
+    pub fn closed(&mut self, model: &Model, lets_go: bool) -> Verdict {
         let ahead = self.handshake.last_zxid_seen > self.came_at;
         let moved = self
             .attachment
@@ -233,8 +234,8 @@ impl Conn {
                     .is_none_or(|now| now.generation != *generation)
             });
         let cause = match self.phase {
-            Phase::Waiting => ahead || moved || silent,
-            Phase::Open => self.last_word || moved || silent,
+            Phase::Waiting => ahead || moved || lets_go,
+            Phase::Open => self.last_word || moved || lets_go,
             Phase::Refused | Phase::Gone => true,
         };
         if !cause {

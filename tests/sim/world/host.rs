@@ -1,12 +1,15 @@
 //! One server's machine: its disk, its clocks, and the process on it while it runs.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use zkraft::engine::{Engine, Shared, SnapshotMeta};
+use zkraft::engine::{Engine, SendSnapshot, Shared, SnapshotMeta};
 use zkraft::proto::log;
 use zkraft::storage::{Identity, SnapshotWriter, Wal};
 
+use super::links::{Dialled, Known};
+use super::transfer::{Desk, Sending};
 use super::{TICK_MS, What};
 use crate::check::ConnId;
 use crate::disk::FaultyDisk;
@@ -22,6 +25,8 @@ pub(super) struct Host {
     /// As the engines know it, from 1 on.
     pub(super) id: u32,
     pub(super) disk: FaultyDisk,
+    /// Random number of what is on the disk.
+    pub(super) disk_id: u64,
     /// Counts starts.
     pub(super) boot: u64,
     pub(super) process: Option<Process>,
@@ -34,6 +39,8 @@ pub(super) struct Host {
     pub(super) disk_trouble_until_us: u64,
     /// The power goes in the middle of some call, or has gone.
     pub(super) power_fails: bool,
+    /// The machine is off: nobody answers for it.
+    pub(super) is_off: bool,
     /// Until when nothing passes between it and clients.
     pub(super) unreachable_until_us: u64,
     drift_ppm: i64,
@@ -42,11 +49,12 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new(place: usize, params: &Params, rng: &mut Rng) -> Self {
-        let mut chance = rng.fork();
+        let disk = new_disk(rng);
         let drift_ppm = rng.between(0, 2 * params.drift_ppm) as i64 - params.drift_ppm as i64;
         Self {
             id: place as u32 + 1,
-            disk: FaultyDisk::new(move |below| chance.below(below)),
+            disk,
+            disk_id: 0xd15c + 0x1_0000 * (place as u64 + 1),
             boot: 0,
             process: None,
             paused_until_us: 0,
@@ -55,6 +63,7 @@ impl Host {
             down_since_us: Some(0),
             disk_trouble_until_us: 0,
             power_fails: false,
+            is_off: false,
             unreachable_until_us: 0,
             drift_ppm,
             wall_skew_ms: 0,
@@ -63,10 +72,18 @@ impl Host {
 
     pub(super) fn identity(&self) -> Identity {
         Identity {
-            cluster: 0xc1,
+            // Made with the directory, as the disk's is.
+            cluster: 0xc1 + self.disk_id,
             server: self.id,
-            disk: 0xd15c + u64::from(self.id),
+            disk: self.disk_id,
         }
+    }
+
+    /// Everything is lost, and the machine gets an empty disk.
+    pub(super) fn lose_disk(&mut self, rng: &mut Rng) {
+        self.disk = new_disk(rng);
+        self.disk_id += 1;
+        self.power_fails = false;
     }
 
     /// The monotonic clock, in ms: servers' clocks have nothing in common.
@@ -120,9 +137,19 @@ impl Host {
     }
 }
 
+fn new_disk(rng: &mut Rng) -> FaultyDisk {
+    let mut chance = rng.fork();
+    FaultyDisk::new(move |below| chance.below(below))
+}
+
+/// Snapshots that wait to be sent to a server, and the one that is.
+pub(super) type Sendings = BTreeMap<usize, (VecDeque<SendSnapshot>, Option<Sending>)>;
+
 /// A server's process.
 pub(super) struct Process {
     pub(super) boot: u64,
+    /// The number of this start, as the disk counts them.
+    pub(super) incarnation: u64,
     pub(super) engine: Engine,
     pub(super) shared: Arc<Shared>,
     pub(super) wal: Wal,
@@ -141,10 +168,21 @@ pub(super) struct Process {
     pub(super) written_us: u64,
     /// When it last had not heard of a majority for so long that it lets clients go.
     pub(super) silent_us: Option<u64>,
+    /// When it last installed a snapshot, which lets clients go as well.
+    pub(super) installed_us: Option<u64>,
+    /// It waits for another server to lead, but not longer than until then, and stops.
+    pub(super) stops_us: Option<u64>,
+    /// When the engine wants a turn even if nothing happens.
+    pub(super) wake_at_ms: Option<u64>,
+    /// The others that it dials, and those that were connected.
+    pub(super) links: BTreeMap<usize, Dialled>,
+    pub(super) seen: BTreeMap<usize, Known>,
+    pub(super) sendings: Sendings,
+    pub(super) desk: Desk,
 }
 
 impl Process {
-    pub(super) fn new(boot: u64, engine: Engine, wal: Wal, now_us: u64) -> Self {
+    pub(super) fn new(boot: u64, incarnation: u64, engine: Engine, wal: Wal, now_us: u64) -> Self {
         let shared = engine.shared();
         let wakes = Wakes::default();
         let node = wakes.node.clone();
@@ -153,6 +191,7 @@ impl Process {
         }));
         Self {
             boot,
+            incarnation,
             engine,
             shared,
             wal,
@@ -167,6 +206,13 @@ impl Process {
             wakes,
             written_us: now_us,
             silent_us: None,
+            installed_us: None,
+            stops_us: None,
+            wake_at_ms: None,
+            links: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            sendings: Sendings::new(),
+            desk: Desk::default(),
         }
     }
 }

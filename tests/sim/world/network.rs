@@ -20,6 +20,8 @@ type Pair = (usize, usize);
 #[derive(Debug, Default)]
 pub(super) struct Network {
     cuts: Vec<Cut>,
+    /// Of the connection that was opened last.
+    number: u64,
     /// When the last frame on each link arrives.
     last_us: BTreeMap<Pair, u64>,
 }
@@ -38,6 +40,16 @@ impl Network {
         self.cuts.clear();
     }
 
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
+    /// Whether the way there or back is cut now.
+    pub(super) fn is_cut(&mut self, one: usize, other: usize, now_us: u64) -> bool {
+        self.cut((one, other), now_us).is_some() || self.cut((other, one), now_us).is_some()
+    }
+
     /// The cut that a frame meets now, if any: until when, and whether it waits for that.
     fn cut(&mut self, link: Pair, now_us: u64) -> Option<(u64, bool)> {
         self.cuts.retain(|cut| cut.until_us > now_us);
@@ -53,7 +65,7 @@ impl World {
             let leader = to;
             let to = to as usize - 1;
             if let PeerMessage::Raft(message) = &message {
-                self.checks.logs[from].said(message)?;
+                self.checks.said(from, self.hosts[from].disk_id, message)?;
             }
             let message = self.sabotage.message(message);
             if let Some(message) = self.sabotage.forged_answer(&message) {
@@ -71,6 +83,12 @@ impl World {
     }
 
     fn send_frame(&mut self, link: Pair, frame: Bytes) {
+        let (from, to) = link;
+        let Some(to_boot) = self.link_to(from, to) else {
+            self.stats.peer_frames_lost += 1;
+            return;
+        };
+        let boots = (self.hosts[from].boot, to_boot);
         let peers = self.params.peers.clone();
         if self.rng.permille(peers.lost_permille) {
             self.stats.peer_frames_lost += 1;
@@ -95,18 +113,19 @@ impl World {
                 at_us = at_us.max(*last_us);
                 *last_us = at_us;
             }
-            let (from, to) = link;
             let frame = frame.clone();
-            self.at(at_us, What::Peer { from, to, frame });
+            self.at(at_us, What::Peer { link, boots, frame });
         }
     }
 
-    /// A frame arrives, unless the link is cut.
-    pub(super) fn peer_frame(&mut self, from: usize, to: usize, frame: Bytes) -> Verdict {
+    /// A frame arrives, unless the link is cut, or broke and is another one now. `boots`: the
+    /// starts of the servers between which it was sent.
+    pub(super) fn peer_frame(&mut self, link: Pair, boots: (u64, u64), frame: Bytes) -> Verdict {
+        let (from, to) = link;
         match self.network.cut((from, to), self.now_us) {
             Some((until_us, true)) => {
                 let at_us = until_us + self.rng.between(1, self.params.peers.latency_us);
-                self.at(at_us, What::Peer { from, to, frame });
+                self.at(at_us, What::Peer { link, boots, frame });
                 return Ok(());
             }
             Some((_, false)) => {
@@ -115,12 +134,17 @@ impl World {
             }
             None => {}
         }
-        let now_ms = self.clock_ms(to);
         let ran_ms = self.hosts[to].ran_ms(self.now_us);
         let sender = u64::from(self.hosts[from].id);
-        let Some(process) = &mut self.hosts[to].process else {
+        if !self.hosts[to].is_boot(boots.1) {
+            self.stats.peer_frames_lost += 1;
             return Ok(());
-        };
+        }
+        if !self.hears(to, from, boots.0) {
+            self.stats.peer_frames_lost += 1;
+            self.reset_if_given_up(to, from);
+            return Ok(());
+        }
         self.stats.peer_frames += 1;
         let message = PeerMessage::decode(frame).expect("frames between servers are whole");
         note!(self, "{to} < {from}: {}", short(&message));
@@ -135,14 +159,20 @@ impl World {
             PeerMessage::Forward(_) => self.stats.forwards += 1,
             PeerMessage::Raft(_) | PeerMessage::Touched(_) | PeerMessage::Digests(_) => {}
         }
-        let mut out = Outputs::default();
         let from = sender;
-        process
-            .engine
-            .handle(Event::Peer { from, message }, now_ms, &mut out);
-        self.send_to_peers(to, out.sends)?;
-        self.turn_soon(to);
-        Ok(())
+        self.handle(to, Event::Peer { from, message })
+    }
+
+    /// Connections over links that carry nothing break, sooner or later, or outlive it.
+    fn break_links(&mut self, links: &BTreeSet<Pair>, within_us: u64) {
+        for (one, other) in links {
+            if self.rng.percent(50) {
+                continue;
+            }
+            for (server, of) in [(*one, *other), (*other, *one)] {
+                self.all_broken_soon(server, of, within_us);
+            }
+        }
     }
 
     /// Some links carry nothing for a while.
@@ -188,6 +218,7 @@ impl World {
             "cut, {kind}: {links:?} until {until_us} µs, holds: {holds}"
         );
         self.stats.partitions += 1;
+        self.break_links(&links, longest_us);
         self.network.cuts.push(Cut {
             links,
             until_us,
@@ -218,8 +249,10 @@ impl World {
             return;
         }
         let (one, other) = link;
+        let links = BTreeSet::from([link, (other, one)]);
+        self.break_links(&links, every_us);
         self.network.cuts.push(Cut {
-            links: BTreeSet::from([link, (other, one)]),
+            links,
             until_us: self.now_us + self.rng.between(1, every_us),
             holds: false,
         });

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message as _;
 use zkraft::engine::{Append, AuthOptions, CleanerOptions, Engine, Event, Options, Outputs, Setup};
-use zkraft::machine::{Machine, OriginId};
+use zkraft::machine::OriginId;
 use zkraft::proto::log;
-use zkraft::storage::{Fault, Known, SnapshotReader, WalOptions, recover};
+use zkraft::storage::{Fault, Known, WalOptions, recover};
 
 use super::storage::{LOG_DIR, SEAL_US, SNAPSHOT_DIR};
+use super::transfer::load;
 use super::*;
 use crate::check::sessions::When;
+use crate::mix::{SUPER, digest_id};
 
 impl World {
     /// Recovers from the disk and starts.
@@ -20,19 +22,16 @@ impl World {
         if self.hosts[server].process.is_some() {
             return Ok(());
         }
+        if server >= self.params.servers && self.checks.model.ensemble.is_none() {
+            // Whoever is to join is started once there is something to join.
+            let at = self.now_us + self.rng.between(100_000, 1_000_000);
+            self.at(at, What::Start { server });
+            return Ok(());
+        }
+        self.hosts[server].is_off = false;
         self.hosts[server].boot += 1;
         let boot = self.hosts[server].boot;
         let identity = self.hosts[server].identity();
-        let load = |reader: Option<SnapshotReader>| match reader {
-            None => Ok(Machine::new()),
-            Some(reader) => {
-                let path = reader.path().to_owned();
-                Machine::restore(reader).map_err(|error| Fault::RejectedSnapshot {
-                    path,
-                    reason: error.to_string(),
-                })
-            }
-        };
         let disk: Arc<dyn zkraft::storage::Disk> = Arc::new(self.hosts[server].disk.clone());
         let options = WalOptions {
             segment_bytes: self.params.segment_bytes,
@@ -76,46 +75,50 @@ impl World {
             .filter(|warning| warning.starts_with("cut a torn"));
         self.stats.torn_tails += torn.count() as u64;
         let applied = recovery.machine.applied().index;
-        self.checks.logs[server].recovered(base, &recovery.entries, recovery.hard_state)?;
+        self.checks
+            .recovered(server, base, &recovery.entries, recovery.hard_state)?;
         self.checks.started(server, applied);
 
-        let voters = self.hosts.iter().map(|host| u64::from(host.id)).collect();
-        let voters = self.sabotage.voters(voters, identity.server);
-        let membership = recovery.membership.unwrap_or_else(|| log::Membership {
-            voters,
-            ..log::Membership::default()
-        });
+        let mut configured = self.configured(server);
+        configured.voters = self.sabotage.voters(configured.voters, identity.server);
+        let admitted = configured.voters == [u64::from(identity.server)];
+        let peers = [&configured.voters[..], &configured.learners[..]].concat();
+        let mut membership = recovery.membership.unwrap_or(configured);
+        self.sabotage.members(&mut membership);
+        let incarnation = recovery.incarnation;
         let passwords = AtomicU64::new(self.rng.next());
         let setup = Setup {
             origin: OriginId {
                 server: identity.server,
                 disk: identity.disk,
-                incarnation: recovery.incarnation,
+                incarnation,
             },
-            options: self.options(),
+            options: self.options(server),
             random: Box::new(move || Rng::new(passwords.fetch_add(1, Ordering::Relaxed)).bytes16()),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             machine: recovery.machine,
             hard_state: recovery.hard_state,
             membership,
             entries: recovery.entries,
-            // A snapshot of several would leave those behind that lack what it replaces.
-            snapshot_due: recovery.snapshot_due && self.hosts.len() == 1,
-            admitted: true,
+            snapshot_due: recovery.snapshot_due,
+            admitted: admitted || self.sabotage == Sabotage::AdmitEmpty,
         };
         let engine = Engine::new(setup, self.clock_ms(server));
         let host = &mut self.hosts[server];
-        host.process = Some(Process::new(boot, engine, wal, self.now_us));
+        let process = Process::new(boot, incarnation, engine, wal, self.now_us);
+        host.process = Some(process);
         if let Some(since) = host.down_since_us.take() {
             host.not_run_us += self.now_us - since;
         }
         self.calm_us = self.now_us;
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
         self.step_at(self.now_us + SEAL_US, server, Step::Seal);
+        let peers = peers.into_iter().map(|id| id as usize - 1).collect();
+        self.set_peers(server, peers);
         self.turn(server)
     }
 
-    pub(super) fn options(&self) -> Options {
+    fn options(&self, server: usize) -> Options {
         let never_used_ms = 0;
         Options {
             tick_ms: TICK_MS,
@@ -133,7 +136,12 @@ impl World {
                 per_minute: 60_000,
                 never_used_ms,
             },
-            auth: AuthOptions::default(),
+            auth: AuthOptions {
+                super_digest: Some(digest_id(SUPER)),
+                ..AuthOptions::default()
+            },
+            log_kept: self.params.log_kept,
+            ensemble: self.lines(server),
             settings: self.params.settings.clone(),
             ..Options::default()
         }
@@ -152,6 +160,7 @@ impl World {
         );
         drop(process);
         self.stats.crashes += 1;
+        host.is_off = power;
         host.down_since_us = Some(self.now_us);
         // The rest of a pause was counted in advance.
         let asleep = host.cut_pause(self.now_us);
@@ -161,6 +170,7 @@ impl World {
         for what in asleep {
             self.at(self.now_us, what);
         }
+        self.process_ended(server);
         let silent = power && self.rng.percent(50);
         let conns: Vec<ConnId> = self.conns_to(server);
         for conn in conns {
@@ -235,7 +245,7 @@ impl World {
         self.process(server)
             .engine
             .handle(Event::Tick, now_ms, &mut out);
-        self.send_to_peers(server, out.sends)?;
+        self.carry_out(server, out)?;
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
         self.spoil(server);
         self.turn(server)
@@ -262,19 +272,30 @@ impl World {
         let mut out = Outputs::default();
         process.engine.turn(now_ms, wall_ms, &mut out);
         self.look_who_leads(server)?;
-        if let Some(divergence) = out.diverged {
+        if let Some(divergence) = out.diverged.take() {
             return broken(Group::Alarm, format!("9: {server} stops: {divergence}"));
         }
-        for append in out.append {
+        for append in std::mem::take(&mut out.append) {
             self.append(server, append)?;
         }
-        self.send_to_peers(server, out.sends)?;
+        if let Some(servers) = out.servers.take() {
+            let peers = servers.iter().map(|line| line.id as usize - 1).collect();
+            self.set_peers(server, peers);
+        }
+        let before_ms = std::mem::replace(&mut self.process(server).wake_at_ms, out.wake_at_ms);
+        if let Some(wake_at_ms) = out.wake_at_ms.filter(|_| out.wake_at_ms != before_ms) {
+            let after_ms = wake_at_ms.saturating_sub(now_ms);
+            self.step_at(self.now_us + after_ms * 1000, server, Step::Turn);
+        }
+        let snapshot = out.take_snapshot.take();
+        self.carry_out(server, out)?;
         self.compare(server, false)?;
         self.serving_changed(server, now_ms);
-        if let Some((meta, image)) = out.take_snapshot {
+        if let Some((meta, image)) = snapshot {
             self.begin_snapshot(server, meta, &image)?;
         }
         self.start_write(server)?;
+        self.introduce_anew(server);
         self.look_at_wakes(server);
         Ok(())
     }
@@ -301,7 +322,13 @@ impl World {
         let Some(process) = &self.hosts[server].process else {
             return Ok(());
         };
-        self.checks.applied(server, &process.engine, ran_ms, deep)
+        let changes = self.checks.members.changes();
+        self.checks.applied(server, &process.engine, ran_ms, deep)?;
+        if self.checks.members.changes() > changes {
+            note!(self, "members: {:?}", self.checks.members.present());
+            self.calm_us = self.now_us;
+        }
+        Ok(())
     }
 
     fn serving_changed(&mut self, server: usize, now_ms: u64) {
@@ -337,7 +364,13 @@ impl World {
                 last.term
             );
         }
-        self.checks.appended(server, number, &record)?;
+        if self.checks.appended(server, number, &record)? {
+            note!(self, "{server}: installed a snapshot");
+            self.stats.installs += 1;
+            let now_us = self.now_us;
+            self.process(server).installed_us = Some(now_us);
+            self.calm_us = now_us;
+        }
         let when = When {
             ran_ms: self.ran_ms(server),
             now_ms: self.now_us / 1000,
@@ -372,12 +405,6 @@ impl World {
 
     /// The engine is told that everything up to this number is durable.
     pub(super) fn persisted(&mut self, server: usize, number: u64) -> Verdict {
-        let now_ms = self.clock_ms(server);
-        let mut out = Outputs::default();
-        let event = Event::Persisted(number);
-        self.process(server).engine.handle(event, now_ms, &mut out);
-        self.send_to_peers(server, out.sends)?;
-        self.turn_soon(server);
-        Ok(())
+        self.handle(server, Event::Persisted(number))
     }
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zkraft::engine::{Event, Outputs, SnapshotMeta};
+use zkraft::engine::{Event, SnapshotMeta};
 use zkraft::proto::log;
 use zkraft::storage::{Fault, SnapshotWriter, list_snapshots, purge_snapshots};
 
@@ -109,6 +109,7 @@ impl World {
             meta.index,
             meta.zxid
         );
+        self.checks.members.check_snapshot(server, &meta)?;
         if self.sabotage == Sabotage::SnapshotOneShort {
             meta.index += 1;
         }
@@ -127,38 +128,30 @@ impl World {
                 let after_us = self.rng.between(1_000, 500_000);
                 self.step_at(self.now_us + after_us, server, Step::SnapshotWritten);
             }
-            Err(fault) => self.snapshot_failed(server, &fault),
+            Err(fault) => self.snapshot_failed(server, &fault)?,
         }
         Ok(())
     }
 
-    fn snapshot_failed(&mut self, server: usize, fault: &Fault) {
+    fn snapshot_failed(&mut self, server: usize, fault: &Fault) -> Verdict {
         note!(self, "{server}: snapshot: {fault}");
-        let now_ms = self.clock_ms(server);
-        let engine = &mut self.process(server).engine;
-        engine.handle(Event::SnapshotFailed, now_ms, &mut Outputs::default());
+        self.handle(server, Event::SnapshotFailed)
     }
 
     pub(super) fn snapshot_written(&mut self, server: usize) -> Verdict {
-        let now_ms = self.clock_ms(server);
-        let process = self.process(server);
-        let Some((meta, writer)) = process.snapshot.take() else {
+        let Some((meta, writer)) = self.process(server).snapshot.take() else {
             return Ok(());
         };
         let bytes = match writer.finish() {
             Ok(bytes) => bytes,
-            Err(fault) => {
-                self.snapshot_failed(server, &fault);
-                return Ok(());
-            }
+            Err(fault) => return self.snapshot_failed(server, &fault),
         };
         let event = Event::SnapshotTaken {
             index: meta.index,
             bytes,
         };
-        process
-            .engine
-            .handle(event, now_ms, &mut Outputs::default());
+        self.handle(server, event)?;
+        let process = self.process(server);
         process.queue.push(log::Record {
             mark: Some(meta.mark()),
             ..log::Record::default()
@@ -170,7 +163,7 @@ impl World {
     }
 
     /// Removes what no kept snapshot needs, as the storage does.
-    fn purge(&mut self, server: usize) {
+    pub(super) fn purge(&mut self, server: usize) {
         let dir = Path::new(SNAPSHOT_DIR);
         let keep = self.params.keep_snapshots.max(2);
         let disk = &self.hosts[server].disk;
@@ -179,7 +172,7 @@ impl World {
         if let Ok(files) = purged
             && files.len() > 1
         {
-            let floor = files[files.len().min(keep) - 1].index + 1;
+            let floor = files[files.len().min(keep) - 1].index;
             if let Err(fault) = process.wal.release_below(floor) {
                 process.suspect = true;
                 note!(self, "{server}: release: {fault}");

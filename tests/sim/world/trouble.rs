@@ -17,6 +17,7 @@ impl World {
             Trouble::Partition,
             Trouble::Flap,
             Trouble::ClientCut,
+            Trouble::Wipe,
         ] {
             self.schedule_trouble(trouble);
         }
@@ -34,6 +35,7 @@ impl World {
             Trouble::Partition => self.params.partition_every_us,
             Trouble::Flap => self.params.flap_every_us,
             Trouble::ClientCut => self.params.client_cut_every_us,
+            Trouble::Wipe => self.params.wipe_every_us,
         };
         if mean_us > 0 {
             let after_us = self.rng.between(1, 2 * mean_us);
@@ -48,7 +50,7 @@ impl World {
         let server = self.rng.below(self.hosts.len() as u64) as usize;
         match trouble {
             Trouble::Crash => self.crash(server),
-            Trouble::Restart => self.stop_cleanly(server)?,
+            Trouble::Restart => self.begin_leaving(server)?,
             Trouble::Pause => self.pause(server),
             Trouble::Reset => {
                 let conns: Vec<ConnId> = self.links.keys().copied().collect();
@@ -90,6 +92,7 @@ impl World {
             Trouble::Partition => self.partition(),
             Trouble::Flap => self.flap(),
             Trouble::ClientCut => self.cut_from_clients(server),
+            Trouble::Wipe => self.wipe(server),
         }
         self.schedule_trouble(trouble);
         Ok(())
@@ -214,6 +217,7 @@ impl World {
     pub(super) fn heal(&mut self) -> Verdict {
         note!(self, "heal");
         self.params.slow_sync_permille = 0;
+        self.params.transfer.breaks_permille = 0;
         let peers = &mut self.params.peers;
         (
             peers.late_permille,

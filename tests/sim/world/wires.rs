@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use zkraft::engine::Remaining;
-use zkraft::wire::ConnectRequest;
+use zkraft::wire::{ConnectRequest, Request};
 
 use super::*;
 use crate::client::Action;
@@ -60,8 +60,9 @@ impl World {
             let frames = std::mem::take(&mut link.input);
             let mut input = BytesMut::new();
             for frame in &frames {
+                let frame = self.sabotage.request(frame);
                 input.put_u32(frame.len() as u32);
-                input.put_slice(frame);
+                input.put_slice(&frame);
             }
             let timeout_ms = connection.stats.timeout_ms.load(Ordering::Relaxed);
             let taken = connection.receive(&mut input, usize::MAX, || now_ms, &mut link.output);
@@ -83,7 +84,7 @@ impl World {
                 if serving || refused.0 != "not serving" {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
                 }
-                if self.is_calm() {
+                if self.is_calm() && self.members().contains(&server) {
                     return broken(Group::Liveness, format!("25: {server} does not serve"));
                 }
                 self.close_server_side(conn);
@@ -131,10 +132,16 @@ impl World {
                 Remaining::Nothing => break,
                 Remaining::Closed => {
                     note!(self, "{conn:?} closed by {server}");
-                    let silent_us = self.process(server).silent_us;
+                    let Process {
+                        silent_us,
+                        installed_us,
+                        ..
+                    } = *self.process(server);
                     let opened_us = self.links.get(&conn).map(|link| link.opened_us);
-                    let silent = silent_us >= opened_us && !self.is_calm();
-                    self.checks.closed_by_server(conn, silent)?;
+                    let is_outside = !self.members().contains(&server);
+                    let silent = silent_us >= opened_us && (is_outside || !self.is_calm());
+                    let lets_go = silent || installed_us >= opened_us;
+                    self.checks.closed_by_server(conn, lets_go)?;
                     self.close_server_side(conn);
                     return Ok(());
                 }
@@ -246,6 +253,7 @@ impl World {
         }
         let mut actions = Vec::new();
         let now_us = self.now_us;
+        self.clients[client].holds_still = self.holds_still();
         self.clients[client].frame(now_us, frame, &mut actions);
         self.act(client, actions)?;
         self.checks.recipes.look(&mut self.clients, now_us)
@@ -275,6 +283,7 @@ impl World {
         let other = self.clients[other].session;
         let mut actions = Vec::new();
         let now_us = self.now_us;
+        self.clients[client].holds_still = self.holds_still();
         self.clients[client].wake(now_us, other, &mut actions);
         self.act(client, actions)
     }
@@ -294,6 +303,9 @@ impl World {
                         sent.xid,
                         sent.request
                     );
+                    if matches!(sent.request, Some(Request::Reconfig(_))) {
+                        self.reconfigured_us = self.now_us;
+                    }
                     let frame = sent.frame();
                     self.checks.sent(conn, sent);
                     self.send_up(conn, frame);
