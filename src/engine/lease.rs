@@ -69,16 +69,13 @@ impl Lease {
     /// Everything up to `index` is applied here. Returns when the newest touch that counts now was
     /// sent, if that is news.
     pub fn applied(&mut self, index: u64) -> Option<u64> {
-        let mut news = None;
-        while self
-            .pending
-            .front()
-            .is_some_and(|(_, commit)| *commit <= index)
-        {
-            news = self.pending.pop_front().map(|(sent_ms, _)| sent_ms);
-        }
-        self.confirmed_ms = self.confirmed_ms.max(news);
-        news
+        let counting = self.pending.iter().filter(|(_, commit)| *commit <= index);
+        let news = counting.map(|(sent_ms, _)| *sent_ms).max()?;
+        // An earlier leader may have waited for entries that never came to be: what it confirmed
+        // does not keep back what a later one did.
+        self.pending.retain(|(sent_ms, _)| *sent_ms > news);
+        self.confirmed_ms = self.confirmed_ms.max(Some(news));
+        Some(news)
     }
 
     /// This server alone decides: it has its own word.
@@ -128,6 +125,19 @@ mod tests {
         assert_eq!(lease.confirmed_ms(), None);
         assert_eq!(lease.applied(8), Some(1_000));
         assert_eq!(lease.applied(9), Some(1_200));
+    }
+
+    #[test]
+    fn what_an_earlier_leader_waited_for_in_vain_keeps_nothing_back() {
+        let mut lease = Lease::new(1);
+        let first = lease.touch(1_000);
+        let second = lease.touch(1_200);
+        // Of its many entries a new leader replaces all but the first few.
+        lease.confirmed(first, 900);
+        lease.confirmed(second, 8);
+        assert_eq!(lease.applied(8), Some(1_200));
+        assert_eq!(lease.applied(900), None);
+        assert_eq!(lease.confirmed_ms(), Some(1_200));
     }
 
     #[test]
