@@ -9,6 +9,7 @@
 //! is committed and applied to the machine under the write lock → watches fire into outboxes, the
 //! reply follows, then the reads that stood behind the write.
 
+mod acquaintance;
 mod agreement;
 pub mod auth;
 pub mod barrier;
@@ -33,7 +34,7 @@ pub mod replica;
 pub mod shared;
 pub mod status;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -48,7 +49,7 @@ use crate::machine::{
 use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
-use crate::wire::{ServerLine, SessionId, WatcherEvent, Zxid, op, perms};
+use crate::wire::{ServerLine, SessionId, WatcherEvent, op, perms};
 
 pub use agreement::Divergence;
 pub use auth::AuthOptions;
@@ -388,12 +389,10 @@ pub struct Engine {
     handing_over: bool,
     /// A tick has passed since the membership was looked at.
     reconcile_due: bool,
-    /// The version of the ensemble, and the members, that the links were told of.
-    linked: Option<(Zxid, BTreeSet<u64>)>,
+    /// The servers that the links were told of.
+    linked: Vec<ServerLine>,
     /// They may be others now.
     links_due: bool,
-    /// The lines of all servers that were ever heard of.
-    lines: BTreeMap<u64, ServerLine>,
     /// The digest of the settings that others were told of.
     introduced_version: Option<u64>,
     /// A snapshot of another server, until this one has a leader to be given it by.
@@ -449,7 +448,15 @@ impl Engine {
         let shared = Shared::new(machine, options, random, origin);
         let configured = shared.options.ensemble.lines();
         let configured = configured.filter_map(|line| ServerLine::parse_whole(line).ok());
-        let lines = configured.map(|line| (u64::from(line.id), line)).collect();
+        let configured: Vec<ServerLine> = configured.collect();
+        {
+            let state = shared.state.read();
+            let recovered = state.machine.ensemble().into_iter();
+            let lines = configured
+                .iter()
+                .chain(recovered.flat_map(Ensemble::members));
+            shared.acquaintance.lock().note(lines);
+        }
         // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
         let origin = OriginId {
             incarnation: start << INSTALL_BITS,
@@ -487,9 +494,8 @@ impl Engine {
             failover: None,
             handing_over: false,
             reconcile_due: false,
-            linked: None,
+            linked: Vec::new(),
             links_due: true,
-            lines,
             introduced_version: None,
             received: None,
             transfers: BTreeMap::new(),
@@ -995,6 +1001,10 @@ impl Engine {
                     let after = machine.ensemble();
                     let is_changed = after.map(Ensemble::version) != before;
                     self.links_due |= is_change || is_changed;
+                    if is_changed {
+                        let lines = after.into_iter().flat_map(Ensemble::members);
+                        self.shared.acquaintance.lock().note(lines);
+                    }
                     let stands = entry.batches.is_empty() || is_changed;
                     if before.is_none()
                         && let Some(first) = after

@@ -13,6 +13,7 @@ use crate::proto::log::{Membership, MembershipStep};
 use crate::machine::Ensemble;
 use crate::proto::log::{self, MembershipChange};
 
+use super::forward::is_reconfig;
 use super::members::disk_setting;
 use super::status::PeerStatus;
 use super::{Engine, Outputs, set_command};
@@ -146,10 +147,18 @@ impl Engine {
             return;
         }
         self.raise_level(wall_ms);
-        let target = {
+        // Whom it adds must not be removed for what was asked before it.
+        let mut proposed = self.proposed.iter().flat_map(|(_, entry)| &entry.batches);
+        if proposed.any(is_reconfig) {
+            return;
+        }
+        let (target, unbound) = {
             let state = self.shared.state.read();
-            state.machine.ensemble().map(Target::from)
+            let target = state.machine.ensemble().map(Target::from);
+            (target, self.unbound_disks(&state.machine))
         };
+        // Of those that were linked before they were members.
+        self.bind(unbound);
         let Some(target) = target else {
             return;
         };
@@ -288,21 +297,27 @@ impl Engine {
         let Some(ensemble) = self.shared.newest_ensemble() else {
             return;
         };
-        let members: BTreeSet<u64> = self.replica.members().into_iter().collect();
-        let linked = Some((ensemble.version(), members));
-        if self.linked == linked {
+        let mut servers = ensemble.members().to_vec();
+        let is_going = |id: &u64| servers.iter().all(|line| u64::from(line.id) != *id);
+        let mut going = self.replica.members();
+        going.retain(is_going);
+        going.sort_unstable();
+        going.dedup();
+        {
+            let mut acquaintance = self.shared.acquaintance.lock();
+            acquaintance.note(&servers);
+            servers.extend(
+                going
+                    .iter()
+                    .filter_map(|id| acquaintance.line(*id))
+                    .cloned(),
+            );
+        }
+        self.shared.set_going(going);
+        if self.linked == servers {
             return;
         }
-        let mut servers = ensemble.members().to_vec();
-        for line in &servers {
-            self.lines.insert(u64::from(line.id), line.clone());
-        }
-        let members = linked.iter().flat_map(|(_, members)| members);
-        let is_going = |id: &&u64| servers.iter().all(|line| u64::from(line.id) != **id);
-        let going: Vec<u64> = members.filter(is_going).copied().collect();
-        servers.extend(going.iter().filter_map(|id| self.lines.get(id)).cloned());
-        self.shared.set_going(going);
-        self.linked = linked;
+        self.linked.clone_from(&servers);
         out.servers = Some(servers);
     }
 }

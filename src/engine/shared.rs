@@ -13,14 +13,16 @@ use parking_lot::{Mutex, RwLock};
 use crate::machine::{Ensemble, Machine, OriginId};
 use crate::metrics::Metrics;
 use crate::proto::log;
+use crate::proto::peer::Told;
 use crate::watch::{ConnectionId, Watches};
 use crate::wire::SessionId;
 
 use super::Options;
+use super::acquaintance::Acquaintance;
 use super::connection::{Connection, Wake, is_write};
 use super::lease;
 use super::local::LocalSessions;
-use super::members::{CLUSTER_SETTING, Introduction, disk_setting};
+use super::members::{CLUSTER_SETTING, Introduction};
 use super::outbox::Unsent;
 use super::status::Status;
 
@@ -109,13 +111,11 @@ pub struct Shared {
     pub(super) status: Mutex<Status>,
     formed: AtomicBool,
     cluster: AtomicU64,
-    /// The disks that servers are bound to, by server.
-    bound: Vec<AtomicU64>,
     level: AtomicU32,
     /// Random number of this server's directory.
     disk: u64,
-    /// The ensemble that another server has told of, if that is newer than the applied one.
-    told: Mutex<Option<Ensemble>>,
+    /// Locked behind the state, if both are.
+    pub(super) acquaintance: Mutex<Acquaintance>,
     /// Servers that do not belong to the ensemble any more, and are needed until a change of
     /// membership is through.
     going: Mutex<Vec<u64>>,
@@ -173,10 +173,9 @@ impl Shared {
             status: Mutex::default(),
             formed: AtomicBool::new(false),
             cluster: AtomicU64::new(0),
-            bound: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             level: AtomicU32::new(0),
             disk: origin.disk,
-            told: Mutex::default(),
+            acquaintance: Mutex::default(),
             going: Mutex::default(),
             metrics,
         }
@@ -285,14 +284,16 @@ impl Shared {
             || self.going.lock().contains(&u64::from(server))
     }
 
-    /// The newest ensemble that is known here, applied or only told of: whoever was away while it
-    /// changed must find those who lead now, and let them in, before it can catch up.
+    /// The newest ensemble that is known here, applied or only told of.
     pub fn newest_ensemble(&self) -> Option<Ensemble> {
-        let told = self.told.lock().clone();
         let state = self.state.read();
-        let applied = state.machine.ensemble();
-        let is_news = |told: &Ensemble| applied.is_none_or(|own| own.version() < told.version());
-        told.filter(is_news).or_else(|| applied.cloned())
+        self.acquaintance.lock().ensemble(state.machine.ensemble())
+    }
+
+    /// What other servers are told when they meet this one.
+    pub fn tell(&self) -> Told {
+        let ensemble = self.newest_ensemble();
+        self.acquaintance.lock().tell(ensemble.as_ref())
     }
 
     /// Servers that are members until a change is through.
@@ -302,17 +303,10 @@ impl Shared {
 
     /// Another server says who the servers are. It is believed if it is of the same cluster, or
     /// holds this disk to be that of this server, which may be new.
-    pub fn learn(&self, cluster: u64, knows: u64, ensemble: &str) {
+    pub fn learn(&self, cluster: u64, knows: u64, told: &Told) {
         let is_same = cluster != 0 && cluster == self.cluster();
-        if !is_same && (knows == 0 || knows != self.disk) {
-            return;
-        }
-        let Ok(told) = Ensemble::parse(ensemble) else {
-            return;
-        };
-        let newest = self.newest_ensemble();
-        if newest.is_none_or(|newest| newest.version() < told.version()) {
-            *self.told.lock() = Some(told);
+        if is_same || (knows != 0 && knows == self.disk) {
+            self.acquaintance.lock().learn(told);
         }
     }
 
@@ -336,8 +330,7 @@ impl Shared {
 
     /// The disk that a server must come with; 0: that is not known here.
     pub fn bound_disk(&self, server: u32) -> u64 {
-        let bound = self.bound.get(server as usize);
-        bound.map_or(0, |disk| disk.load(Ordering::Acquire))
+        self.acquaintance.lock().disk(server)
     }
 
     /// The feature level that a server must know to be let in.
@@ -345,15 +338,13 @@ impl Shared {
         self.level.load(Ordering::Acquire)
     }
 
-    /// Takes what others are told of this server from the state, so that telling it needs no lock.
+    /// Takes what others are told of this server from the state, so that they need not wait for it.
     pub(super) fn update_introduction(&self) {
         let state = self.state.read();
         let of = |name: &str| state.machine.setting(name) as u64;
         self.cluster.store(of(CLUSTER_SETTING), Ordering::Release);
         self.level.store(state.machine.level(), Ordering::Release);
-        for (server, disk) in self.bound.iter().enumerate().skip(1) {
-            disk.store(of(&disk_setting(server as u64)), Ordering::Release);
-        }
+        self.acquaintance.lock().apply(&state.machine);
     }
 
     /// The connections of this server, in the order they came.

@@ -12,7 +12,7 @@ use crate::config::{Config, Listen, Member};
 use crate::engine::{Event, NotAdmitted, PeerMessage, SendSnapshot, Shared, SnapshotMeta};
 use crate::machine::FEATURE_LEVEL;
 use crate::net::peer::{
-    self, Host, Introduction, LinkOptions, Links, PeerAddress, Secret, SecretError,
+    self, Host, Introduction, LinkOptions, Links, PeerAddress, Secret, SecretError, Told,
 };
 use crate::node::{Doorbell, Peers};
 use crate::storage::{Fault, Identity, LogHandle, SnapshotReader, SnapshotWriter};
@@ -96,13 +96,12 @@ impl Host for Local {
         self.shared.bound_disk(server)
     }
 
-    fn ensemble(&self) -> String {
-        let ensemble = self.shared.newest_ensemble();
-        ensemble.map_or_else(String::new, |ensemble| ensemble.to_string())
+    fn tell(&self) -> Told {
+        self.shared.tell()
     }
 
-    fn admit(&self, other: &Introduction, ensemble: &str) -> Result<(), String> {
-        self.shared.learn(other.cluster, other.knows, ensemble);
+    fn admit(&self, other: &Introduction, told: &Told) -> Result<(), String> {
+        self.shared.learn(other.cluster, other.knows, told);
         let id = u64::from(other.server);
         let refuse = |text: String| {
             let introduction = *other;
@@ -314,9 +313,9 @@ mod tests {
             level,
             ..Introduction::default()
         };
-        assert_eq!(local.admit(&other(3), ""), Ok(()));
-        assert_eq!(local.admit(&other(4), ""), Ok(()));
-        let text = local.admit(&other(2), "").unwrap_err();
+        assert_eq!(local.admit(&other(3), &Told::default()), Ok(()));
+        assert_eq!(local.admit(&other(4), &Told::default()), Ok(()));
+        let text = local.admit(&other(2), &Told::default()).unwrap_err();
         assert_eq!(
             text,
             "this ensemble is at feature level 3, and the version of zkraft of server 2 knows no \

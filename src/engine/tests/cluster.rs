@@ -14,6 +14,7 @@ use crate::engine::members::disk_setting;
 use crate::engine::reconcile::step;
 use crate::machine::RestoreError;
 use crate::proto::log::membership_step::Kind;
+use crate::proto::peer::Told;
 use crate::wire::request::Reconfig;
 
 /// Of the sessions (see [`hello`]).
@@ -1934,17 +1935,17 @@ fn a_server_that_was_away_knows_those_who_joined_as_soon_as_it_is_told() {
     cluster.send(&client, 1, &reconfig(&joining, ""));
     cluster.pass_linking(3_000);
     assert_eq!(cluster.members(), (vec![1, 2, 3, 4], vec![]));
-    let told = cluster
-        .shared(leader)
-        .newest_ensemble()
-        .unwrap()
-        .to_string();
+    let told = cluster.shared(leader).tell();
     let number = cluster.shared(leader).cluster();
     let shared = cluster.shared(away).clone();
     shared.learn(number + 1, 0, &told);
     assert!(!shared.is_member(4), "that was another cluster");
     shared.learn(number, 0, &told);
-    shared.learn(number, 0, "server.1=a:1:2\nversion=1");
+    let older = Told {
+        ensemble: "server.1=a:1:2\nversion=1".to_owned(),
+        ..Told::default()
+    };
+    shared.learn(number, 0, &older);
     assert!(shared.is_member(4));
     // And where they are.
     let now_ms = cluster.now_ms;
@@ -1954,6 +1955,59 @@ fn a_server_that_was_away_knows_those_who_joined_as_soon_as_it_is_told() {
     engine.turn(now_ms, 1_000_000, &mut out);
     let linked = out.servers.expect("other servers are to be linked");
     assert_eq!(linked.len(), 4);
+}
+
+#[test]
+fn a_server_that_was_away_lets_in_one_that_came_back_with_another_disk() {
+    let mut cluster = Cluster::strangers(5, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let away = cluster.follower();
+    let back = cluster.servers().into_iter();
+    let back = back.rev().find(|id| ![leader, away].contains(id)).unwrap();
+    cluster.kill(away);
+    let mut empty = Cluster::strangers(5, 200, false);
+    std::mem::swap(cluster.node(back), empty.node(back));
+    cluster.pass_linking(6_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3, 4, 5], vec![]));
+    let introduction = Introduction {
+        server: back as u32,
+        ..cluster.node(back).introduction(0)
+    };
+    let shared = cluster.shared(away).clone();
+    let bound = 100 + back;
+    assert_eq!(
+        shared.admit(&introduction),
+        Err(NotAdmitted::OtherDisk { bound })
+    );
+    let told = cluster.shared(leader).tell();
+    shared.learn(cluster.shared(leader).cluster(), 0, &told);
+    assert_eq!(shared.admit(&introduction), Ok(()));
+    // Who knows less is not believed.
+    let mut older = told;
+    older.index -= 1;
+    older.disks.clear();
+    shared.learn(shared.cluster(), 0, &older);
+    assert_eq!(shared.bound_disk(back as u32), 200 + back);
+}
+
+#[test]
+fn a_server_that_was_linked_before_it_was_a_member_gets_its_disk_bound() {
+    let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    // As to a new leader, which finds the reconfig in its log, and then lets it join.
+    let introduction = cluster.node(4).introduction(0);
+    let linked = Event::Linked {
+        id: 4,
+        introduction,
+    };
+    cluster.event(leader, linked);
+    let (client, _) = cluster.client(leader);
+    let joining = format!("{};2181", line(4));
+    cluster.send(&client, 1, &reconfig(&joining, ""));
+    cluster.pass(1_000);
+    assert_eq!(cluster.shared(leader).bound_disk(4), 104);
 }
 
 #[test]
@@ -1986,6 +2040,14 @@ fn who_is_to_go_is_linked_until_the_change_is_through() {
     for other in &others {
         assert!(cluster.shared(leader).is_member(*other as u32));
     }
+    // After a start, too, which finds them in the log only.
+    let node = &cluster.nodes[leader as usize - 1];
+    let (origin, kept) = (next_start(leader, node), node.kept.clone());
+    let build = Build::of(FEATURE_LEVEL);
+    let mut started = Node::start(origin, &[], true, build, kept, 0, &|_| ());
+    let mut out = Outputs::default();
+    started.engine.turn(100, 1_000_000, &mut out);
+    assert_eq!(out.servers.map(|servers| servers.len()), Some(3));
     cluster.lost_changes = false;
     cluster.pass(2_000);
     assert_eq!(cluster.members(), (vec![leader], vec![]));

@@ -18,7 +18,7 @@ use super::{Introduction, Shared, is_of_other_cluster, stopped};
 use crate::engine::PeerMessage;
 use crate::engine::peer::PeerError;
 use crate::logging::Seldom;
-use crate::proto::peer::Lane;
+use crate::proto::peer::{Lane, Told};
 use raft::eraftpb::MessageType;
 
 /// Handshakes at a time. One more, and the oldest is broken off: an honest one takes milliseconds.
@@ -77,11 +77,11 @@ fn begin(shared: &Arc<Shared>, begun: &Arc<Begun>, stream: TcpStream, address: S
 
 async fn greet(shared: &Shared, stream: TcpStream) -> Result<Greeted, Failure> {
     prepare(&stream);
-    let vet = |other: &Introduction, ensemble: &str| shared.vet(other, ensemble);
+    let vet = |other: &Introduction, told: &Told| shared.vet(other, told);
     let party = Party {
         me: shared.introduction_to(0),
         secret: shared.secret.as_ref(),
-        ensemble: shared.host.ensemble(),
+        told: shared.host.tell(),
         vet: &vet,
         knows: &|other| shared.host.knows(other),
     };

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::handshake::{self, Failure, FailureKind, Greeted, Party};
 use super::{Introduction, Peer, Shared};
-use crate::proto::peer::Lane;
+use crate::proto::peer::{Lane, Told};
 
 /// An address that does not answer for so long is given up, for now.
 const DIAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -108,11 +108,11 @@ impl Shared {
     ) -> Result<Greeted, Failure> {
         let stream = connect(address).await?;
         prepare(&stream);
-        let vet = |other: &Introduction, ensemble: &str| self.vet(other, ensemble);
+        let vet = |other: &Introduction, told: &Told| self.vet(other, told);
         let party = Party {
             me: self.introduction_to(target),
             secret: self.secret.as_ref(),
-            ensemble: self.host.ensemble(),
+            told: self.host.tell(),
             vet: &vet,
             knows: &|other| self.host.knows(other),
         };

@@ -29,7 +29,7 @@ use super::frame::{self, FrameError, FrameReader};
 use super::notice::printable;
 use super::secret::{Role, Secret, Transcript};
 use crate::proto::peer::handshake::Step;
-use crate::proto::peer::{Challenge, Handshake, Hello, Lane, Proof, Ready, Refusal};
+use crate::proto::peer::{Challenge, Handshake, Hello, Lane, Proof, Ready, Refusal, Told};
 
 /// The whole of it takes no longer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -109,11 +109,11 @@ impl From<io::Error> for Failure {
 pub(in crate::net) struct Party<'a> {
     pub me: Introduction,
     pub secret: Option<&'a Secret>,
-    /// The servers as this side knows them.
-    pub ensemble: String,
-    /// Whether the other side, which has proved itself and knows these servers, may be connected
-    /// to; if not, why.
-    pub vet: &'a (dyn Fn(&Introduction, &str) -> Result<(), String> + Sync),
+    /// What the other side is told of the ensemble.
+    pub told: Told,
+    /// Whether the other side, which has proved itself and tells this, may be connected to; if not,
+    /// why.
+    pub vet: &'a (dyn Fn(&Introduction, &Told) -> Result<(), String> + Sync),
     /// The disk that is held to be that of a server.
     pub knows: &'a (dyn Fn(u32) -> u64 + Sync),
 }
@@ -167,21 +167,19 @@ pub(in crate::net) async fn dial(
         hello: &hello,
         challenge: &challenge,
     };
-    let own = Proof {
-        mac: proof(party.secret, Role::Dialler, said),
-        ensemble: party.ensemble.clone(),
-    };
-    socket.say(Step::Proof(own)).await?;
+    socket
+        .say(Step::Proof(party.proof(Role::Dialler, said)))
+        .await?;
 
     let (_, step) = socket.hear().await?;
-    let Step::Welcome(Proof { mac, ensemble }) = step else {
+    let Step::Welcome(proof) = step else {
         return Err(out_of_turn(&step));
     };
-    let checked = check_proof(party.secret, Role::Acceptor, said, &mac).and_then(|()| {
+    let checked = party.check(Role::Acceptor, said, &proof).and_then(|told| {
         if other.server != target {
             return Err(wrong_target(other.server, target));
         }
-        (party.vet)(&other, &ensemble)
+        (party.vet)(&other, &told)
     });
     if let Err(text) = checked {
         return Err(socket.refuse(text).await);
@@ -221,7 +219,7 @@ pub(in crate::net) async fn accept(
     socket.begin(&challenge).await?;
 
     let (_, step) = socket.hear().await?;
-    let Step::Proof(Proof { mac, ensemble }) = step else {
+    let Step::Proof(proof) = step else {
         return Err(out_of_turn(&step));
     };
     let said = Transcript {
@@ -229,7 +227,7 @@ pub(in crate::net) async fn accept(
         challenge: &challenge,
     };
     let lane = Lane::try_from(hello.lane).unwrap_or(Lane::Unspecified);
-    let checked = check_proof(party.secret, Role::Dialler, said, &mac).and_then(|()| {
+    let checked = party.check(Role::Dialler, said, &proof).and_then(|told| {
         if hello.target != party.me.server {
             return Err(wrong_target(party.me.server, hello.target));
         }
@@ -239,16 +237,14 @@ pub(in crate::net) async fn accept(
                 party.me.server, hello.lane
             ));
         }
-        (party.vet)(&other, &ensemble)
+        (party.vet)(&other, &told)
     });
     if let Err(text) = checked {
         return Err(socket.refuse(text).await);
     }
-    let own = Proof {
-        mac: proof(party.secret, Role::Acceptor, said),
-        ensemble: party.ensemble.clone(),
-    };
-    socket.say(Step::Welcome(own)).await?;
+    socket
+        .say(Step::Welcome(party.proof(Role::Acceptor, said)))
+        .await?;
     match socket.hear().await? {
         (_, Step::Ready(Ready {})) => Ok(socket.greeted(me, other, lane)),
         (_, step) => Err(out_of_turn(&step)),
@@ -377,22 +373,40 @@ fn nonce() -> Result<Bytes, Failure> {
     Ok(nonce.into())
 }
 
-fn proof(secret: Option<&Secret>, role: Role, said: Transcript<'_>) -> Bytes {
-    secret.map_or_else(Bytes::new, |secret| secret.prove(role, said).into())
-}
+impl Party<'_> {
+    /// That this side, in this role, knows the secret, and what it tells.
+    fn proof(&self, role: Role, said: Transcript<'_>) -> Proof {
+        let told = Bytes::from(self.told.encode_to_vec());
+        let Some(secret) = self.secret else {
+            return Proof {
+                told,
+                ..Proof::default()
+            };
+        };
+        Proof {
+            mac: secret.prove(role, said).into(),
+            told_mac: secret.prove_told(role, said, &told).into(),
+            told,
+        }
+    }
 
-fn check_proof(
-    secret: Option<&Secret>,
-    role: Role,
-    said: Transcript<'_>,
-    proof: &[u8],
-) -> Result<(), String> {
-    match secret {
-        Some(secret) if !secret.verify(role, said, proof) => Err(
-            "the cluster secrets differ: clusterSecretFile must hold the same on all servers"
-                .to_owned(),
-        ),
-        _ => Ok(()),
+    /// What the other side, in its role, tells.
+    fn check(&self, role: Role, said: Transcript<'_>, proof: &Proof) -> Result<Told, String> {
+        if let Some(secret) = self.secret {
+            if !secret.verify(role, said, &proof.mac) {
+                return Err(
+                    "the cluster secrets differ: clusterSecretFile must hold the same on all \
+                     servers"
+                        .to_owned(),
+                );
+            }
+            // The first builds tell nothing.
+            let told = &proof.told;
+            if !told.is_empty() && !secret.verify_told(role, said, told, &proof.told_mac) {
+                return Err("what the other side tells was changed on its way".to_owned());
+            }
+        }
+        Told::decode(proof.told.clone()).map_err(|error| error.to_string())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the links need of their server.
 
 use crate::engine::{PeerMessage, SnapshotMeta};
-use crate::proto::peer::Introduction;
+use crate::proto::peer::{Introduction, Told};
 use crate::storage::{Fault, SnapshotReader, SnapshotWriter};
 
 /// What the links need of their server, and what they tell it. Called from tasks of the network:
@@ -18,15 +18,15 @@ pub trait Host: Send + Sync + 'static {
     /// The disk that this server holds to be that of another one; 0: it knows of none.
     fn knows(&self, server: u32) -> u64;
 
-    /// The servers of the ensemble, as this one knows them; empty: it does not yet.
-    fn ensemble(&self) -> String;
+    /// What other servers are told of the ensemble.
+    fn tell(&self) -> Told;
 
     /// Whether a server may be connected, in either direction; asked for each connection.
-    /// `ensemble`: the servers that the other one knows.
+    /// `told`: what the other one knows.
     ///
     /// # Errors
     /// Why not and how to go on: told to the other side, and logged there.
-    fn admit(&self, other: &Introduction, ensemble: &str) -> Result<(), String>;
+    fn admit(&self, other: &Introduction, told: &Told) -> Result<(), String>;
 
     /// This server dialled here, and was admitted: called before anything else is heard from it.
     fn introduced(&self, other: &Introduction);

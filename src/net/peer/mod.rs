@@ -45,7 +45,7 @@ use tokio::sync::{Notify, watch};
 use crate::engine::PeerMessage;
 use crate::net::transfer;
 
-pub use crate::proto::peer::Introduction;
+pub use crate::proto::peer::{Introduction, Told};
 
 pub use self::handshake::version_of;
 pub use self::host::Host;
@@ -281,11 +281,11 @@ impl Shared {
         }
     }
 
-    /// Whether this server, which knows these servers, may be connected.
-    fn vet(&self, other: &Introduction, ensemble: &str) -> Result<(), String> {
+    /// Whether this server, which tells this, may be connected.
+    fn vet(&self, other: &Introduction, told: &Told) -> Result<(), String> {
         let me = self.introduction_to(0);
         vet::vet(&me, other, self.presence.seen(other.server))?;
-        self.host.admit(other, ensemble)
+        self.host.admit(other, told)
     }
 }
 

@@ -86,6 +86,31 @@ impl Secret {
         self.mac(role, said).verify_slice(proof).is_ok()
     }
 
+    /// That whoever proves itself tells this besides.
+    pub(super) fn prove_told(&self, role: Role, said: Transcript<'_>, told: &[u8]) -> Vec<u8> {
+        let mac = self.mac_of_told(role, said, told);
+        mac.finalize().into_bytes().to_vec()
+    }
+
+    /// Whether that proof is right.
+    pub(super) fn verify_told(
+        &self,
+        role: Role,
+        said: Transcript<'_>,
+        told: &[u8],
+        proof: &[u8],
+    ) -> bool {
+        let mac = self.mac_of_told(role, said, told);
+        mac.verify_slice(proof).is_ok()
+    }
+
+    fn mac_of_told(&self, role: Role, said: Transcript<'_>, told: &[u8]) -> Hmac<Sha256> {
+        let mut mac = self.mac(role, said);
+        mac.update(&(told.len() as u64).to_le_bytes());
+        mac.update(told);
+        mac
+    }
+
     fn mac(&self, role: Role, said: Transcript<'_>) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(match role {
@@ -133,6 +158,13 @@ mod tests {
             challenge: b"hallenge",
         };
         assert!(!secret.verify(Role::Dialler, moved, &proof));
+
+        let told = secret.prove_told(Role::Dialler, SAID, b"told");
+        assert!(secret.verify_told(Role::Dialler, SAID, b"told", &told));
+        assert!(!secret.verify_told(Role::Dialler, SAID, b"tolt", &told));
+        assert!(!secret.verify_told(Role::Acceptor, SAID, b"told", &told));
+        // Not even of nothing is the one the other.
+        assert!(!secret.verify_told(Role::Dialler, SAID, b"", &proof));
     }
 
     /// Servers of different versions must come to the same.

@@ -28,14 +28,14 @@ const CLUSTER: u64 = 0xc1;
 struct TestHost {
     cluster: AtomicU64,
     refuses: Mutex<Option<&'static str>>,
-    told: Mutex<Told>,
+    told: Mutex<Noted>,
     /// Bulk messages wait for an urgent one.
     bulk_waits: AtomicBool,
     urgent: Condvar,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Noted {
     admitted: Vec<Introduction>,
     linked: Vec<Introduction>,
     heard: Vec<(u64, PeerMessage)>,
@@ -58,11 +58,11 @@ impl Host for TestHost {
         true
     }
 
-    fn ensemble(&self) -> String {
-        String::new()
+    fn tell(&self) -> Told {
+        Told::default()
     }
 
-    fn admit(&self, other: &Introduction, _: &str) -> Result<(), String> {
+    fn admit(&self, other: &Introduction, _: &Told) -> Result<(), String> {
         self.told.lock().admitted.push(*other);
         self.refuses.lock().map_or(Ok(()), |why| Err(why.into()))
     }
@@ -140,7 +140,7 @@ impl TestServer {
         self.links.set_peers([(server, vec![at(port)])].into());
     }
 
-    fn told(&self) -> Told {
+    fn told(&self) -> Noted {
         self.host.told.lock().clone()
     }
 
@@ -229,7 +229,7 @@ async fn dial_as(me: Introduction, port: u16, lane: Lane) -> Result<Greeted, Str
     let party = Party {
         me: introduction(me),
         secret: None,
-        ensemble: String::new(),
+        told: Told::default(),
         vet: &|_, _| Ok(()),
         knows: &|_| 0,
     };
@@ -485,7 +485,7 @@ async fn a_peer_is_lost_only_when_nobody_listens() {
         let party = Party {
             me: introduction(me(2)),
             secret: None,
-            ensemble: String::new(),
+            told: Told::default(),
             vet: &|_, _| Ok(()),
             knows: &|_| 0,
         };

@@ -17,7 +17,7 @@ use crate::engine::{PeerMessage, SnapshotMeta};
 use crate::net::peer::handshake::{self, Greeted, Party, Socket};
 use crate::net::peer::{Host, Introduction, LinkOptions, Links, PeerAddress};
 use crate::proto::log::Membership;
-use crate::proto::peer::{Accept, Chunk, Done, Failed, Lane, Offer, Stored};
+use crate::proto::peer::{Accept, Chunk, Done, Failed, Lane, Offer, Stored, Told};
 use crate::storage::{
     CompressedChunk, Fault, LogHandle, SnapshotReader, SnapshotWriter, Storage, StorageConfig,
 };
@@ -48,11 +48,11 @@ impl Host for TestHost {
         true
     }
 
-    fn ensemble(&self) -> String {
-        String::new()
+    fn tell(&self) -> Told {
+        Told::default()
     }
 
-    fn admit(&self, _: &Introduction, _: &str) -> Result<(), String> {
+    fn admit(&self, _: &Introduction, _: &Told) -> Result<(), String> {
         Ok(())
     }
 
@@ -214,7 +214,7 @@ fn party(me: Introduction) -> Party<'static> {
             ..me
         },
         secret: None,
-        ensemble: String::new(),
+        told: Told::default(),
         vet: &|_, _| Ok(()),
         knows: &|_| 0,
     }

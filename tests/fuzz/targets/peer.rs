@@ -9,8 +9,8 @@ use zkraft::net::peer::frame::{BODY_BYTES_MAX, Cut, FrameError, cut, put};
 use zkraft::net::peer::version_of;
 use zkraft::proto::log::{Batch, LogEntry, Membership, SnapshotMark};
 use zkraft::proto::peer::{
-    Challenge, Chunk, Frame, Handshake, Heard, Hello, Introduction, Offer, Proof, Raft, Refusal,
-    Touch, Transfer, frame, handshake, transfer,
+    BoundDisk, Challenge, Chunk, Frame, Handshake, Heard, Hello, Introduction, Offer, Proof, Raft,
+    Refusal, Told, Touch, Transfer, frame, handshake, transfer,
 };
 
 use super::input::{Input, run_of};
@@ -112,6 +112,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         formed: true,
         ..Introduction::default()
     });
+    let told = Told {
+        ensemble: "server.1=a:1:2".to_owned(),
+        index: 6,
+        disks: vec![BoundDisk { server: 1, disk: 2 }],
+    };
     let steps = [
         handshake::Step::Hello(Hello {
             me,
@@ -126,7 +131,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }),
         handshake::Step::Proof(Proof {
             mac: Bytes::from_static(&[9; 32]),
-            ensemble: "server.1=a:1:2".to_owned(),
+            told: told.encode_to_vec().into(),
+            told_mac: Bytes::from_static(&[10; 32]),
         }),
         handshake::Step::Refusal(Refusal {
             text: "no".to_owned(),

@@ -1,0 +1,157 @@
+//! Who the others are, as far as this server has applied it or was told of it.
+//!
+//! Whoever was away while others joined, or while one came back with another disk, would refuse
+//! those who lead now, and could not catch up with what would have told it. So servers tell each
+//! other, as soon as they meet, what they know of the ensemble and of its disks. Both come from the
+//! log, and the later state of it is believed.
+
+use std::collections::BTreeMap;
+
+use crate::machine::{Ensemble, Machine};
+use crate::proto::peer::{BoundDisk, Told};
+use crate::wire::ServerLine;
+
+use super::members::disk_setting;
+
+/// The disks that servers must come with, by server; one that is missing may come with any.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Disks {
+    /// Of the last entry with which these were applied, or of a later one.
+    index: u64,
+    bound: BTreeMap<u32, u64>,
+}
+
+#[derive(Debug, Default)]
+pub struct Acquaintance {
+    applied: Disks,
+    told: Disks,
+    /// The newest ensemble that another server has told of.
+    ensemble: Option<Ensemble>,
+    /// The last known lines of all servers that were ever heard of: those that are to go are needed
+    /// until the change is through.
+    lines: BTreeMap<u32, ServerLine>,
+}
+
+impl Acquaintance {
+    /// The state has other settings than before.
+    pub fn apply(&mut self, machine: &Machine) {
+        let disks = (1..=u32::from(u8::MAX)).filter_map(|server| {
+            let disk = machine.setting(&disk_setting(server.into())) as u64;
+            (disk != 0).then_some((server, disk))
+        });
+        self.applied = Disks {
+            index: machine.applied().index,
+            bound: disks.collect(),
+        };
+    }
+
+    /// These lines are the newest.
+    pub fn note<'a>(&mut self, lines: impl IntoIterator<Item = &'a ServerLine>) {
+        let lines = lines.into_iter();
+        self.lines.extend(lines.map(|line| (line.id, line.clone())));
+    }
+
+    /// Where a server is or was.
+    pub fn line(&self, server: u64) -> Option<&ServerLine> {
+        self.lines.get(&u32::try_from(server).ok()?)
+    }
+
+    /// Another server of this cluster says what it knows.
+    pub fn learn(&mut self, told: &Told) {
+        if told.index > self.disks().index {
+            let disks = told.disks.iter().map(|bound| (bound.server, bound.disk));
+            self.told = Disks {
+                index: told.index,
+                bound: disks.collect(),
+            };
+        }
+        let Ok(ensemble) = Ensemble::parse(&told.ensemble) else {
+            return;
+        };
+        for line in ensemble.members() {
+            self.lines.entry(line.id).or_insert_with(|| line.clone());
+        }
+        let known = self.ensemble.as_ref();
+        if known.is_none_or(|known| known.version() < ensemble.version()) {
+            self.ensemble = Some(ensemble);
+        }
+    }
+
+    /// The newest ensemble, if this is the applied one.
+    pub fn ensemble(&self, applied: Option<&Ensemble>) -> Option<Ensemble> {
+        let is_news = |told: &&Ensemble| applied.is_none_or(|own| own.version() < told.version());
+        let told = self.ensemble.as_ref().filter(is_news);
+        told.or(applied).cloned()
+    }
+
+    /// The disk that a server must come with; 0: any.
+    pub fn disk(&self, server: u32) -> u64 {
+        self.disks().bound.get(&server).copied().unwrap_or(0)
+    }
+
+    /// What others are told.
+    pub fn tell(&self, ensemble: Option<&Ensemble>) -> Told {
+        let Disks { index, bound } = self.disks();
+        let disks = bound.iter();
+        let disks = disks.map(|(&server, &disk)| BoundDisk { server, disk });
+        Told {
+            ensemble: ensemble.map_or_else(String::new, ToString::to_string),
+            index: *index,
+            disks: disks.collect(),
+        }
+    }
+
+    fn disks(&self) -> &Disks {
+        match self.applied.index < self.told.index {
+            true => &self.told,
+            false => &self.applied,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(index: u64, disks: &[(u32, u64)], ensemble: &str) -> Told {
+        let disks = disks.iter();
+        Told {
+            ensemble: ensemble.to_owned(),
+            index,
+            disks: disks
+                .map(|&(server, disk)| BoundDisk { server, disk })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_later_state_is_believed() {
+        let mut known = Acquaintance::default();
+        known.learn(&told(5, &[(1, 7), (2, 8)], ""));
+        known.learn(&told(4, &[(1, 6)], ""));
+        assert_eq!([known.disk(1), known.disk(2), known.disk(3)], [7, 8, 0]);
+        known.learn(&told(6, &[(2, 9)], ""));
+        assert_eq!([known.disk(1), known.disk(2)], [0, 9]);
+        assert_eq!(known.tell(None), told(6, &[(2, 9)], ""));
+        known.apply(&Machine::default());
+        assert_eq!(known.disk(2), 9);
+    }
+
+    #[test]
+    fn who_is_to_go_can_still_be_found() {
+        let mut known = Acquaintance::default();
+        let newer = "server.1=a:1:2\nversion=200000000";
+        known.learn(&told(1, &[], newer));
+        known.learn(&told(
+            1,
+            &[],
+            "server.1=b:1:2\nserver.2=c:1:2\nversion=100000000",
+        ));
+        let newest = known.ensemble(None).expect("it was told of one");
+        assert!(newest.to_string().starts_with("server.1=a:1:2"));
+        let host = |server| known.line(server).map(|line| line.peers[0].host.clone());
+        assert_eq!(host(1).as_deref(), Some("a"));
+        assert_eq!(host(2).as_deref(), Some("c"));
+        assert_eq!(host(3), None);
+    }
+}
