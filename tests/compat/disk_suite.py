@@ -413,7 +413,8 @@ def full_for_snapshots_only(disk: Disk) -> None:
 def no_room_for_a_snapshot_beside_the_log(disk: Disk) -> None:
     """A snapshot does not take the last space from the log: the server goes on."""
     data = disk.path / "data"
-    ledger = Ledger(pad=8_000, keep=10**9)
+    # Slow enough that the log does not take all room while a snapshot is being written.
+    ledger = Ledger(pad=8_000, keep=10**9, pause_s=0.001)
     with server_on(data, ledger, {"snapCount": "4000"}) as server:
         # About 1,000 items of 8 KB: so much log, and a snapshot of the same size.
         disk.fill(leave=18 * MIB)

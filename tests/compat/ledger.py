@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Sequence
 
 import raw
@@ -27,13 +28,14 @@ class Worker:
     """One client: what it sent, what was acknowledged. Lives through all restarts.
 
     `pad`: items are filled up to this many bytes. `keep`: with more items than this, it deletes
-    its oldest ones.
+    its oldest ones. `pause_s`: it does nothing for so long after each answer.
     """
 
-    def __init__(self, number: int, pad: int, keep: int) -> None:
+    def __init__(self, number: int, pad: int, keep: int, pause_s: float) -> None:
         self.number = number
         self.pad = pad
         self.keep = keep
+        self.pause_s = pause_s
         self.turn = 0
         self.counter = f"/counter-{number}"
         self.sets_sent = 0
@@ -77,6 +79,8 @@ class Worker:
                 expected = pending[0][0]
                 assert xid == expected, f"reply {xid} out of order, expected {expected}"
                 self._acknowledge(pending.pop(0), error, body)
+                if self.pause_s:
+                    time.sleep(self.pause_s)
         except OSError:
             client.close()
 
@@ -127,8 +131,10 @@ class Worker:
 class Ledger:
     """Several workers on one server, or on several that hold the same."""
 
-    def __init__(self, workers: int = 4, pad: int = 0, keep: int = 64) -> None:
-        self.workers = [Worker(number, pad, keep) for number in range(workers)]
+    def __init__(
+        self, workers: int = 4, pad: int = 0, keep: int = 64, pause_s: float = 0
+    ) -> None:
+        self.workers = [Worker(number, pad, keep, pause_s) for number in range(workers)]
         self._versions = [0] * workers
         self._highest = -1
         self._threads: list[threading.Thread] = []
