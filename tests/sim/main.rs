@@ -6,7 +6,8 @@
 //!
 //! * `cargo test --test sim`: the fixed seeds, fresh ones, and the sabotages that must be caught.
 //! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search.
-//! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed.
+//! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed; with
+//!   `SIM_SABOTAGE=StaleReads` one that is sabotaged.
 
 mod check;
 mod client;
@@ -161,11 +162,16 @@ fn fresh_seeds() {
     run_all(&seeds);
 }
 
-/// One seed, `SIM_SEED`, with every event printed.
+/// One seed, `SIM_SEED`, with every event printed; with the sabotage named by `SIM_SABOTAGE`.
 #[test]
 fn one() {
     let seed = number("SIM_SEED");
-    let run = Run::new(seed.unwrap_or(1), Sabotage::None, seed.is_some());
+    let sabotage = std::env::var("SIM_SABOTAGE").map_or(Sabotage::None, |name| {
+        let found = sabotage::ALL.iter().map(|(sabotage, _)| *sabotage);
+        let mut found = found.filter(|sabotage| format!("{sabotage:?}") == name);
+        found.next().expect("SIM_SABOTAGE is one of sabotage::ALL")
+    });
+    let run = Run::new(seed.unwrap_or(1), sabotage, seed.is_some());
     println!("{:?}, hash {:016x}", run.stats, run.hash);
     run.check();
 }

@@ -76,6 +76,9 @@ pub enum Sabotage {
     TellNothing,
 }
 
+/// A setting that shows to nobody unless somebody tries to change the servers.
+const HIDDEN: &str = "reconfig_enabled";
+
 /// Every sabotage, and the checkers that may notice it first.
 pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::AckBeforeSync, &[Group::Log]),
@@ -167,6 +170,9 @@ impl Sabotage {
                 // A start would have the state from the log again.
                 (params.crash_every_us, params.restart_every_us) = (0, 0);
                 (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
+                (params.wipe_every_us, params.reconfigures) = (0, false);
+                params.settings.retain(|(name, _)| *name != HIDDEN);
+                params.settings.push((HIDDEN, 1));
             }
             Self::AdmitEmpty | Self::AdmitAnyDisk => {
                 params.servers = 3;
@@ -238,8 +244,8 @@ impl Sabotage {
         }
         let image = machine.image();
         let mut chunks: Vec<BytesMut> = image.chunks().map(|chunk| chunk[..].into()).collect();
-        // The cluster's number, which no client is ever shown, follows its name.
-        let name = b"cluster";
+        // Its value follows its name.
+        let name = HIDDEN.as_bytes();
         let windows = &mut chunks[0].windows(name.len());
         let at = windows.position(|found| found == name)? + name.len();
         chunks[0][at] ^= 1;

@@ -148,9 +148,9 @@ impl World {
         }
         if self.sabotage != Sabotage::TellNothing
             && let Some(told) = self.hosts[of].process.as_ref()
-            && let Some(told) = told.shared.newest_ensemble()
         {
-            shared.learn(other.cluster, other.knows, &told.to_string());
+            let told = told.shared.tell();
+            shared.learn(other.cluster, other.knows, &told);
         }
         if self.sabotage == Sabotage::AdmitAnyDisk {
             return Ok(true);
@@ -213,7 +213,7 @@ impl World {
         }
         self.enter(to, server, &me)?;
         self.enter(server, to, &other)?;
-        note!(self, "{server}: linked to {to}");
+        note!(self, "{server}: linked to {to}, knows {:x}", me.knows);
         let number = self.network.next_number();
         if let Some(known) = self.process(to).seen.get_mut(&server) {
             known.incoming = Some(number);

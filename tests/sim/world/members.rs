@@ -62,7 +62,13 @@ impl World {
         let is_quiet = is_quiet || self.reconfigured_us == 0;
         // Who is configured to be alone would found another cluster with its empty disk.
         let is_told_of_others = self.params.servers > 1 || server > 0;
-        if !is_quiet || !is_told_of_others || !self.checks.members.may_lose(id, &self.checks.model)
+        // Nor does a founder count that lost power before it had anything: its disk is as empty.
+        let mut others = self.members().into_iter().filter(|other| *other != server);
+        let have_others = others.all(|other| self.checks.logs[other].durable() > 0);
+        if !is_quiet
+            || !is_told_of_others
+            || !have_others
+            || !self.checks.members.may_lose(id, &self.checks.model)
         {
             return;
         }
