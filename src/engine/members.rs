@@ -276,6 +276,8 @@ impl Engine {
         let term = self.replica.term();
         for (id, disk) in disks {
             if self.standing.binds(id, term) {
+                // Whoever came with it before that is no stranger any more.
+                self.standing.bound(id, disk);
                 let setting = (disk_setting(id), disk as i64);
                 self.internal.push(set_command(&setting));
             }

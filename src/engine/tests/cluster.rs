@@ -1924,6 +1924,37 @@ fn no_disk_takes_the_place_of_one_that_is_being_bound() {
 }
 
 #[test]
+fn a_server_whose_disk_is_being_bound_is_not_removed_for_it() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.link();
+    // Nobody knows of links when the first leader begins.
+    for server in cluster.servers() {
+        for other in cluster.servers() {
+            cluster.event(server, Event::Unreachable(other));
+        }
+    }
+    cluster.pass(3_000);
+    let leader = cluster.leader();
+    let follower = cluster.follower();
+    let third = 6 - leader - follower;
+    let (id, disk) = (follower, 100 + follower);
+    cluster.event(leader, Event::Stranger { id, disk });
+    cluster.pass(2_000);
+    // It is silent while that is not committed.
+    cluster.lost_appends = Some(third);
+    cluster.isolate(follower);
+    cluster.introduce(follower, leader);
+    cluster.pass(1_500);
+    assert!(!cluster.node(leader).engine.replica.is_changing());
+    (cluster.lost_appends, cluster.cut) = (None, BTreeSet::new());
+    cluster.pass(1_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    let bound = cluster.shared(leader).bound_disk(follower as u32);
+    assert_eq!(bound, disk);
+    cluster.agree();
+}
+
+#[test]
 fn a_server_that_was_away_knows_those_who_joined_as_soon_as_it_is_told() {
     let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
     cluster.pass_linking(2_000);
