@@ -9,6 +9,7 @@
 //! it is. Of 24, that a session which nobody touches ends in time is looked at once, at the end.
 
 pub mod cluster;
+pub mod levels;
 pub mod log;
 pub mod members;
 pub mod recipes;
@@ -29,6 +30,7 @@ use zkraft::wire::{ConnectRequest, Id, SessionId, Zxid, op};
 
 use crate::client::Sent;
 use crate::model::{self, Model, Outcome};
+use levels::Build;
 
 /// A connection of the run: never used twice, and told by the address it comes from.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -55,6 +57,8 @@ pub enum Group {
     Consensus,
     /// What 1–4 rest on: who has a say, and with which disk.
     Members,
+    /// Who raises the feature level, and who executes what.
+    Levels,
     /// 4–8: the log of a server, and nothing said before it is durable.
     Log,
     /// 9–15: the state is what the log says.
@@ -92,6 +96,7 @@ pub struct Checks {
     pub logs: Vec<log::LogCheck>,
     pub cluster: cluster::ClusterCheck,
     pub members: members::MemberCheck,
+    pub levels: levels::LevelCheck,
     pub state: state::StateCheck,
     pub sessions: sessions::SessionCheck,
     pub recipes: recipes::RecipeCheck,
@@ -113,6 +118,8 @@ pub struct Checks {
     pub spoilt: Option<usize>,
     /// Commands that were carried out.
     pub operations: u64,
+    /// How often the feature level was raised.
+    pub raises: u64,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
@@ -125,6 +132,7 @@ impl Checks {
             logs: (0..servers).map(|_| log::LogCheck::default()).collect(),
             cluster: cluster::ClusterCheck::default(),
             members: members::MemberCheck::new(&founders),
+            levels: levels::LevelCheck::new(servers),
             state: state::StateCheck::new(),
             sessions: sessions::SessionCheck::new(servers),
             recipes: recipes::RecipeCheck::default(),
@@ -138,6 +146,7 @@ impl Checks {
             linearizable_reads,
             spoilt: None,
             operations: 0,
+            raises: 0,
             seen: (0, 0, 0),
         }
     }
@@ -249,6 +258,9 @@ impl Checks {
         self.logs[server].check_applied(now)?;
         let before = std::mem::replace(&mut self.applied[server], now);
         for index in before + 1..=now {
+            if index > self.logs[server].installed() {
+                self.levels.may_execute(server, index)?;
+            }
             if index > self.model.index {
                 let entry = self.logs[server].entry(index).cloned();
                 self.commit(&entry.expect("it is durable"), engine.term())?;
@@ -279,9 +291,30 @@ impl Checks {
         Ok(())
     }
 
-    /// A server starts, with the state at this index.
-    pub fn started(&mut self, server: usize, applied: u64) {
+    /// A server starts as this build, with the state at this index.
+    pub fn started(&mut self, server: usize, build: Build, applied: u64) -> Verdict {
         self.applied[server] = applied;
+        self.levels.started(server, build, applied)
+    }
+
+    /// A leader wrote these commands of its own into the log.
+    pub fn proposed(
+        &mut self,
+        server: usize,
+        place: (u64, u64),
+        commands: &[proto::log::Command],
+        when: sessions::When,
+        clock_ms: u64,
+    ) -> Verdict {
+        let members = self.members.at(self.applied[server]).all();
+        self.levels.proposed(server, commands, &members, clock_ms)?;
+        self.sessions
+            .proposed(server, place, commands, when, &self.model)
+    }
+
+    /// A server says that it is too old for its state.
+    pub fn outdated(&self, server: usize) -> Verdict {
+        self.levels.outdated(server, self.applied[server])
     }
 
     /// Somebody was the first to apply this, in this term.
@@ -313,6 +346,7 @@ impl Checks {
         let all_done = self.model.apply(entry.index, entry.term, &content);
         self.operations += all_done.len() as u64;
         let now = self.model.ensemble.as_ref().map(|(_, since)| *since);
+        self.raises += u64::from(self.levels.follow(entry.index, &content.internal));
         let Self { members, model, .. } = self;
         members.follow(entry, &content, model, now != ensemble)?;
         for done in all_done {

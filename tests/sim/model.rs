@@ -404,7 +404,10 @@ impl Model {
             }
             own::SET => {
                 let body = log::Set::decode(command.body.as_ref()).expect("a well-formed body");
-                self.settings.insert(body.name, body.value);
+                // The feature level never goes down.
+                if body.name != "feature_level" || body.value > self.setting(&body.name) {
+                    self.settings.insert(body.name, body.value);
+                }
             }
             own::CONFIGURE => {
                 let body =
@@ -421,7 +424,7 @@ impl Model {
     }
 
     fn setting(&self, name: &str) -> i64 {
-        let default = i64::from(name == "digest_enabled");
+        let default = i64::from(matches!(name, "digest_enabled" | "feature_level"));
         self.settings.get(name).copied().unwrap_or(default)
     }
 

@@ -2,6 +2,7 @@
 //! order; a fault that is always there hides others).
 
 use zkraft::engine::LogKept;
+use zkraft::machine::FEATURE_LEVEL;
 use zkraft::proto::log::Membership;
 
 use crate::client::{Client, Manners};
@@ -58,6 +59,54 @@ pub struct Params {
     pub idle: u64,
     pub peers: PeerParams,
     pub transfer: TransferParams,
+    pub levels: LevelParams,
+}
+
+/// Builds of the program, which know different feature levels.
+#[derive(Clone, Copy, Debug)]
+pub struct LevelParams {
+    /// The level that the older build knows, and the newer one.
+    pub old: u32,
+    pub new: u32,
+    /// Servers that begin with the older one, in percent.
+    pub begin_old: u64,
+    /// Starts with the newer build in place of the older one, and the other way round, in percent.
+    pub upgrades: u64,
+    pub downgrades: u64,
+    /// Mean time between restarts for the sake of another build, in µs; 0: never.
+    pub restart_every_us: u64,
+    /// All servers have the newer build in the end.
+    pub completes: bool,
+}
+
+impl LevelParams {
+    /// All servers are of this build.
+    pub const SAME: Self = Self {
+        old: FEATURE_LEVEL,
+        new: FEATURE_LEVEL,
+        begin_old: 0,
+        upgrades: 0,
+        downgrades: 0,
+        restart_every_us: 0,
+        completes: true,
+    };
+
+    fn draw(rng: &mut Rng) -> Self {
+        let (old, new) = *rng.pick(&[(1, 2), (2, 3), (1, 3)]);
+        Self {
+            old,
+            new,
+            begin_old: *rng.pick(&[30, 60, 100]),
+            upgrades: *rng.pick(&[30, 80]),
+            downgrades: *rng.pick(&[0, 20, 50]),
+            restart_every_us: *rng.pick(&[500_000, 2_000_000]),
+            completes: rng.percent(80),
+        }
+    }
+
+    pub fn are_mixed(&self) -> bool {
+        self.old < self.new
+    }
 }
 
 /// Snapshots from server to server.
@@ -184,6 +233,14 @@ impl Params {
                 breaks_permille: *rng.pick(&[0, 50, 300]),
                 patience_us: *rng.pick(&[1_000_000, 10_000_000]),
             },
+            levels: LevelParams::SAME,
+        }
+    }
+
+    /// Draws what not all runs have, from a stream of its own: the others stay what they were.
+    pub fn draw_rest(&mut self, rng: &mut Rng) {
+        if rng.percent(40) && self.servers + self.spares > 1 {
+            self.levels = LevelParams::draw(rng);
         }
     }
 

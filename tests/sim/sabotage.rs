@@ -12,7 +12,7 @@ use zkraft::storage::Recovery;
 use zkraft::wire::op;
 
 use crate::check::Group;
-use crate::params::Params;
+use crate::params::{LevelParams, Params};
 use crate::rng::Rng;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -74,6 +74,10 @@ pub enum Sabotage {
     ForgetRearmed,
     /// Servers do not tell each other who the servers are.
     TellNothing,
+    /// Servers say that they know a higher feature level than they do.
+    ClaimLevel,
+    /// A server goes on though it is too old.
+    IgnoreLevel,
 }
 
 /// A setting that shows to nobody unless somebody tries to change the servers.
@@ -99,7 +103,10 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::DeafPause, &[Group::Sessions]),
     (Sabotage::SpeakBeforeWrite, &[Group::Log]),
     (Sabotage::ForgetVote, &[Group::Log, Group::Consensus]),
-    (Sabotage::LoneVoter, &[Group::Consensus, Group::Members]),
+    (
+        Sabotage::LoneVoter,
+        &[Group::Consensus, Group::Members, Group::Levels],
+    ),
     (Sabotage::RenumberForwards, &[Group::Replies, Group::Panic]),
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
@@ -115,6 +122,8 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::LearnersVote, &[Group::Members]),
     (Sabotage::ForgetRearmed, &[Group::Watches]),
     (Sabotage::TellNothing, &[Group::Liveness]),
+    (Sabotage::ClaimLevel, &[Group::Levels]),
+    (Sabotage::IgnoreLevel, &[Group::Levels]),
 ];
 
 impl Sabotage {
@@ -125,6 +134,7 @@ impl Sabotage {
             (params.spares, params.observers) = (0, 0);
             params.reconfigures = false;
             params.wipe_every_us = 0;
+            params.levels = LevelParams::SAME;
         }
         match self {
             Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
@@ -188,6 +198,18 @@ impl Sabotage {
             Self::TellNothing => {
                 (params.servers, params.spares) = (3, 4);
                 params.reconfigures = true;
+            }
+            Self::ClaimLevel | Self::IgnoreLevel => {
+                params.servers = 3;
+                params.levels = LevelParams {
+                    old: 1,
+                    new: 2,
+                    begin_old: 50,
+                    upgrades: 50,
+                    downgrades: 50,
+                    restart_every_us: 500_000,
+                    completes: true,
+                };
             }
             Self::LearnersVote => (params.servers, params.observers) = (4, 1),
             _ => {}
@@ -259,6 +281,14 @@ impl Sabotage {
         // Behind two numbers of 4 bytes and four of 8.
         chunks[0][40..48].copy_from_slice(&actual.to_be_bytes());
         restore(&chunks).ok()
+    }
+
+    /// The cluster that a server says it is of: a spoilt number must not be why it is cut off.
+    pub fn cluster(self, cluster: u64) -> u64 {
+        match self {
+            Self::FlipBit => 0,
+            _ => cluster,
+        }
     }
 
     /// Spoils what goes to another server.

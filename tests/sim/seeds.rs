@@ -8,7 +8,8 @@
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
-//! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 5025
+//! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 48
+//! for a server that is too old, 5025
 //! and 5059 for leaders that hand over.
 //!
 //! A run with a sabotage of touches found that what was heard between two ticks counted from the
@@ -17,7 +18,8 @@
 //! Runs with lost disks and snapshots on their way found that a server which had lost its leader
 //! stopped with a panic if its log did not know yet of the snapshot that it had been sent; that who
 //! was away while others joined refused them; that a leader which was to leave asked observers to
-//! lead; that strangers were never forgotten. The tests of these are in `engine::tests::cluster`.
+//! lead; that strangers were never forgotten; that a server whose new disk was just being bound was
+//! removed for that disk. The tests of these are in `engine::tests::cluster`.
 //!
 //! Seeds change their meaning with what is drawn from them. Those from before runs had several
 //! servers found that a session ended early, since what was heard just before a connection broke
@@ -51,6 +53,7 @@ pub const FIXED: &[u64] = &[
     20,
     38,
     41,
+    48,
     5025,
     5059,
     5109,

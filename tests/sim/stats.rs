@@ -66,10 +66,19 @@ pub struct Stats {
     /// Leaders that were told to stop, and those of them that another server followed in time.
     pub hand_overs: u64,
     pub handed_over: u64,
+    /// Starts of a newer or an older build in place of the other.
+    pub upgrades: u64,
+    pub downgrades: u64,
+    /// How often the feature level was raised.
+    pub raises: u64,
+    /// Processes that stopped since they were too old for what they applied; those that were
+    /// refused by others or could not start since they are too old.
+    pub outdated: u64,
+    pub too_old: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 40] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 45] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -109,6 +118,11 @@ impl Stats {
             ("changed memberships", &mut self.changes),
             ("hand-overs", &mut self.hand_overs),
             ("handed over", &mut self.handed_over),
+            ("upgrades", &mut self.upgrades),
+            ("downgrades", &mut self.downgrades),
+            ("raised levels", &mut self.raises),
+            ("outdated processes", &mut self.outdated),
+            ("refused as too old", &mut self.too_old),
             ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]

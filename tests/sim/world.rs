@@ -24,6 +24,10 @@ use crate::trace::Trace;
 /// Heartbeats of the engine, in ms.
 pub const TICK_MS: u64 = 50;
 
+/// What makes the second stream of a seed. Chosen so that it leaves most of the seeds that found
+/// something as they were.
+const REST: u64 = 0x14046;
+
 /// After a start, an election, and the last fault, all servers are well after this time, in µs.
 const CALM_AFTER_US: u64 = 3_000_000;
 
@@ -34,6 +38,7 @@ macro_rules! note {
     };
 }
 
+mod builds;
 mod host;
 mod links;
 mod members;
@@ -107,6 +112,10 @@ enum What {
     Resume {
         server: usize,
     },
+    /// An operator replaces a build that is too old.
+    Replace {
+        server: usize,
+    },
     Fault(Trouble),
 }
 
@@ -151,6 +160,8 @@ enum Trouble {
     ClientCut,
     /// A disk is lost, and an empty one takes its place.
     Wipe,
+    /// A server is restarted for the sake of another build.
+    Rebuild,
 }
 
 /// A TCP connection of a client.
@@ -179,6 +190,8 @@ pub struct World {
     pub params: Params,
     sabotage: Sabotage,
     rng: Rng,
+    /// For what not all runs have: the others do not depend on it.
+    rest: Rng,
     now_us: u64,
     queue: BTreeMap<(u64, u64), What>,
     events: u64,
@@ -204,6 +217,8 @@ impl World {
     pub fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
         let mut rng = Rng::new(seed);
         let mut params = Params::draw(&mut rng);
+        let mut rest = Rng::new(seed ^ REST);
+        params.draw_rest(&mut rest.fork());
         sabotage.arrange(&mut params);
         let clients = params.clients(&mut rng);
         let host = |place| Host::new(place, &params, &mut rng);
@@ -212,6 +227,7 @@ impl World {
         let mut world = Self {
             sabotage,
             rng: rng.fork(),
+            rest,
             now_us: 0,
             queue: BTreeMap::new(),
             events: 0,
@@ -230,6 +246,7 @@ impl World {
             stats: Stats::default(),
             params,
         };
+        world.first_builds();
         note!(world, "seed {seed}: {:?}", world.params);
         for client in &world.clients {
             let line = format!("client {}: {:?}", client.id, client.manners);
@@ -290,6 +307,14 @@ impl World {
             return broken(Group::Sessions, format!("24: {orphans:?} are never ended"));
         }
 
+        self.run_until(self.now_us + 20_000_000, Self::is_level_settled)?;
+        if !self.is_level_settled() {
+            let level = self.checks.levels.present();
+            let builds: Vec<_> = self.hosts.iter().map(|host| host.build).collect();
+            let what = format!("25: the level stays at {level}: {builds:?}");
+            return broken(Group::Liveness, what);
+        }
+
         // All servers come to the same state; what they have then is compared. Before, their tasks
         // have time for what is to be sent or closed.
         self.run_until(self.now_us + 200_000, |_| false)?;
@@ -329,6 +354,7 @@ impl World {
         stats.loaded_ms = self.now_us.min(self.params.faulty_us) / 1000;
         stats.operations = checks.operations;
         stats.entries = checks.model.index;
+        stats.raises = checks.raises;
         (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
         stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
         if self.hosts.len() > 1 {
@@ -465,6 +491,10 @@ impl World {
             }
             What::Resume { server } => {
                 self.resume(server);
+                Ok(())
+            }
+            What::Replace { server } => {
+                self.replace(server);
                 Ok(())
             }
             What::Fault(trouble) => self.trouble(trouble),

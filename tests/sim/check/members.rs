@@ -114,7 +114,8 @@ impl MemberCheck {
         self.history.len() as u64 - 1
     }
 
-    fn at(&self, index: u64) -> &Members {
+    /// Who belonged behind this entry.
+    pub fn at(&self, index: u64) -> &Members {
         let (_, members) = self.history.range(..=index).last().expect("from 0 on");
         members
     }

@@ -12,6 +12,7 @@ use super::links::{Dialled, Known};
 use super::transfer::{Desk, Sending};
 use super::{TICK_MS, What};
 use crate::check::ConnId;
+use crate::check::levels::Build;
 use crate::disk::FaultyDisk;
 use crate::params::Params;
 use crate::rng::Rng;
@@ -27,6 +28,9 @@ pub(super) struct Host {
     pub(super) disk: FaultyDisk,
     /// Random number of what is on the disk.
     pub(super) disk_id: u64,
+    /// What is installed, and that it is too old.
+    pub(super) build: Build,
+    pub(super) is_too_old: bool,
     /// Counts starts.
     pub(super) boot: u64,
     pub(super) process: Option<Process>,
@@ -55,6 +59,8 @@ impl Host {
             id: place as u32 + 1,
             disk,
             disk_id: 0xd15c + 0x1_0000 * (place as u64 + 1),
+            build: Build::of(params.levels.new),
+            is_too_old: false,
             boot: 0,
             process: None,
             paused_until_us: 0,

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 
 use zkraft::engine::{Event, NotAdmitted, Outputs};
-use zkraft::machine::FEATURE_LEVEL;
 use zkraft::net::peer::{Introduction, Seen, vet};
 
 use super::*;
@@ -62,6 +61,16 @@ impl World {
     /// A server's process takes in an event.
     pub(super) fn handle(&mut self, server: usize, event: Event) -> Verdict {
         let now_ms = self.clock_ms(server);
+        let introduced = match &event {
+            Event::Linked { id, .. } | Event::Introduced { id, .. } | Event::Refused { id, .. } => {
+                Some(*id)
+            }
+            _ => None,
+        };
+        if let Some(id) = introduced {
+            let build = self.hosts[id as usize - 1].build;
+            self.checks.levels.introduced(server, id, build);
+        }
         let Some(process) = &mut self.hosts[server].process else {
             return Ok(());
         };
@@ -111,13 +120,14 @@ impl World {
     pub(super) fn introduction(&self, server: usize, to: usize) -> Option<Introduction> {
         let host = &self.hosts[server];
         let process = host.process.as_ref()?;
+        let build = self.claimed_build(server);
         Some(Introduction {
             server: host.id,
             disk: host.disk_id,
             boot: process.incarnation,
-            level: FEATURE_LEVEL,
-            level_max: 0,
-            cluster: process.shared.cluster(),
+            level: build.level,
+            level_max: build.level_max,
+            cluster: self.sabotage.cluster(process.shared.cluster()),
             formed: process.shared.is_formed(),
             knows: process.shared.bound_disk(self.hosts[to].id),
         })
@@ -167,6 +177,10 @@ impl World {
                         Event::Stranger { id, disk }
                     }
                     NotAdmitted::TooOld { .. } | NotAdmitted::NoMember => {
+                        if matches!(reason, NotAdmitted::TooOld { .. }) {
+                            self.stats.too_old += 1;
+                            self.is_too_old(of);
+                        }
                         let introduction = *other;
                         Event::Refused { id, introduction }
                     }
@@ -290,6 +304,7 @@ impl World {
         if is_lost {
             note!(self, "{server}: {to} is gone");
             self.stats.lost_peers += 1;
+            self.checks.levels.gone(server, id);
             self.handle(server, Event::PeerLost(id))?;
         }
         let silence_us = match failure {

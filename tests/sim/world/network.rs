@@ -146,6 +146,8 @@ impl World {
             return Ok(());
         }
         self.stats.peer_frames += 1;
+        let now_ms = self.clock_ms(to);
+        self.checks.levels.heard(to, sender, now_ms);
         let message = PeerMessage::decode(frame).expect("frames between servers are whole");
         note!(self, "{to} < {from}: {}", short(&message));
         match &message {

@@ -15,6 +15,7 @@ use super::transfer::load;
 use super::*;
 use crate::check::sessions::When;
 use crate::mix::{SUPER, digest_id};
+use crate::model::own;
 
 impl World {
     /// Recovers from the disk and starts.
@@ -29,6 +30,7 @@ impl World {
             return Ok(());
         }
         self.hosts[server].is_off = false;
+        self.choose_build(server);
         self.hosts[server].boot += 1;
         let boot = self.hosts[server].boot;
         let identity = self.hosts[server].identity();
@@ -61,6 +63,14 @@ impl World {
             }
         };
         self.sabotage.recovered(&mut recovery);
+        if recovery.machine.level() > self.believed_build(server).level {
+            note!(self, "{server}: start {boot} fails: too old");
+            self.stats.too_old += 1;
+            self.hosts[server].is_too_old = true;
+            let at = self.now_us + self.rest.between(100_000, 1_000_000);
+            self.at(at, What::Start { server });
+            return Ok(());
+        }
         let base = recovery.snapshot.as_ref().map_or(0, |meta| meta.index);
         note!(
             self,
@@ -77,7 +87,8 @@ impl World {
         let applied = recovery.machine.applied().index;
         self.checks
             .recovered(server, base, &recovery.entries, recovery.hard_state)?;
-        self.checks.started(server, applied);
+        let build = self.hosts[server].build;
+        self.checks.started(server, build, applied)?;
 
         let mut configured = self.configured(server);
         configured.voters = self.sabotage.voters(configured.voters, identity.server);
@@ -120,6 +131,7 @@ impl World {
 
     fn options(&self, server: usize) -> Options {
         let never_used_ms = 0;
+        let build = self.believed_build(server);
         Options {
             tick_ms: TICK_MS,
             session_tick_ms: self.params.session_tick_ms,
@@ -143,6 +155,8 @@ impl World {
             log_kept: self.params.log_kept,
             ensemble: self.lines(server),
             settings: self.params.settings.clone(),
+            level: build.level,
+            level_max: build.level_max,
             ..Options::default()
         }
     }
@@ -288,8 +302,12 @@ impl World {
             self.step_at(self.now_us + after_ms * 1000, server, Step::Turn);
         }
         let snapshot = out.take_snapshot.take();
+        let is_outdated = out.outdated.is_some();
         self.carry_out(server, out)?;
         self.compare(server, false)?;
+        if is_outdated {
+            return self.outdated(server);
+        }
         self.serving_changed(server, now_ms);
         if let Some((meta, image)) = snapshot {
             self.begin_snapshot(server, meta, &image)?;
@@ -377,6 +395,7 @@ impl World {
             calm_ms: self.healed.then_some(self.calm_us / 1000),
             latency_ms: self.params.peers.latency_us.max(self.params.latency_us) / 1000,
         };
+        let clock_ms = self.clock_ms(server);
         let term = self.process(server).engine.term();
         let leads = self.checks.cluster.leader(term) == Some(server);
         // What it wrote as the leader of an earlier term may come back from others.
@@ -385,13 +404,22 @@ impl World {
             .iter()
             .filter(|entry| leads && entry.term == term);
         for entry in own {
-            let content = log::Entry::decode(entry.data.as_ref());
-            let internal = content.map(|content| content.internal).unwrap_or_default();
-            let Checks {
-                sessions, model, ..
-            } = &mut self.checks;
+            let data = match entry.kind {
+                0 => &entry.data,
+                _ => &entry.context,
+            };
+            let content = log::Entry::decode(data.as_ref()).unwrap_or_default();
+            if let Some(change) = &content.change {
+                note!(self, "{server}: proposes {:?}", change.steps);
+            }
+            for command in content.internal.iter().filter(|c| c.op == own::SET) {
+                let set = log::Set::decode(command.body.as_ref()).unwrap_or_default();
+                note!(self, "{server}: sets {} to {}", set.name, set.value);
+            }
+            let internal = content.internal;
             let place = (entry.index, entry.term);
-            sessions.proposed(server, place, &internal, when, model)?;
+            self.checks
+                .proposed(server, place, &internal, when, clock_ms)?;
         }
         let process = self.process(server);
         process.queue.push(record);

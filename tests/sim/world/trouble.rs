@@ -18,6 +18,7 @@ impl World {
             Trouble::Flap,
             Trouble::ClientCut,
             Trouble::Wipe,
+            Trouble::Rebuild,
         ] {
             self.schedule_trouble(trouble);
         }
@@ -36,6 +37,7 @@ impl World {
             Trouble::Flap => self.params.flap_every_us,
             Trouble::ClientCut => self.params.client_cut_every_us,
             Trouble::Wipe => self.params.wipe_every_us,
+            Trouble::Rebuild => self.params.levels.restart_every_us,
         };
         if mean_us > 0 {
             let after_us = self.rng.between(1, 2 * mean_us);
@@ -93,6 +95,7 @@ impl World {
             Trouble::Flap => self.flap(),
             Trouble::ClientCut => self.cut_from_clients(server),
             Trouble::Wipe => self.wipe(server),
+            Trouble::Rebuild => self.begin_leaving(server)?,
         }
         self.schedule_trouble(trouble);
         Ok(())
@@ -237,6 +240,7 @@ impl World {
                 self.stop(server, "last restart", false);
             }
         }
+        self.settle_builds();
         self.healed = true;
         self.calm_us = self.now_us;
         for client in 0..self.clients.len() {
