@@ -10,6 +10,7 @@
 
 pub mod cluster;
 pub mod levels;
+pub mod local;
 pub mod log;
 pub mod members;
 pub mod recipes;
@@ -30,7 +31,9 @@ use zkraft::wire::{ConnectRequest, Id, SessionId, Zxid, op};
 
 use crate::client::Sent;
 use crate::model::{self, Model, Outcome};
+use crate::world::TICK_MS;
 use levels::Build;
+use local::Place;
 
 /// A connection of the run: never used twice, and told by the address it comes from.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -69,6 +72,8 @@ pub enum Group {
     Watches,
     /// 24: sessions live as long as they should.
     Sessions,
+    /// Sessions that only one server knows.
+    Local,
     /// What recipes rely on: locks, queues, counters, sums.
     Recipes,
     /// 25: after the last fault everything works again.
@@ -81,12 +86,28 @@ pub enum Group {
 
 pub type Verdict = Result<(), Violation>;
 
+/// From this feature level on all servers know of sessions that only one of them keeps.
+const LOCAL_SESSIONS: u32 = 2;
+
 /// A failed check as a value.
 pub fn broken<T>(group: Group, what: impl Into<String>) -> Result<T, Violation> {
     Err(Violation {
         group,
         what: what.into(),
     })
+}
+
+/// How the servers are configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Reads must show all that was acknowledged before.
+    pub linearizable_reads: bool,
+    /// New sessions are their server's own; and they are everyone's with the first ephemeral.
+    pub local_sessions: bool,
+    pub upgrades: bool,
+    /// The shortest and the longest timeout of a session, and what it is rounded up to, in ms.
+    pub timeouts_ms: (i32, i32),
+    pub bucket_ms: u64,
 }
 
 /// All checkers of a run, and what they know.
@@ -99,9 +120,12 @@ pub struct Checks {
     pub levels: levels::LevelCheck,
     pub state: state::StateCheck,
     pub sessions: sessions::SessionCheck,
+    pub local: local::LocalCheck,
     pub recipes: recipes::RecipeCheck,
-    /// What each server has applied.
+    /// What each server has applied, and since when it knows that all know of local sessions, in ms
+    /// of the time that it ran.
     applied: Vec<u64>,
+    knows_local_since: Vec<Option<u64>>,
     /// Where sessions were attached in the log.
     attached: BTreeMap<u64, Vec<SessionId>>,
     pub(crate) conns: BTreeMap<ConnId, replies::Conn>,
@@ -112,21 +136,22 @@ pub struct Checks {
     shown: BTreeMap<SessionId, Zxid>,
     /// The highest zxid of an acknowledged write.
     acknowledged: Zxid,
-    /// Whether reads must show all of that.
-    linearizable_reads: bool,
+    rules: Rules,
     /// The server whose state was spoilt: it has to notice by itself.
     pub spoilt: Option<usize>,
     /// Commands that were carried out.
     pub operations: u64,
     /// How often the feature level was raised.
     pub raises: u64,
+    /// Writes of sessions that only one server knows.
+    pub local_writes: u64,
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
 
 impl Checks {
     /// `founders`: who belongs together at first.
-    pub fn new(servers: usize, founders: Membership, linearizable_reads: bool) -> Self {
+    pub fn new(servers: usize, founders: Membership, rules: Rules) -> Self {
         Self {
             model: Model::new(),
             logs: (0..servers).map(|_| log::LogCheck::default()).collect(),
@@ -135,18 +160,21 @@ impl Checks {
             levels: levels::LevelCheck::new(servers),
             state: state::StateCheck::new(),
             sessions: sessions::SessionCheck::new(servers),
+            local: local::LocalCheck::default(),
             recipes: recipes::RecipeCheck::default(),
             applied: vec![0; servers],
+            knows_local_since: vec![None; servers],
             attached: BTreeMap::new(),
             conns: BTreeMap::new(),
             attachments: BTreeMap::new(),
             sessions_seen: BTreeSet::new(),
             shown: BTreeMap::new(),
             acknowledged: Zxid(0),
-            linearizable_reads,
+            rules,
             spoilt: None,
             operations: 0,
             raises: 0,
+            local_writes: 0,
             seen: (0, 0, 0),
         }
     }
@@ -159,24 +187,48 @@ impl Checks {
 
     /// A client sent a request. `conn` is open as far as the client knows.
     pub fn sent(&mut self, conn: ConnId, sent: Sent) {
-        let acknowledged = self.acknowledged;
+        let (acknowledged, upgrades) = (self.acknowledged, self.rules.upgrades);
         if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.sent(sent, acknowledged);
+            conn.sent(sent, acknowledged, upgrades);
         }
     }
 
     /// The server read a frame of this connection, after its process had run for so long.
-    pub fn received(&mut self, conn: ConnId, ran_ms: u64, now_ms: u64) -> Verdict {
+    pub fn received(
+        &mut self,
+        conn: ConnId,
+        frame: &Bytes,
+        at: Place,
+        ran_ms: u64,
+        now_ms: u64,
+    ) -> Verdict {
+        let knows_local = self.knows_local(at.server, ran_ms);
         let Some(conn) = self.conns.get_mut(&conn) else {
             return Ok(());
         };
         let server = conn.server;
-        let Some((session, generation)) = conn.attachment() else {
+        if conn.is_waiting() {
             let applied = self.applied[server];
             conn.came_at = self
                 .cluster
                 .committed(applied)
                 .map_or(Zxid(0), |at| at.zxid);
+            conn.came = Some((at, ran_ms));
+            let asked = &conn.handshake;
+            conn.must_be_local = match asked.session.0 {
+                0 => self.rules.local_sessions && knows_local,
+                _ => self
+                    .local
+                    .must_have(asked.session, at, &asked.password, ran_ms),
+            };
+        }
+        if let Some(session) = conn.local() {
+            self.local.heard(session, ran_ms);
+            if conn.ends_local(frame, self.rules.upgrades) {
+                self.local.ends(session);
+            }
+        }
+        let Some((session, generation)) = conn.attachment() else {
             return Ok(());
         };
         let present = self.model.sessions.get(&session);
@@ -272,6 +324,10 @@ impl Checks {
         if self.model.ensemble.is_some() && now > 0 && state.machine.ensemble().is_some() {
             self.members.compare(server, now, &engine.membership())?;
         }
+        let level = self.levels.at(now + 1);
+        if level >= LOCAL_SESSIONS {
+            self.knows_local_since[server].get_or_insert(ran_ms);
+        }
         if now > before {
             for session in self
                 .attached
@@ -291,9 +347,18 @@ impl Checks {
         Ok(())
     }
 
+    /// Whether a server has known for some time that all servers know of local sessions: it looks
+    /// with each tick.
+    fn knows_local(&self, server: usize, ran_ms: u64) -> bool {
+        let late_ms = 2 * TICK_MS + self.rules.bucket_ms;
+        let since_ms = self.knows_local_since[server];
+        since_ms.is_some_and(|since_ms| ran_ms > since_ms + late_ms)
+    }
+
     /// A server starts as this build, with the state at this index.
     pub fn started(&mut self, server: usize, build: Build, applied: u64) -> Verdict {
         self.applied[server] = applied;
+        self.knows_local_since[server] = None;
         self.levels.started(server, build, applied)
     }
 
@@ -354,12 +419,18 @@ impl Checks {
                 Outcome::Attached {
                     session,
                     generation,
-                    ..
+                    timeout_ms,
+                    password,
                 } => {
                     let Some(conn) = conn_of(&done.identities) else {
                         return broken(Group::Replies, "an attachment without an address");
                     };
-                    if done.opcode == op::CREATE_SESSION && !self.sessions_seen.insert(*session) {
+                    let is_upgrade = self.conns.get(&conn).is_some_and(|c| c.local.is_some());
+                    if is_upgrade {
+                        self.local.upgraded(*session, password, *timeout_ms)?;
+                    } else if done.opcode == op::CREATE_SESSION
+                        && !self.sessions_seen.insert(*session)
+                    {
                         return broken(Group::Sessions, format!("session id {session} came twice"));
                     }
                     self.attachments.insert((*session, *generation), conn);
@@ -381,12 +452,16 @@ impl Checks {
                 Outcome::Reply(_) | Outcome::Moved if done.opcode == model::own::IDENTIFY => {}
                 Outcome::Reply(_) | Outcome::Moved => {
                     let attachment = (done.session, done.generation);
-                    let conn = self.attachments.get(&attachment);
-                    let Some(conn) = conn.and_then(|conn| self.conns.get_mut(conn)) else {
+                    let conn = match done.generation {
+                        model::own::LOCAL => conn_of(&done.identities),
+                        _ => self.attachments.get(&attachment).copied(),
+                    };
+                    let Some(conn) = conn.and_then(|conn| self.conns.get_mut(&conn)) else {
                         let what = format!("{done:?} came through no connection");
                         return broken(Group::Replies, what);
                     };
                     self.seen.2 += u64::from(done.outcome == Outcome::Moved);
+                    self.local_writes += u64::from(done.generation == model::own::LOCAL);
                     conn.committed(done)?;
                 }
             }
@@ -418,6 +493,7 @@ impl Checks {
 
     /// A frame left the server for the client of this connection.
     pub fn frame(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
+        let conn_id = conn;
         let conn = self
             .conns
             .get_mut(&conn)
@@ -430,9 +506,12 @@ impl Checks {
                 .cluster
                 .committed(applied)
                 .map_or(Zxid(0), |at| at.zxid),
-            linearizable_reads: self.linearizable_reads,
+            linearizable_reads: self.rules.linearizable_reads,
+            local_sessions: self.rules.local_sessions,
+            timeouts_ms: self.rules.timeouts_ms,
         };
         let shown = conn.frame(frame, &view)?;
+        let is_given = shown.attached;
         self.seen.0 += u64::from(shown.event);
         if let Some((session, _)) = conn.session() {
             let last = self.shown.entry(session).or_insert(Zxid(0));
@@ -446,22 +525,70 @@ impl Checks {
         if let Some(zxid) = shown.acknowledged {
             self.acknowledged = self.acknowledged.max(zxid);
         }
-        Ok(())
+        match is_given {
+            true => self.given(conn_id),
+            false => Ok(()),
+        }
+    }
+
+    /// A client was told of its session: of one that no log knows?
+    fn given(&mut self, conn: ConnId) -> Verdict {
+        let known = self.conns.get(&conn).expect("it is there");
+        let (Some((session, password, timeout_ms)), Some((at, came_ms))) =
+            (known.local.clone(), known.came)
+        else {
+            return Ok(());
+        };
+        if known.handshake.session.0 == 0 {
+            if !self.sessions_seen.insert(session) {
+                return broken(Group::Local, format!("session id {session} came twice"));
+            }
+            let given = (password, timeout_ms);
+            return self.local.opened(session, at, given, conn, came_ms);
+        }
+        // The one that it had may be there still, as far as the server can tell.
+        if let Some(holder) = self.local.holder(session)
+            && self.conns.get(&holder).is_some_and(replies::Conn::owes)
+        {
+            self.local.owes(session, holder);
+        }
+        let (given, bucket_ms) = ((&password, timeout_ms), self.rules.bucket_ms);
+        self.local
+            .returned(session, at, given, conn, came_ms, bucket_ms)
     }
 
     /// The server closed this connection by itself. `lets_go`: it lets clients go, since it had not
     /// heard of a majority, or does not know what it has missed.
-    pub fn closed_by_server(&mut self, conn: ConnId, lets_go: bool) -> Verdict {
-        let conn = self
-            .conns
-            .get_mut(&conn)
-            .expect("a connection that was opened");
-        conn.closed(&self.model, lets_go)
+    pub fn closed_by_server(&mut self, conn: ConnId, lets_go: bool, ran_ms: u64) -> Verdict {
+        let known = self.conns.get(&conn);
+        let known = known.expect("a connection that was opened");
+        let is_over = known.local().is_some_and(|session| {
+            // Whose answer may be on its way.
+            let comes_again = self.conns.values().any(|other| {
+                let is_same = (other.server, other.handshake.session) == (known.server, session);
+                is_same && other.came.is_some() && other.came > known.came
+            });
+            comes_again || self.local.may_be_over(session, conn, ran_ms)
+        });
+        let conn = self.conns.get_mut(&conn).expect("it is there");
+        conn.closed(&self.model, lets_go, is_over)
+    }
+
+    /// Whether only its server knows the session of this connection.
+    pub fn is_local(&self, conn: ConnId) -> bool {
+        let conn = self.conns.get(&conn);
+        conn.is_some_and(|conn| conn.local().is_some())
     }
 
     /// Whether the session of this connection has ended or has another connection.
     pub fn is_superseded(&self, conn: ConnId) -> bool {
-        let attachment = self.conns.get(&conn).and_then(replies::Conn::attachment);
+        let Some(known) = self.conns.get(&conn) else {
+            return false;
+        };
+        if let Some(session) = known.local() {
+            return self.local.is_elsewhere(session, conn);
+        }
+        let attachment = known.attachment();
         attachment.is_some_and(|(session, generation)| {
             let now = self.model.sessions.get(&session);
             now.is_none_or(|now| now.generation != generation)
@@ -470,9 +597,13 @@ impl Checks {
 
     /// The connection is over: nothing more can be seen on it.
     pub fn gone(&mut self, conn: ConnId) {
-        if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.gone();
+        let Some(known) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        if let Some(session) = known.local().filter(|_| known.owes()) {
+            self.local.owes(session, conn);
         }
+        known.gone();
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
-use zkraft::wire::request::SetWatches;
+use zkraft::wire::request::{Create, SetWatches, SubRequest};
 use zkraft::wire::{ConnectRequest, ErrorCode, EventType, Request, SessionId, Text, Zxid, op};
 
 use crate::mix::SECRETS;
@@ -53,6 +53,20 @@ impl Sent {
             op::CLOSE_SESSION,
         ];
         self.request.is_some() && write.contains(&self.opcode)
+    }
+
+    /// Whether it asks for a znode that lives as long as its session (§5.3).
+    pub fn asks_for_ephemeral(&self) -> bool {
+        let asks = |create: &Create| {
+            create.opcode != op::CREATE_CONTAINER && matches!(create.flags, 1 | 3)
+        };
+        match &self.request {
+            Some(Request::Create(create)) => asks(create),
+            Some(Request::Multi(operations)) => operations
+                .iter()
+                .any(|one| matches!(one, SubRequest::Create(create) if asks(create))),
+            _ => false,
+        }
     }
 
     /// Header and body, without the length.

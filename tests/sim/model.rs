@@ -33,6 +33,8 @@ pub mod own {
     pub const REMOVE: i32 = -22;
     pub const SET: i32 = -23;
     pub const CONFIGURE: i32 = -24;
+    /// The generation of a session that only its server knows.
+    pub const LOCAL: u64 = u64::MAX;
 }
 
 /// What a znode is besides its place (§5.3).
@@ -131,6 +133,8 @@ pub struct Model {
     pub ensemble: Option<(Lines, Zxid)>,
     /// What the leader said of a reconfig in the present entry.
     no_quorum: bool,
+    /// The present write is of a session that only its server knows (§8.7).
+    is_local: bool,
     pub changes: Vec<Change>,
     /// Every version of every path, oldest first.
     history: BTreeMap<String, Vec<Version>>,
@@ -259,6 +263,7 @@ impl Model {
                 op::CREATE_SESSION => self.create_session(&mut done),
                 own::ATTACH => self.attach(&mut done),
                 own::IDENTIFY => self.of_session(&done, |model, done| model.identify(done)),
+                _ if done.generation == own::LOCAL => self.of_local(&mut done),
                 _ => {
                     let session = self.sessions.get(&done.session);
                     done.identities = session.map(|s| s.identities.clone()).unwrap_or_default();
@@ -279,6 +284,20 @@ impl Model {
             Some(session) if session.generation != done.generation => Outcome::Moved,
             Some(_) => Outcome::Reply(run(self, done)),
         }
+    }
+
+    /// A write of a session that the log does not know, which says itself as whom it is done. All
+    /// servers know of such sessions from level 2 on.
+    fn of_local(&mut self, done: &mut Done) -> Outcome {
+        let body = log::LocalWrite::decode(done.body.clone()).expect("a well-formed body");
+        (done.identities, done.body) = (ids(&body.identities), body.body);
+        if self.setting("feature_level") < 2 {
+            return Outcome::Reply(Err(ErrorCode::SessionExpired));
+        }
+        self.is_local = true;
+        let reply = self.client_command(done);
+        self.is_local = false;
+        Outcome::Reply(reply)
     }
 
     fn create_session(&mut self, done: &mut Done) -> Outcome {
@@ -339,10 +358,7 @@ impl Model {
         };
         // Every write consumes a zxid, also when it fails (§3.3).
         self.step();
-        let (session, ids) = (
-            done.session,
-            self.sessions[&done.session].identities.clone(),
-        );
+        let (session, ids) = (done.session, done.identities.clone());
         match request {
             Request::Create(create) => {
                 let kind = kind_alone(&create, self.setting("extended_types"), session)?;

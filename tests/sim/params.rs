@@ -5,6 +5,7 @@ use zkraft::engine::LogKept;
 use zkraft::machine::FEATURE_LEVEL;
 use zkraft::proto::log::Membership;
 
+use crate::check::Rules;
 use crate::client::{Client, Manners};
 use crate::mix::SUPER;
 use crate::rng::Rng;
@@ -60,6 +61,15 @@ pub struct Params {
     pub peers: PeerParams,
     pub transfer: TransferParams,
     pub levels: LevelParams,
+    pub local: LocalParams,
+}
+
+/// Sessions that one server keeps to itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalParams {
+    pub sessions: bool,
+    /// They are everyone's with the first ephemeral.
+    pub upgrades: bool,
 }
 
 /// Builds of the program, which know different feature levels.
@@ -234,6 +244,17 @@ impl Params {
                 patience_us: *rng.pick(&[1_000_000, 10_000_000]),
             },
             levels: LevelParams::SAME,
+            local: LocalParams::default(),
+        }
+    }
+
+    pub fn rules(&self) -> Rules {
+        Rules {
+            linearizable_reads: self.linearizable_reads,
+            local_sessions: self.local.sessions,
+            upgrades: self.local.upgrades,
+            timeouts_ms: self.timeouts_ms,
+            bucket_ms: self.session_tick_ms,
         }
     }
 
@@ -241,6 +262,12 @@ impl Params {
     pub fn draw_rest(&mut self, rng: &mut Rng) {
         if rng.percent(40) && self.servers + self.spares > 1 {
             self.levels = LevelParams::draw(rng);
+        }
+        if rng.percent(30) {
+            self.local = LocalParams {
+                sessions: true,
+                upgrades: rng.percent(80),
+            };
         }
     }
 

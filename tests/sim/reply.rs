@@ -40,7 +40,7 @@ pub struct Connected {
 }
 
 /// Every error code a server may send (§10).
-const ERRORS: [ErrorCode; 17] = [
+const ERRORS: [ErrorCode; 19] = [
     ErrorCode::RuntimeInconsistency,
     ErrorCode::MarshallingError,
     ErrorCode::Unimplemented,
@@ -55,6 +55,8 @@ const ERRORS: [ErrorCode; 17] = [
     ErrorCode::SessionExpired,
     ErrorCode::InvalidAcl,
     ErrorCode::AuthFailed,
+    ErrorCode::NotReadOnly,
+    ErrorCode::EphemeralOnLocalSession,
     ErrorCode::NoWatcher,
     ErrorCode::ReconfigDisabled,
     ErrorCode::QuotaExceeded,

@@ -12,7 +12,7 @@ use zkraft::storage::Recovery;
 use zkraft::wire::op;
 
 use crate::check::Group;
-use crate::params::{LevelParams, Params};
+use crate::params::{LevelParams, LocalParams, Params};
 use crate::rng::Rng;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,6 +78,12 @@ pub enum Sabotage {
     ClaimLevel,
     /// A server goes on though it is too old.
     IgnoreLevel,
+    /// Sessions are in the log though their servers are to keep them.
+    TellOfLocal,
+    /// Such sessions do not go over into the log.
+    KeepLocal,
+    /// A client that comes back to its local session is not known any more.
+    ForgetLocal,
 }
 
 /// A setting that shows to nobody unless somebody tries to change the servers.
@@ -124,6 +130,9 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::TellNothing, &[Group::Liveness]),
     (Sabotage::ClaimLevel, &[Group::Levels]),
     (Sabotage::IgnoreLevel, &[Group::Levels]),
+    (Sabotage::TellOfLocal, &[Group::Local]),
+    (Sabotage::KeepLocal, &[Group::Local]),
+    (Sabotage::ForgetLocal, &[Group::Local, Group::Replies]),
 ];
 
 impl Sabotage {
@@ -135,6 +144,7 @@ impl Sabotage {
             params.reconfigures = false;
             params.wipe_every_us = 0;
             params.levels = LevelParams::SAME;
+            params.local = LocalParams::default();
         }
         match self {
             Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
@@ -199,6 +209,12 @@ impl Sabotage {
                 (params.servers, params.spares) = (3, 4);
                 params.reconfigures = true;
             }
+            Self::TellOfLocal | Self::KeepLocal | Self::ForgetLocal => {
+                params.local = LocalParams {
+                    sessions: true,
+                    upgrades: true,
+                };
+            }
             Self::ClaimLevel | Self::IgnoreLevel => {
                 params.servers = 3;
                 params.levels = LevelParams {
@@ -233,6 +249,12 @@ impl Sabotage {
 
     /// Spoils what a server reads of a client.
     pub fn request(self, frame: &Bytes) -> Bytes {
+        if self == Self::ForgetLocal && is_handshake(frame) && frame[16..24] != [0; 8] {
+            let mut spoilt = BytesMut::from(&frame[..]);
+            // The password.
+            spoilt[28] ^= 1;
+            return spoilt.freeze();
+        }
         let opcode = frame.get(4..8).and_then(|bytes| bytes.first_chunk());
         let opcode = opcode.map(|bytes| i32::from_be_bytes(*bytes));
         if self != Self::ForgetRearmed
@@ -375,6 +397,11 @@ impl Sabotage {
             _ => {}
         }
     }
+}
+
+/// Protocol version 0, where requests have an xid.
+fn is_handshake(frame: &Bytes) -> bool {
+    frame.len() >= 44 && frame[..4] == [0; 4]
 }
 
 fn is_event(frame: &Bytes) -> bool {

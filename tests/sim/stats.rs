@@ -75,10 +75,16 @@ pub struct Stats {
     /// refused by others or could not start since they are too old.
     pub outdated: u64,
     pub too_old: u64,
+    /// Sessions that one server kept to itself, how often clients came back to one, those that went
+    /// over into the log, and their writes before.
+    pub local_sessions: u64,
+    pub local_returns: u64,
+    pub local_upgrades: u64,
+    pub local_writes: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 45] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 49] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -123,6 +129,10 @@ impl Stats {
             ("raised levels", &mut self.raises),
             ("outdated processes", &mut self.outdated),
             ("refused as too old", &mut self.too_old),
+            ("local sessions", &mut self.local_sessions),
+            ("local returns", &mut self.local_returns),
+            ("upgraded sessions", &mut self.local_upgrades),
+            ("local writes", &mut self.local_writes),
             ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]

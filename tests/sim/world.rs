@@ -231,7 +231,7 @@ impl World {
             now_us: 0,
             queue: BTreeMap::new(),
             events: 0,
-            checks: Checks::new(hosts.len(), founders, params.linearizable_reads),
+            checks: Checks::new(hosts.len(), founders, params.rules()),
             hosts,
             network: Network::default(),
             present: vec![None; clients.len()],
@@ -355,6 +355,9 @@ impl World {
         stats.operations = checks.operations;
         stats.entries = checks.model.index;
         stats.raises = checks.raises;
+        let local = &checks.local;
+        (stats.local_sessions, stats.local_returns) = (local.opened, local.returned);
+        (stats.local_upgrades, stats.local_writes) = (local.upgraded, checks.local_writes);
         (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
         stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
         if self.hosts.len() > 1 {
@@ -409,10 +412,12 @@ impl World {
             .filter(|c| !c.is_dead())
             .map(|client| client.session)
             .collect();
-        let sessions = self.checks.model.sessions.keys();
+        let sessions = self.checks.model.sessions.keys().copied();
+        let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let local = processes.flat_map(|process| process.shared.local_sessions());
         sessions
+            .chain(local.map(|(session, _)| session))
             .filter(|session| !living.contains(session))
-            .copied()
             .collect()
     }
 

@@ -162,7 +162,7 @@ impl LevelCheck {
     }
 
     /// The level at which an entry is executed.
-    fn at(&self, index: u64) -> u32 {
+    pub fn at(&self, index: u64) -> u32 {
         let (_, level) = self.history.range(..index).last().expect("from 0 on");
         *level
     }

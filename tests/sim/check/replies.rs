@@ -11,11 +11,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op};
 
+use super::local::Place;
 use super::watches::{Delivery, Watcher};
 use super::{ConnId, Group, Verdict, Violation, broken};
 use crate::client::Sent;
 use crate::mix::{SUPER, digest_id};
-use crate::model::{Done, Model, Outcome};
+use crate::model::{Done, Model, Outcome, own};
 use crate::reply::{self, Frame};
 
 /// What the checkers of replies see of the rest.
@@ -27,6 +28,10 @@ pub struct View<'a> {
     pub zxid: Zxid,
     /// Whether a read must show all that was acknowledged before it was sent.
     pub linearizable_reads: bool,
+    /// Whether the server may have sessions that no log knows.
+    pub local_sessions: bool,
+    /// The shortest and the longest timeout of a session, in ms.
+    pub timeouts_ms: (i32, i32),
 }
 
 /// What a frame has shown to the client.
@@ -48,17 +53,26 @@ pub struct Conn {
     pub server: usize,
     /// What that server had applied when it read the handshake.
     pub came_at: Zxid,
-    handshake: ConnectRequest,
+    /// Its process then, and the time that this had run, in ms.
+    pub came: Option<(Place, u64)>,
+    /// It must have made a session of its own then, if a new one was asked for; or must have found
+    /// the one that was.
+    pub must_be_local: bool,
+    pub handshake: ConnectRequest,
     phase: Phase,
     /// The log index at which its attachment was refused.
     pub refused_at: Option<u64>,
     /// Session and generation, and the command that made it, once committed.
     attachment: Option<((SessionId, u64), Done)>,
+    /// Session, password and timeout, if the server keeps it to itself.
+    pub local: Option<(SessionId, Bytes, i32)>,
+    /// What was sent last makes such a session one of the log's.
+    is_upgraded: bool,
     /// Requests without a reply.
     unanswered: VecDeque<Expected>,
-    /// Writes sent so far, each with the identities that were claimed before it, and those of them
-    /// that are in the log.
-    writes: Vec<(Arc<Sent>, Vec<Id>)>,
+    /// Writes sent so far, each with the identities that were claimed before it and whether its
+    /// session is one of the log's, and those of them that are in the log.
+    writes: Vec<(Arc<Sent>, Vec<Id>, bool)>,
     committed: Vec<Done>,
     identities: Vec<Id>,
     watcher: Watcher,
@@ -94,10 +108,14 @@ impl Conn {
             id,
             server,
             came_at: Zxid(0),
+            came: None,
+            must_be_local: false,
             handshake,
             phase: Phase::Waiting,
             refused_at: None,
             attachment: None,
+            local: None,
+            is_upgraded: false,
             unanswered: VecDeque::new(),
             writes: Vec::new(),
             committed: Vec::new(),
@@ -110,10 +128,21 @@ impl Conn {
 
     /// Session and generation, once the client was told.
     pub fn session(&self) -> Option<(SessionId, u64)> {
-        self.attachment
-            .as_ref()
+        let local = self.local.as_ref().map(|(id, ..)| (*id, own::LOCAL));
+        self.attachment()
+            .or(local)
             .filter(|_| self.phase == Phase::Open)
-            .map(|(at, _)| *at)
+    }
+
+    /// Whether no handshake was answered yet.
+    pub fn is_waiting(&self) -> bool {
+        self.phase == Phase::Waiting
+    }
+
+    /// The session, while no log knows it.
+    pub fn local(&self) -> Option<SessionId> {
+        let local = self.local.as_ref().filter(|_| self.attachment.is_none());
+        local.map(|(id, ..)| *id)
     }
 
     /// Session and generation, once they are in the log.
@@ -121,16 +150,20 @@ impl Conn {
         self.attachment.as_ref().map(|(attachment, _)| *attachment)
     }
 
-    pub fn sent(&mut self, sent: Sent, acknowledged: Zxid) {
+    /// `upgrades`: whether ephemerals make sessions known to all.
+    pub fn sent(&mut self, sent: Sent, acknowledged: Zxid, upgrades: bool) {
         let sent = Arc::new(sent);
-        let write = sent.is_write().then(|| {
+        self.is_upgraded |= upgrades && sent.asks_for_ephemeral();
+        let is_global = self.local.is_none() || self.is_upgraded;
+        let is_own_end = sent.opcode == op::CLOSE_SESSION && !is_global;
+        let write = (sent.is_write() && !is_own_end).then(|| {
             let mut ids = self.identities.clone();
             for id in self.pending_identities() {
                 if !ids.contains(&id) {
                     ids.push(id);
                 }
             }
-            self.writes.push((sent.clone(), ids));
+            self.writes.push((sent.clone(), ids, is_global));
             self.writes.len() - 1
         });
         let adds = match &sent.request {
@@ -164,6 +197,26 @@ impl Conn {
                 format!("22: {:?} was attached twice", self.id),
             );
         }
+        if let Some((id, password, timeout_ms)) = &self.local {
+            let Outcome::Attached {
+                timeout_ms: in_log,
+                password: known,
+                ..
+            } = &done.outcome
+            else {
+                unreachable!("an attachment is one")
+            };
+            if !self.is_upgraded || (*id, password, timeout_ms) != (attachment.0, known, in_log) {
+                let what = format!("§8.7: {:?} had {id}: {done:?} is in the log", self.id);
+                return broken(Group::Local, what);
+            }
+        } else if self.must_be_local {
+            let what = format!(
+                "§8.7: {:?} asks for a session: {done:?} is in the log",
+                self.id
+            );
+            return broken(Group::Local, what);
+        }
         self.attachment = Some((attachment, done));
         Ok(())
     }
@@ -171,13 +224,23 @@ impl Conn {
     /// A command of this attachment is in the log: it must be the next write that was sent.
     pub fn committed(&mut self, done: Done) -> Verdict {
         let place = self.committed.len();
-        let Some((sent, ids)) = self.writes.get(place) else {
+        let Some((sent, ids, is_global)) = self.writes.get(place) else {
             return self.violation(format!("22: {done:?} is in the log and was never sent"));
         };
         if (sent.opcode, &sent.body) != (done.opcode, &done.body) {
             return self.violation(format!(
                 "18/22: {done:?} is in the log in place of {sent:?}"
             ));
+        }
+        if *is_global == (done.generation == own::LOCAL) {
+            let what = format!("§8.7: {done:?} is in the log, for all to know: {is_global}");
+            return broken(Group::Local, format!("{:?}: {what}", self.id));
+        }
+        if done.generation == own::LOCAL
+            && done.outcome == Outcome::Reply(Err(ErrorCode::SessionExpired))
+        {
+            let what = format!("{:?}: {done:?} came before all knew of it", self.id);
+            return broken(Group::Local, what);
         }
         // §7.6: an authentication counts for what is sent after it.
         let done_by_someone = !matches!(
@@ -222,7 +285,8 @@ impl Conn {
 
     /// The server closed the connection: there must be a reason (§2, §8.5).
     /// `lets_go`: the server lets clients go.
-    pub fn closed(&mut self, model: &Model, lets_go: bool) -> Verdict {
+    /// `is_over`: a session of the server's own may be over, or be elsewhere.
+    pub fn closed(&mut self, model: &Model, lets_go: bool, is_over: bool) -> Verdict {
         let ahead = self.handshake.last_zxid_seen > self.came_at;
         let moved = self
             .attachment
@@ -235,13 +299,36 @@ impl Conn {
             });
         let cause = match self.phase {
             Phase::Waiting => ahead || moved || lets_go,
-            Phase::Open => self.last_word || moved || lets_go,
+            Phase::Open => self.last_word || moved || lets_go || is_over,
             Phase::Refused | Phase::Gone => true,
         };
         if !cause {
             return self.violation("closed by the server without a cause");
         }
         Ok(())
+    }
+
+    /// Whether a frame that the server takes makes its own session one of the log's, or ends it.
+    pub fn ends_local(&self, frame: &Bytes, upgrades: bool) -> bool {
+        let field = |at: usize| frame.get(at..).and_then(|rest| rest.first_chunk());
+        let (Some(xid), Some(opcode)) = (field(0), field(4)) else {
+            return false;
+        };
+        let (xid, opcode) = (i32::from_be_bytes(*xid), i32::from_be_bytes(*opcode));
+        let sent = self.unanswered.iter().find(|expected| {
+            let sent = &expected.sent;
+            (sent.xid, sent.opcode, &sent.body[..]) == (xid, opcode, &frame[8..])
+        });
+        sent.is_some_and(|expected| {
+            let sent = &expected.sent;
+            let is_end = sent.opcode == op::CLOSE_SESSION && sent.request.is_some();
+            is_end || (upgrades && sent.asks_for_ephemeral())
+        })
+    }
+
+    /// Whether requests are not answered.
+    pub fn owes(&self) -> bool {
+        !self.unanswered.is_empty()
     }
 
     pub fn gone(&mut self) {
@@ -266,6 +353,10 @@ impl Conn {
             self.last_word = true;
             let known = view.model.sessions.get(&asked.session);
             let right = known.is_some_and(|session| session.password == asked.password);
+            if asked.session.0 != 0 && self.must_be_local {
+                let what = format!("§8.7: {:?} is refused, but its session is here", self.id);
+                return broken(Group::Local, what);
+            }
             if asked.session.0 == 0 || (right && self.refused_at.is_none()) {
                 return self.violation("§2.2: refused, but the session is alive");
             }
@@ -275,7 +366,20 @@ impl Conn {
             return Ok(Shown::default());
         }
         let Some(((session, _), done)) = &self.attachment else {
-            return self.violation("accepted, but its attachment is not in the log");
+            let least_ms = view.timeouts_ms.0;
+            let timeout_ms = asked.timeout_ms.clamp(least_ms, view.timeouts_ms.1);
+            let is_asked = asked.session.0 == 0 || asked.session == answer.session;
+            if !view.local_sessions || answer.timeout_ms != timeout_ms || !is_asked {
+                let what = format!("accepted as {answer:?}, but its attachment is not in the log");
+                return self.violation(what);
+            }
+            self.local = Some((answer.session, answer.password, timeout_ms));
+            self.watcher.begin(view.model, self.came_at);
+            self.phase = Phase::Open;
+            return Ok(Shown {
+                attached: true,
+                ..Shown::default()
+            });
         };
         if done.index > view.durable {
             return self.violation("7: accepted before its attachment was durable");
@@ -481,6 +585,11 @@ impl Conn {
     ) -> Verdict {
         let wanted: Result<Answer, ErrorCode> = match request {
             Request::Ping => Ok(Answer::Empty),
+            // Of a session that only this server knows: others are told by the log.
+            Request::CloseSession => {
+                self.last_word = true;
+                Ok(Answer::Empty)
+            }
             Request::Sync { path } => Ok(Answer::Echo(path.clone())),
             Request::WhoAmI => return self.who_am_i(result, context),
             Request::SetWatches(set) => {

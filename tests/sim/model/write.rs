@@ -19,6 +19,9 @@ impl Model {
         kind: Kind,
         ids: &[Id],
     ) -> Result<(Text, Stat), ErrorCode> {
+        if self.is_local && matches!(kind, Kind::Ephemeral(_)) {
+            return Err(ErrorCode::EphemeralOnLocalSession);
+        }
         let slash = create
             .path
             .rfind('/')

@@ -88,7 +88,8 @@ impl Host {
     /// Everything is lost, and the machine gets an empty disk.
     pub(super) fn lose_disk(&mut self, rng: &mut Rng) {
         self.disk = new_disk(rng);
-        self.disk_id += 1;
+        // Ids of sessions count starts from here: no start of the lost disk may be met again.
+        self.disk_id += 0x1000;
         self.power_fails = false;
     }
 

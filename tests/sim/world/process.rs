@@ -155,6 +155,9 @@ impl World {
             log_kept: self.params.log_kept,
             ensemble: self.lines(server),
             settings: self.params.settings.clone(),
+            local_sessions: self.params.local.sessions && self.sabotage != Sabotage::TellOfLocal,
+            local_session_upgrades: self.params.local.upgrades
+                && self.sabotage != Sabotage::KeepLocal,
             level: build.level,
             level_max: build.level_max,
             ..Options::default()

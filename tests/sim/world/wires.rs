@@ -10,6 +10,7 @@ use zkraft::engine::Remaining;
 use zkraft::wire::{ConnectRequest, Request};
 
 use super::*;
+use crate::check::local::Place;
 use crate::client::Action;
 use crate::reply;
 
@@ -65,15 +66,25 @@ impl World {
                 input.put_slice(&frame);
             }
             let timeout_ms = connection.stats.timeout_ms.load(Ordering::Relaxed);
+            let is_local = self.checks.is_local(conn);
+            let at = Place {
+                server,
+                boot: self.hosts[server].boot,
+            };
             let taken = connection.receive(&mut input, usize::MAX, || now_ms, &mut link.output);
             let count = *taken.as_ref().unwrap_or(&frames.len());
             link.input.extend(frames.iter().skip(count).cloned());
             for frame in frames.iter().take(count) {
                 note!(self, "{conn:?} > {server}: {}", short(frame));
-                self.checks.received(conn, ran_ms, self.now_us / 1000)?;
+                let now_ms = self.now_us / 1000;
+                self.checks.received(conn, frame, at, ran_ms, now_ms)?;
             }
             let confirmed_ms = self.process(server).shared.confirmed_ms();
-            let lease_ms = confirmed_ms.saturating_add(timeout_ms as u64 / 3);
+            let answered_ms = match is_local {
+                true => self.params.sync_limit_ms,
+                false => timeout_ms as u64 / 3,
+            };
+            let lease_ms = confirmed_ms.saturating_add(answered_ms);
             if timeout_ms > 0 && count > 0 && now_ms > lease_ms {
                 let what = format!("24: {server} answers {conn:?} without a lease");
                 return broken(Group::Sessions, what);
@@ -141,7 +152,8 @@ impl World {
                     let is_outside = !self.members().contains(&server);
                     let silent = silent_us >= opened_us && (is_outside || !self.is_calm());
                     let lets_go = silent || installed_us >= opened_us;
-                    self.checks.closed_by_server(conn, lets_go)?;
+                    let ran_ms = self.ran_ms(server);
+                    self.checks.closed_by_server(conn, lets_go, ran_ms)?;
                     self.close_server_side(conn);
                     return Ok(());
                 }
