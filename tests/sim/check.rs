@@ -33,7 +33,7 @@ use crate::client::Sent;
 use crate::model::{self, Model, Outcome};
 use crate::world::TICK_MS;
 use levels::Build;
-use local::Place;
+use local::{Going, Place};
 
 /// A connection of the run: never used twice, and told by the address it comes from.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -74,6 +74,8 @@ pub enum Group {
     Sessions,
     /// Sessions that only one server knows.
     Local,
+    /// Servers without a majority let clients read.
+    ReadOnly,
     /// What recipes rely on: locks, queues, counters, sums.
     Recipes,
     /// 25: after the last fault everything works again.
@@ -86,6 +88,8 @@ pub enum Group {
 
 pub type Verdict = Result<(), Violation>;
 
+/// After this time, in ms, a server that hears nobody has noticed that it has no leader.
+const DESERTED_MS: u64 = 500 + 4 * TICK_MS;
 /// From this feature level on all servers know of sessions that only one of them keeps.
 const LOCAL_SESSIONS: u32 = 2;
 
@@ -108,6 +112,19 @@ pub struct Rules {
     /// The shortest and the longest timeout of a session, and what it is rounded up to, in ms.
     pub timeouts_ms: (i32, i32),
     pub bucket_ms: u64,
+    /// How long a server hears no leader, in ms, before it serves those who only want to read.
+    pub read_only_after_ms: Option<u64>,
+}
+
+/// When and where a frame came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Place,
+    /// Time that the process ran, and the true time, in ms.
+    pub ran_ms: u64,
+    pub now_ms: u64,
+    /// How long the server has served nobody.
+    pub lonely_ms: u64,
 }
 
 /// All checkers of a run, and what they know.
@@ -145,6 +162,8 @@ pub struct Checks {
     pub raises: u64,
     /// Writes of sessions that only one server knows.
     pub local_writes: u64,
+    /// Sessions of servers that only let read, and requests that those refused.
+    pub read_only: (u64, u64),
     /// Watch events, refused handshakes and moved commands so far.
     pub seen: (u64, u64, u64),
 }
@@ -175,6 +194,7 @@ impl Checks {
             operations: 0,
             raises: 0,
             local_writes: 0,
+            read_only: (0, 0),
             seen: (0, 0, 0),
         }
     }
@@ -194,14 +214,10 @@ impl Checks {
     }
 
     /// The server read a frame of this connection, after its process had run for so long.
-    pub fn received(
-        &mut self,
-        conn: ConnId,
-        frame: &Bytes,
-        at: Place,
-        ran_ms: u64,
-        now_ms: u64,
-    ) -> Verdict {
+    pub fn received(&mut self, conn: ConnId, frame: &Bytes, arrival: Arrival) -> Verdict {
+        let Arrival {
+            at, ran_ms, now_ms, ..
+        } = arrival;
         let knows_local = self.knows_local(at.server, ran_ms);
         let Some(conn) = self.conns.get_mut(&conn) else {
             return Ok(());
@@ -213,13 +229,15 @@ impl Checks {
                 .cluster
                 .committed(applied)
                 .map_or(Zxid(0), |at| at.zxid);
-            conn.came = Some((at, ran_ms));
+            conn.came = Some(arrival);
             let asked = &conn.handshake;
             conn.must_be_local = match asked.session.0 {
-                0 => self.rules.local_sessions && knows_local,
-                _ => self
-                    .local
-                    .must_have(asked.session, at, &asked.password, ran_ms),
+                _ if !self.rules.local_sessions || !knows_local => false,
+                0 => true,
+                _ => {
+                    let local = &self.local;
+                    local.must_have(asked.session, at, &asked.password, ran_ms)
+                }
             };
         }
         if let Some(session) = conn.local() {
@@ -509,9 +527,12 @@ impl Checks {
             linearizable_reads: self.rules.linearizable_reads,
             local_sessions: self.rules.local_sessions,
             timeouts_ms: self.rules.timeouts_ms,
+            read_only_after_ms: self.rules.read_only_after_ms,
         };
         let shown = conn.frame(frame, &view)?;
         let is_given = shown.attached;
+        self.read_only.0 += u64::from(is_given && conn.is_read_only);
+        self.read_only.1 += u64::from(shown.not_read_only);
         self.seen.0 += u64::from(shown.event);
         if let Some((session, _)) = conn.session() {
             let last = self.shown.entry(session).or_insert(Zxid(0));
@@ -534,11 +555,12 @@ impl Checks {
     /// A client was told of its session: of one that no log knows?
     fn given(&mut self, conn: ConnId) -> Verdict {
         let known = self.conns.get(&conn).expect("it is there");
-        let (Some((session, password, timeout_ms)), Some((at, came_ms))) =
+        let (Some((session, password, timeout_ms)), Some(arrival)) =
             (known.local.clone(), known.came)
         else {
             return Ok(());
         };
+        let (at, came_ms) = (arrival.at, arrival.ran_ms);
         if known.handshake.session.0 == 0 {
             if !self.sessions_seen.insert(session) {
                 return broken(Group::Local, format!("session id {session} came twice"));
@@ -559,25 +581,69 @@ impl Checks {
 
     /// The server closed this connection by itself. `lets_go`: it lets clients go, since it had not
     /// heard of a majority, or does not know what it has missed.
-    pub fn closed_by_server(&mut self, conn: ConnId, lets_go: bool, ran_ms: u64) -> Verdict {
+    /// `served_ms`: when it last did not let read only, by the true time.
+    pub fn closed_by_server(
+        &mut self,
+        conn: ConnId,
+        lets_go: bool,
+        ran_ms: u64,
+        served_ms: u64,
+    ) -> Verdict {
         let known = self.conns.get(&conn);
         let known = known.expect("a connection that was opened");
         let is_over = known.local().is_some_and(|session| {
             // Whose answer may be on its way.
-            let comes_again = self.conns.values().any(|other| {
-                let is_same = (other.server, other.handshake.session) == (known.server, session);
-                is_same && other.came.is_some() && other.came > known.came
+            let comes_again = self.conns.iter().any(|(id, other)| {
+                let is_same = *id != conn
+                    && (other.server, other.handshake.session) == (known.server, session);
+                let came_ms = |conn: &replies::Conn| conn.came.map(|came| came.now_ms);
+                is_same && other.came.is_some() && came_ms(other) >= came_ms(known)
             });
-            comes_again || self.local.may_be_over(session, conn, ran_ms)
+            let is_left =
+                known.is_read_only && known.came.is_some_and(|came| served_ms >= came.now_ms);
+            is_left || comes_again || self.local.may_be_over(session, conn, ran_ms)
         });
         let conn = self.conns.get_mut(&conn).expect("it is there");
         conn.closed(&self.model, lets_go, is_over)
     }
 
-    /// Whether only its server knows the session of this connection.
-    pub fn is_local(&self, conn: ConnId) -> bool {
+    /// Whether its server only lets it read.
+    pub fn is_read_only(&self, conn: ConnId) -> bool {
         let conn = self.conns.get(&conn);
-        conn.is_some_and(|conn| conn.local().is_some())
+        conn.is_some_and(|conn| conn.is_read_only && conn.session().is_some())
+    }
+
+    /// A server does not let this client in. `alone_ms`: for how long it has served nobody, heard
+    /// nobody, and was there to find out.
+    pub fn turned_away(&self, conn: ConnId, alone_ms: u64) -> Verdict {
+        let (Some(conn), Some(after_ms)) = (self.conns.get(&conn), self.rules.read_only_after_ms)
+        else {
+            return Ok(());
+        };
+        let asked = &conn.handshake;
+        let is_reader = asked.read_only == Some(true) && asked.session.0 == 0;
+        let has_something = self.applied[conn.server] > 0;
+        let is_new = asked.last_zxid_seen > conn.came_at;
+        if conn.is_waiting()
+            && is_reader
+            && has_something
+            && !is_new
+            && alone_ms > after_ms + DESERTED_MS
+        {
+            let what = format!("§9.5: {asked:?} is turned away after {alone_ms} ms");
+            return broken(Group::ReadOnly, what);
+        }
+        Ok(())
+    }
+
+    /// If only its server knows the session of this connection: what becomes of it.
+    pub fn local_going(&self, conn: ConnId) -> Option<Going> {
+        let conn = self.conns.get(&conn);
+        let conn = conn.filter(|conn| conn.local().is_some())?;
+        Some(match conn.is_upgraded {
+            true => Going::Goes,
+            false => Going::Stays,
+        })
     }
 
     /// Whether the session of this connection has ended or has another connection.

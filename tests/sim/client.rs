@@ -114,6 +114,10 @@ pub struct Manners {
     /// session lives. One server alone knows all that it has answered; of several, one that is cut
     /// off goes on for a while (see `engine::lease`).
     pub trusts: u64,
+    /// It is content with a server that only lets it read.
+    pub reads_only: bool,
+    /// Connections after which it begins anew, with another session, in percent.
+    pub restarts: u64,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -148,6 +152,8 @@ pub struct Client {
     pub alive_until_us: u64,
     /// It has asked for the end of its session.
     pub is_closing: bool,
+    /// Its server only lets it read: until when it stays there.
+    read_only_until_us: Option<u64>,
     secrets: BTreeSet<&'static str>,
     watched: SetWatches,
     next_wake_us: u64,
@@ -184,6 +190,7 @@ impl Client {
             last_heard_us: 0,
             alive_until_us: 0,
             is_closing: false,
+            read_only_until_us: None,
             secrets: BTreeSet::new(),
             watched: SetWatches {
                 persistent: Some(Default::default()),
@@ -242,6 +249,9 @@ impl Client {
                 self.timeout_us = connected.timeout_ms as u64 * 1000;
                 self.alive_until_us = since_us + self.timeout_us / self.manners.trusts;
                 self.is_closing &= !new;
+                let is_read_only = connected.read_only == Some(true);
+                let stay_us = is_read_only.then(|| self.rng.between(500_000, 4_000_000));
+                self.read_only_until_us = stay_us.map(|stay_us| now_us + stay_us);
                 self.last_heard_us = now_us;
                 self.last_sent_us = now_us;
                 self.phase = Phase::Open;
@@ -290,6 +300,7 @@ impl Client {
         let manners = &mut self.manners;
         (manners.drops, manners.vanishes, manners.moves) = (0, 0, 0);
         (manners.closes, manners.intrudes, manners.garbage) = (0, 0, 0);
+        manners.restarts = 0;
         self.finishing = Some(Finish::Wanted);
         if let Phase::Away { until_us } = &mut self.phase {
             *until_us = (*until_us).min(now_us + 100_000);
@@ -320,7 +331,7 @@ impl Client {
             timeout_ms: self.manners.timeout_ms,
             session,
             password,
-            read_only: self.rng.percent(80).then_some(false),
+            read_only: self.rng.percent(80).then_some(self.manners.reads_only),
         }));
         self.unanswered.clear();
         self.phase = Phase::Connecting {
@@ -357,8 +368,15 @@ impl Client {
         if waiting && now_us > self.last_heard_us + self.timeout_us * 2 / 3 {
             return self.give_up(now_us, false, out);
         }
+        if self.read_only_until_us.is_some_and(|until| now_us > until) {
+            // It looks for a server that serves everyone.
+            return self.give_up(now_us, false, out);
+        }
         if now_us > self.last_sent_us + self.timeout_us / 3 {
             self.send(now_us, Request::Ping, out);
+        }
+        if self.finishing.is_some() && self.read_only_until_us.is_some() {
+            return;
         }
         match self.finishing {
             None => {}
@@ -564,6 +582,9 @@ impl Client {
         if self.finishing.is_some() {
             self.finishing = Some(Finish::Wanted);
         }
+        if self.manners.restarts > 0 && self.rng.percent(self.manners.restarts) {
+            self.begin_anew();
+        }
         let backoff_us = self.rng.between(1_000, 300_000);
         self.phase = Phase::Away {
             until_us: now_us + backoff_us,
@@ -583,10 +604,15 @@ impl Client {
     }
 
     fn session_over(&mut self) {
+        self.expirations += 1;
+        self.begin_anew();
+    }
+
+    /// It has no session any more.
+    fn begin_anew(&mut self) {
         self.session = SessionId(0);
         self.password = Bytes::from_static(&[0; 16]);
         self.alive_until_us = 0;
-        self.expirations += 1;
         self.watched = SetWatches {
             persistent: Some(Default::default()),
             ..SetWatches::default()

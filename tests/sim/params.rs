@@ -62,6 +62,8 @@ pub struct Params {
     pub transfer: TransferParams,
     pub levels: LevelParams,
     pub local: LocalParams,
+    /// How long a server hears no leader, in ms, before it serves those who only want to read.
+    pub read_only_after_ms: Option<u64>,
 }
 
 /// Sessions that one server keeps to itself.
@@ -245,6 +247,7 @@ impl Params {
             },
             levels: LevelParams::SAME,
             local: LocalParams::default(),
+            read_only_after_ms: None,
         }
     }
 
@@ -255,6 +258,7 @@ impl Params {
             upgrades: self.local.upgrades,
             timeouts_ms: self.timeouts_ms,
             bucket_ms: self.session_tick_ms,
+            read_only_after_ms: self.read_only_after_ms,
         }
     }
 
@@ -268,6 +272,22 @@ impl Params {
                 sessions: true,
                 upgrades: rng.percent(80),
             };
+        }
+        // Reads cannot both be of the newest state and be answered without a majority.
+        if rng.percent(40) && self.servers + self.spares > 1 && !self.linearizable_reads {
+            self.read_only_after_ms = Some(*rng.pick(&[200, 600, 1500]));
+        }
+    }
+
+    /// Which clients are content with reading, and begin anew when they have lost their server: one
+    /// that comes back to its session needs a majority.
+    pub fn draw_manners(&self, clients: &mut [Client], rng: &mut Rng) {
+        if self.read_only_after_ms.is_none() {
+            return;
+        }
+        for client in clients {
+            client.manners.reads_only = rng.percent(70);
+            client.manners.restarts = *rng.pick(&[0, 50, 90]);
         }
     }
 
@@ -344,6 +364,8 @@ impl Params {
             intrudes: rare(rng, &[5, 20]),
             garbage: rare(rng, &[2, 10]),
             auths: rare(rng, &[2, 20]),
+            reads_only: false,
+            restarts: 0,
             trusts: if self.servers + self.spares == 1 {
                 1
             } else {

@@ -9,7 +9,7 @@ use zkraft::machine::{Machine, RestoreError};
 use zkraft::proto::log::Membership;
 use zkraft::proto::peer::Touched;
 use zkraft::storage::Recovery;
-use zkraft::wire::op;
+use zkraft::wire::{ErrorCode, op};
 
 use crate::check::Group;
 use crate::params::{LevelParams, LocalParams, Params};
@@ -84,6 +84,12 @@ pub enum Sabotage {
     KeepLocal,
     /// A client that comes back to its local session is not known any more.
     ForgetLocal,
+    /// A server that only lets read says that it wrote.
+    GrantWrites,
+    /// It takes clients that have seen more than it has.
+    ForgetSeen,
+    /// Servers without a majority serve nobody.
+    NeverReadOnly,
 }
 
 /// A setting that shows to nobody unless somebody tries to change the servers.
@@ -133,6 +139,9 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::TellOfLocal, &[Group::Local]),
     (Sabotage::KeepLocal, &[Group::Local]),
     (Sabotage::ForgetLocal, &[Group::Local, Group::Replies]),
+    (Sabotage::GrantWrites, &[Group::ReadOnly]),
+    (Sabotage::ForgetSeen, &[Group::ReadOnly]),
+    (Sabotage::NeverReadOnly, &[Group::ReadOnly]),
 ];
 
 impl Sabotage {
@@ -145,6 +154,7 @@ impl Sabotage {
             params.wipe_every_us = 0;
             params.levels = LevelParams::SAME;
             params.local = LocalParams::default();
+            params.read_only_after_ms = None;
         }
         match self {
             Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
@@ -215,6 +225,13 @@ impl Sabotage {
                     upgrades: true,
                 };
             }
+            Self::GrantWrites | Self::ForgetSeen | Self::NeverReadOnly => {
+                params.servers = 3;
+                params.linearizable_reads = false;
+                params.read_only_after_ms = Some(200);
+                params.partition_every_us = 500_000;
+                params.idle = 5;
+            }
             Self::ClaimLevel | Self::IgnoreLevel => {
                 params.servers = 3;
                 params.levels = LevelParams {
@@ -249,6 +266,11 @@ impl Sabotage {
 
     /// Spoils what a server reads of a client.
     pub fn request(self, frame: &Bytes) -> Bytes {
+        if self == Self::ForgetSeen && is_handshake(frame) && frame.last() == Some(&1) {
+            let mut spoilt = BytesMut::from(&frame[..]);
+            spoilt[4..12].fill(0);
+            return spoilt.freeze();
+        }
         if self == Self::ForgetLocal && is_handshake(frame) && frame[16..24] != [0; 8] {
             let mut spoilt = BytesMut::from(&frame[..]);
             // The password.
@@ -377,6 +399,15 @@ impl Sabotage {
                 }
             }
             Self::ForgetMissed => frames.retain(|frame| !is_event(frame) || zxid(frame) != -1),
+            Self::GrantWrites => {
+                let refused = ErrorCode::NotReadOnly.number().to_be_bytes();
+                let is_refusal = |frame: &Bytes| is_reply(frame) && frame[12..16] == refused;
+                if let Some(at) = frames.iter().position(is_refusal) {
+                    let mut frame = BytesMut::from(&frames[at][..]);
+                    frame[12..16].fill(0);
+                    frames[at] = frame.freeze();
+                }
+            }
             Self::RepeatEvent => {
                 if let Some(at) = frames.iter().position(is_event) {
                     frames.insert(at, frames[at].clone());

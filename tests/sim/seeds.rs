@@ -9,7 +9,7 @@
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
 //! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 48
-//! for a server that is too old, 5025
+//! for a server that is too old, 61 for servers that only let read, 5025
 //! and 5059 for leaders that hand over.
 //!
 //! A run with a sabotage of touches found that what was heard between two ticks counted from the
@@ -54,6 +54,7 @@ pub const FIXED: &[u64] = &[
     38,
     41,
     48,
+    61,
     5025,
     5059,
     5109,

@@ -81,10 +81,13 @@ pub struct Stats {
     pub local_returns: u64,
     pub local_upgrades: u64,
     pub local_writes: u64,
+    /// Sessions of servers that only let read, and requests that those refused.
+    pub read_only: u64,
+    pub read_only_refusals: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 49] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 51] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -133,6 +136,8 @@ impl Stats {
             ("local returns", &mut self.local_returns),
             ("upgraded sessions", &mut self.local_upgrades),
             ("local writes", &mut self.local_writes),
+            ("read-only sessions", &mut self.read_only),
+            ("read-only refusals", &mut self.read_only_refusals),
             ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]

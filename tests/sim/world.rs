@@ -220,7 +220,8 @@ impl World {
         let mut rest = Rng::new(seed ^ REST);
         params.draw_rest(&mut rest.fork());
         sabotage.arrange(&mut params);
-        let clients = params.clients(&mut rng);
+        let mut clients = params.clients(&mut rng);
+        params.draw_manners(&mut clients, &mut rest.clone().fork());
         let host = |place| Host::new(place, &params, &mut rng);
         let hosts: Vec<Host> = (0..params.servers + params.spares).map(host).collect();
         let founders = params.membership();
@@ -358,6 +359,7 @@ impl World {
         let local = &checks.local;
         (stats.local_sessions, stats.local_returns) = (local.opened, local.returned);
         (stats.local_upgrades, stats.local_writes) = (local.upgraded, checks.local_writes);
+        (stats.read_only, stats.read_only_refusals) = checks.read_only;
         (stats.watch_events, stats.refusals, stats.moved) = checks.seen;
         stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
         if self.hosts.len() > 1 {
@@ -371,8 +373,12 @@ impl World {
     /// Connections that are open though their sessions went elsewhere.
     fn superseded(&self) -> impl Iterator<Item = ConnId> {
         let open = self.links.iter().filter(|(_, link)| link.server.is_some());
-        let conns = open.map(|(conn, _)| *conn);
-        conns.filter(|conn| self.checks.is_superseded(*conn))
+        open.filter(|(conn, link)| {
+            let process = self.hosts[link.to].process.as_ref();
+            let serves_all = process.is_some_and(|process| process.serving);
+            self.checks.is_superseded(**conn) || (serves_all && self.checks.is_read_only(**conn))
+        })
+        .map(|(conn, _)| *conn)
     }
 
     /// All servers serve, know the same leader, and have applied everything.

@@ -96,6 +96,12 @@ impl LevelCheck {
         self.servers[server].heard_ms.insert(other, now_ms);
     }
 
+    /// When a server heard any other one last.
+    pub fn heard_last(&self, server: usize) -> u64 {
+        let heard = self.servers[server].heard_ms.values();
+        heard.copied().max().unwrap_or(0)
+    }
+
     /// A leader wrote these commands of its own into the log. `members`: those that it knows of.
     pub fn proposed(
         &self,

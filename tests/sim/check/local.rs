@@ -23,6 +23,14 @@ pub struct Place {
     pub boot: u64,
 }
 
+/// What becomes of a session that no log knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Going {
+    Stays,
+    /// It goes over into the log.
+    Goes,
+}
+
 #[derive(Clone, Debug)]
 struct Local {
     at: Place,

@@ -11,9 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op};
 
-use super::local::Place;
 use super::watches::{Delivery, Watcher};
-use super::{ConnId, Group, Verdict, Violation, broken};
+use super::{Arrival, ConnId, Group, Verdict, Violation, broken};
 use crate::client::Sent;
 use crate::mix::{SUPER, digest_id};
 use crate::model::{Done, Model, Outcome, own};
@@ -32,6 +31,7 @@ pub struct View<'a> {
     pub local_sessions: bool,
     /// The shortest and the longest timeout of a session, in ms.
     pub timeouts_ms: (i32, i32),
+    pub read_only_after_ms: Option<u64>,
 }
 
 /// What a frame has shown to the client.
@@ -43,6 +43,8 @@ pub struct Shown {
     /// It told the client that it is attached to its session.
     pub attached: bool,
     pub event: bool,
+    /// A request was refused, since the server only lets read.
+    pub not_read_only: bool,
 }
 
 /// What is known of one connection.
@@ -53,8 +55,8 @@ pub struct Conn {
     pub server: usize,
     /// What that server had applied when it read the handshake.
     pub came_at: Zxid,
-    /// Its process then, and the time that this had run, in ms.
-    pub came: Option<(Place, u64)>,
+    /// When and where that was.
+    pub came: Option<Arrival>,
     /// It must have made a session of its own then, if a new one was asked for; or must have found
     /// the one that was.
     pub must_be_local: bool,
@@ -66,8 +68,10 @@ pub struct Conn {
     attachment: Option<((SessionId, u64), Done)>,
     /// Session, password and timeout, if the server keeps it to itself.
     pub local: Option<(SessionId, Bytes, i32)>,
-    /// What was sent last makes such a session one of the log's.
-    is_upgraded: bool,
+    /// The server has no majority, and only lets read.
+    pub is_read_only: bool,
+    /// What was sent makes such a session one of the log's.
+    pub is_upgraded: bool,
     /// Requests without a reply.
     unanswered: VecDeque<Expected>,
     /// Writes sent so far, each with the identities that were claimed before it and whether its
@@ -115,6 +119,7 @@ impl Conn {
             refused_at: None,
             attachment: None,
             local: None,
+            is_read_only: false,
             is_upgraded: false,
             unanswered: VecDeque::new(),
             writes: Vec::new(),
@@ -153,10 +158,10 @@ impl Conn {
     /// `upgrades`: whether ephemerals make sessions known to all.
     pub fn sent(&mut self, sent: Sent, acknowledged: Zxid, upgrades: bool) {
         let sent = Arc::new(sent);
-        self.is_upgraded |= upgrades && sent.asks_for_ephemeral();
+        self.is_upgraded |= upgrades && !self.is_read_only && sent.asks_for_ephemeral();
         let is_global = self.local.is_none() || self.is_upgraded;
         let is_own_end = sent.opcode == op::CLOSE_SESSION && !is_global;
-        let write = (sent.is_write() && !is_own_end).then(|| {
+        let write = (sent.is_write() && !is_own_end && !self.is_read_only).then(|| {
             let mut ids = self.identities.clone();
             for id in self.pending_identities() {
                 if !ids.contains(&id) {
@@ -322,7 +327,7 @@ impl Conn {
         sent.is_some_and(|expected| {
             let sent = &expected.sent;
             let is_end = sent.opcode == op::CLOSE_SESSION && sent.request.is_some();
-            is_end || (upgrades && sent.asks_for_ephemeral())
+            is_end || (upgrades && !self.is_read_only && sent.asks_for_ephemeral())
         })
     }
 
@@ -341,7 +346,18 @@ impl Conn {
             Ok(answer) => answer,
             Err(error) => return self.violation(format!("a handshake's answer: {error}")),
         };
-        if answer.read_only != self.handshake.read_only.map(|_| false) {
+        let is_read_only = answer.read_only == Some(true);
+        if is_read_only {
+            let lonely_ms = self.came.map_or(0, |came| came.lonely_ms);
+            let is_deserted = view
+                .read_only_after_ms
+                .is_some_and(|after_ms| lonely_ms >= after_ms);
+            let has_seen_more = self.handshake.last_zxid_seen > view.zxid;
+            if self.handshake.read_only != Some(true) || !is_deserted || has_seen_more {
+                let what = format!("{:?}, after {lonely_ms} ms: {answer:?}", self.handshake);
+                return broken(Group::ReadOnly, format!("§9.5: {:?}: {what}", self.id));
+            }
+        } else if answer.read_only != self.handshake.read_only.map(|_| false) {
             return self.violation("§2.1: the readOnly byte comes if and only if it was sent");
         }
         let asked = &self.handshake;
@@ -369,10 +385,12 @@ impl Conn {
             let least_ms = view.timeouts_ms.0;
             let timeout_ms = asked.timeout_ms.clamp(least_ms, view.timeouts_ms.1);
             let is_asked = asked.session.0 == 0 || asked.session == answer.session;
-            if !view.local_sessions || answer.timeout_ms != timeout_ms || !is_asked {
+            let may_be = view.local_sessions || is_read_only;
+            if !may_be || answer.timeout_ms != timeout_ms || !is_asked {
                 let what = format!("accepted as {answer:?}, but its attachment is not in the log");
                 return self.violation(what);
             }
+            self.is_read_only = is_read_only;
             self.local = Some((answer.session, answer.password, timeout_ms));
             self.watcher.begin(view.model, self.came_at);
             self.phase = Phase::Open;
@@ -430,6 +448,21 @@ impl Conn {
             }
         {
             return self.violation(format!("17: {context}: its xid is {xid}"));
+        }
+        if self.is_read_only && needs_majority(sent.opcode) {
+            self.at_a_state(zxid, &expected, view, &context)?;
+            if (error, body.len()) != (ErrorCode::NotReadOnly.number(), 0) {
+                let what = format!(
+                    "§9.5: {:?}: {context} of a server without a majority",
+                    self.id
+                );
+                return broken(Group::ReadOnly, what);
+            }
+            return Ok(Shown {
+                zxid: Some(zxid),
+                not_read_only: true,
+                ..Shown::default()
+            });
         }
         let Some(request) = &sent.request else {
             // s17: it could not be decoded.
@@ -510,6 +543,7 @@ impl Conn {
         }
         self.floor = zxid;
         let is_fresh = match &expected.sent.request {
+            _ if self.is_read_only => false,
             Some(Request::Sync { .. }) => true,
             Some(request) => view.linearizable_reads && is_of_state(request),
             None => false,
@@ -689,6 +723,24 @@ pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Deliv
     } else {
         Delivery::Never
     }
+}
+
+/// What a server without a majority refuses (§9.5).
+fn needs_majority(opcode: i32) -> bool {
+    let asks = [
+        op::CREATE,
+        op::CREATE2,
+        op::CREATE_CONTAINER,
+        op::CREATE_TTL,
+        op::DELETE,
+        op::SET_DATA,
+        op::SET_ACL,
+        op::MULTI,
+        op::RECONFIG,
+        op::SYNC,
+        op::CHECK,
+    ];
+    asks.contains(&opcode)
 }
 
 /// Whether it reads the state.

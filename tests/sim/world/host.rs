@@ -36,6 +36,8 @@ pub(super) struct Host {
     pub(super) process: Option<Process>,
     /// Until when the process is stopped, and what it finds when it goes on.
     pub(super) paused_until_us: u64,
+    /// When it was last found to be awake again, by its own clock, in ms.
+    pub(super) awoke_ms: u64,
     pub(super) asleep: Vec<What>,
     /// Time in which the process did not run, in µs.
     pub(super) not_run_us: u64,
@@ -64,6 +66,7 @@ impl Host {
             boot: 0,
             process: None,
             paused_until_us: 0,
+            awoke_ms: 0,
             asleep: Vec::new(),
             not_run_us: 0,
             down_since_us: Some(0),
@@ -129,6 +132,7 @@ impl Host {
         let rest_us = self.paused_until_us.saturating_sub(now_us);
         self.not_run_us = self.not_run_us.saturating_sub(rest_us);
         self.paused_until_us = now_us;
+        self.awoke_ms = self.clock_ms(now_us);
         std::mem::take(&mut self.asleep)
     }
 
@@ -171,6 +175,10 @@ pub(super) struct Process {
     pub(super) snapshot: Option<(SnapshotMeta, SnapshotWriter)>,
     pub(super) turn_due: bool,
     pub(super) serving: bool,
+    /// When it served last, and last did anything else than to let read, by its own and the true
+    /// clock, in ms.
+    pub(super) served_ms: u64,
+    pub(super) not_read_only_ms: u64,
     pub(super) wakes: Wakes,
     pub(super) written_us: u64,
     /// When it last had not heard of a majority for so long that it lets clients go.
@@ -210,6 +218,8 @@ impl Process {
             snapshot: None,
             turn_due: false,
             serving: false,
+            served_ms: 0,
+            not_read_only_ms: now_us / 1000,
             wakes,
             written_us: now_us,
             silent_us: None,

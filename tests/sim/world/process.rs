@@ -114,10 +114,13 @@ impl World {
             snapshot_due: recovery.snapshot_due,
             admitted: admitted || self.sabotage == Sabotage::AdmitEmpty,
         };
-        let engine = Engine::new(setup, self.clock_ms(server));
+        let clock_ms = self.clock_ms(server);
+        let engine = Engine::new(setup, clock_ms);
         let host = &mut self.hosts[server];
-        let process = Process::new(boot, incarnation, engine, wal, self.now_us);
+        let mut process = Process::new(boot, incarnation, engine, wal, self.now_us);
+        process.served_ms = clock_ms;
         host.process = Some(process);
+        host.awoke_ms = clock_ms;
         if let Some(since) = host.down_since_us.take() {
             host.not_run_us += self.now_us - since;
         }
@@ -158,6 +161,10 @@ impl World {
             local_sessions: self.params.local.sessions && self.sabotage != Sabotage::TellOfLocal,
             local_session_upgrades: self.params.local.upgrades
                 && self.sabotage != Sabotage::KeepLocal,
+            read_only_after_ms: self
+                .params
+                .read_only_after_ms
+                .filter(|_| self.sabotage != Sabotage::NeverReadOnly),
             level: build.level,
             level_max: build.level_max,
             ..Options::default()
@@ -363,6 +370,12 @@ impl World {
             process.silent_us = Some(now_us);
         }
         let serving = process.shared.is_serving();
+        if serving {
+            process.served_ms = now_ms;
+        }
+        if !process.shared.is_read_only() {
+            process.not_read_only_ms = now_us / 1000;
+        }
         if serving != std::mem::replace(&mut process.serving, serving) {
             self.stats.silences += u64::from(!serving);
             note!(self, "{server}: serving: {serving}");

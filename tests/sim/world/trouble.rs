@@ -152,6 +152,7 @@ impl World {
         if host.is_paused(self.now_us) {
             return;
         }
+        host.awoke_ms = host.clock_ms(self.now_us);
         for what in std::mem::take(&mut host.asleep) {
             self.at(self.now_us, what);
         }

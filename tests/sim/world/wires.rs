@@ -10,9 +10,17 @@ use zkraft::engine::Remaining;
 use zkraft::wire::{ConnectRequest, Request};
 
 use super::*;
-use crate::check::local::Place;
+use crate::check::Arrival;
+use crate::check::local::{Going, Place};
 use crate::client::Action;
 use crate::reply;
+
+/// What a client that is not served is told of, the latter two by servers that only let read.
+const REFUSALS: [&str; 3] = [
+    "not serving",
+    "the client has seen more than there is here",
+    "sessions of the ensemble need a majority",
+];
 
 impl World {
     pub(super) fn up(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
@@ -66,33 +74,49 @@ impl World {
                 input.put_slice(&frame);
             }
             let timeout_ms = connection.stats.timeout_ms.load(Ordering::Relaxed);
-            let is_local = self.checks.is_local(conn);
-            let at = Place {
-                server,
-                boot: self.hosts[server].boot,
+            let local = self.checks.local_going(conn);
+            let is_read_only = self.checks.is_read_only(conn);
+            let boot = self.hosts[server].boot;
+            let process = self.hosts[server].process.as_ref();
+            let served_ms = process.map_or(0, |process| process.served_ms);
+            let arrival = Arrival {
+                at: Place { server, boot },
+                ran_ms,
+                now_ms: self.now_us / 1000,
+                lonely_ms: now_ms.saturating_sub(served_ms),
             };
             let taken = connection.receive(&mut input, usize::MAX, || now_ms, &mut link.output);
             let count = *taken.as_ref().unwrap_or(&frames.len());
             link.input.extend(frames.iter().skip(count).cloned());
             for frame in frames.iter().take(count) {
                 note!(self, "{conn:?} > {server}: {}", short(frame));
-                let now_ms = self.now_us / 1000;
-                self.checks.received(conn, frame, at, ran_ms, now_ms)?;
+                self.checks.received(conn, frame, arrival)?;
             }
             let confirmed_ms = self.process(server).shared.confirmed_ms();
-            let answered_ms = match is_local {
-                true => self.params.sync_limit_ms,
-                false => timeout_ms as u64 / 3,
+            let (own_ms, in_log_ms) = (self.params.sync_limit_ms, timeout_ms as u64 / 3);
+            let answered_ms = match local {
+                None => in_log_ms,
+                Some(Going::Stays) => own_ms,
+                Some(Going::Goes) => own_ms.max(in_log_ms),
             };
             let lease_ms = confirmed_ms.saturating_add(answered_ms);
-            if timeout_ms > 0 && count > 0 && now_ms > lease_ms {
+            if timeout_ms > 0 && count > 0 && now_ms > lease_ms && !is_read_only {
                 let what = format!("24: {server} answers {conn:?} without a lease");
                 return broken(Group::Sessions, what);
             }
             let serving = self.process(server).serving;
             if let Err(refused) = taken {
                 note!(self, "{conn:?} refused: {}", refused.0);
-                if serving || refused.0 != "not serving" {
+                let host = &self.hosts[server];
+                let heard_ms = self.checks.levels.heard_last(server);
+                let since_ms = served_ms.max(heard_ms).max(host.awoke_ms);
+                self.checks
+                    .turned_away(conn, now_ms.saturating_sub(since_ms))?;
+                let is_known = match self.params.read_only_after_ms {
+                    Some(_) => REFUSALS.contains(&refused.0),
+                    None => refused.0 == REFUSALS[0],
+                };
+                if serving || !is_known {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
                 }
                 if self.is_calm() && self.members().contains(&server) {
@@ -153,7 +177,9 @@ impl World {
                     let silent = silent_us >= opened_us && (is_outside || !self.is_calm());
                     let lets_go = silent || installed_us >= opened_us;
                     let ran_ms = self.ran_ms(server);
-                    self.checks.closed_by_server(conn, lets_go, ran_ms)?;
+                    let served_ms = self.process(server).not_read_only_ms;
+                    self.checks
+                        .closed_by_server(conn, lets_go, ran_ms, served_ms)?;
                     self.close_server_side(conn);
                     return Ok(());
                 }
