@@ -5,12 +5,17 @@
 //! | 1 | a write behind a sync was applied before it, and never answered | engine |
 //! | 41 | a reconfig that took most votes away hung: links that it needed were cut | engine |
 //! | 5109 | a leader that an earlier one had removed led on and stopped with a panic | engine |
+//! | 1795677000604 | who was away refused a leader whose disk had been replaced meanwhile | engine, links |
+//! | 1795679793050 | a server that was linked before it was a member never took part | engine |
+//! | 1795680173760 | after a start in the middle of a change, who was to go could not be found | engine |
+//! | 1795681000271 | a server was removed though the next reconfig, on its way, added it again | engine |
+//! | 1795681001011 | what a lost leader had confirmed kept a server from serving | engine |
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
 //! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 48
-//! for a server that is too old, 61 for servers that only let read, 5025
-//! and 5059 for leaders that hand over.
+//! for a server that is too old, 61 for servers that only let read, 5025 and 5059 for leaders that
+//! hand over.
 //!
 //! A run with a sabotage of touches found that what was heard between two ticks counted from the
 //! earlier one, so that a session could end a tick too early.
@@ -60,4 +65,9 @@ pub const FIXED: &[u64] = &[
     5109,
     1795657133028,
     1795668845170,
+    1795677000604,
+    1795679793050,
+    1795680173760,
+    1795681000271,
+    1795681001011,
 ];
