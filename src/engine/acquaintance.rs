@@ -56,6 +56,11 @@ impl Acquaintance {
         self.lines.get(&u32::try_from(server).ok()?)
     }
 
+    /// All servers that were ever heard of.
+    pub fn servers(&self) -> impl Iterator<Item = u64> {
+        self.lines.keys().map(|server| u64::from(*server))
+    }
+
     /// Another server of this cluster says what it knows.
     pub fn learn(&mut self, told: &Told) {
         if told.index > self.disks().index {

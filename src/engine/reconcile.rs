@@ -289,7 +289,8 @@ impl Engine {
     }
 
     /// Tells the links if there are other servers. Those that are to go are linked for as long as
-    /// they are members: a change that takes away votes needs them to come into force.
+    /// they are members: a change that takes away votes needs them to come into force. And whoever
+    /// was only told of the change needs those of before: one of them may lead until it is through.
     pub(super) fn tell_of_servers(&mut self, out: &mut Outputs) {
         if !std::mem::take(&mut self.links_due) {
             return;
@@ -299,13 +300,19 @@ impl Engine {
         };
         let mut servers = ensemble.members().to_vec();
         let is_going = |id: &u64| servers.iter().all(|line| u64::from(line.id) != *id);
-        let mut going = self.replica.members();
-        going.retain(is_going);
-        going.sort_unstable();
-        going.dedup();
+        let mut going: BTreeSet<u64> = self.replica.members().into_iter().collect();
         {
+            let state = self.shared.state.read();
             let mut acquaintance = self.shared.acquaintance.lock();
             acquaintance.note(&servers);
+            match state.machine.ensemble() {
+                Some(applied) if applied.version() == ensemble.version() => {}
+                Some(applied) => {
+                    going.extend(applied.members().iter().map(|line| u64::from(line.id)));
+                }
+                None => going.extend(acquaintance.servers()),
+            }
+            going.retain(is_going);
             servers.extend(
                 going
                     .iter()
@@ -313,7 +320,7 @@ impl Engine {
                     .cloned(),
             );
         }
-        self.shared.set_going(going);
+        self.shared.set_going(going.into_iter().collect());
         if self.linked == servers {
             return;
         }

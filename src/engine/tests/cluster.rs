@@ -2042,6 +2042,35 @@ fn a_server_that_was_linked_before_it_was_a_member_gets_its_disk_bound() {
 }
 
 #[test]
+fn a_server_that_joins_is_linked_to_those_who_are_about_to_go() {
+    let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let present = cluster.shared(leader).newest_ensemble().unwrap();
+    let present = present.to_string();
+    let going = format!("server.{leader}=");
+    let staying = present.lines().filter(|line| !line.starts_with(&going));
+    let staying: Vec<&str> = staying.collect();
+    assert_eq!(staying.len() + 1, present.lines().count());
+    let told = Told {
+        ensemble: staying.join("\n"),
+        ..Told::default()
+    };
+    // The others have applied what this one is not told by the log before it has followed.
+    let shared = cluster.shared(4).clone();
+    shared.learn(0, 104, &told);
+    assert!(!shared.is_member(leader as u32));
+    let now_ms = cluster.now_ms;
+    let mut out = Outputs::default();
+    let engine = &mut cluster.node(4).engine;
+    engine.handle(Event::Tick, now_ms, &mut out);
+    engine.turn(now_ms, 1_000_000, &mut out);
+    let linked = out.servers.expect("other servers are to be linked");
+    assert!(linked.iter().any(|line| u64::from(line.id) == leader));
+    assert!(shared.is_member(leader as u32));
+}
+
+#[test]
 fn who_is_to_go_is_linked_until_the_change_is_through() {
     let mut cluster = Cluster::strangers(3, 100, false);
     cluster.pass_linking(2_000);

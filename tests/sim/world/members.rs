@@ -64,7 +64,9 @@ impl World {
         let is_told_of_others = self.params.servers > 1 || server > 0;
         // Nor does a founder count that lost power before it had anything: its disk is as empty.
         let mut others = self.members().into_iter().filter(|other| *other != server);
-        let have_others = others.all(|other| self.checks.logs[other].durable() > 0);
+        let have_others = others.all(|other| self.checks.logs[other].durable() > 0)
+            // Those who have applied it let in no other disk anyway.
+            || self.sabotage == Sabotage::AdmitEmpty;
         if !is_quiet
             || !is_told_of_others
             || !have_others
