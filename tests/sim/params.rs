@@ -64,6 +64,16 @@ pub struct Params {
     pub local: LocalParams,
     /// How long a server hears no leader, in ms, before it serves those who only want to read.
     pub read_only_after_ms: Option<u64>,
+    pub founding: FoundingParams,
+}
+
+/// How an ensemble begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FoundingParams {
+    /// Voters that are started late.
+    pub late: usize,
+    /// The others need not wait for them.
+    pub by_majority: bool,
 }
 
 /// Sessions that one server keeps to itself.
@@ -248,6 +258,7 @@ impl Params {
             levels: LevelParams::SAME,
             local: LocalParams::default(),
             read_only_after_ms: None,
+            founding: FoundingParams::default(),
         }
     }
 
@@ -276,6 +287,17 @@ impl Params {
         // Reads cannot both be of the newest state and be answered without a majority.
         if rng.percent(40) && self.servers + self.spares > 1 && !self.linearizable_reads {
             self.read_only_after_ms = Some(*rng.pick(&[200, 600, 1500]));
+        }
+        let voters = self.servers - self.observers;
+        if rng.percent(30) && voters > 2 {
+            self.founding = FoundingParams {
+                late: rng.between(1, (voters as u64 - 1) / 2) as usize,
+                by_majority: rng.percent(70),
+            };
+            if self.founding.by_majority {
+                // Operators vouch for it that who is not there has nothing.
+                self.wipe_every_us = 0;
+            }
         }
     }
 

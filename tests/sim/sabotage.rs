@@ -12,7 +12,7 @@ use zkraft::storage::Recovery;
 use zkraft::wire::{ErrorCode, op};
 
 use crate::check::Group;
-use crate::params::{LevelParams, LocalParams, Params};
+use crate::params::{FoundingParams, LevelParams, LocalParams, Params};
 use crate::rng::Rng;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -90,6 +90,8 @@ pub enum Sabotage {
     ForgetSeen,
     /// Servers without a majority serve nobody.
     NeverReadOnly,
+    /// A majority founds the ensemble, though all should.
+    FoundAnyway,
 }
 
 /// A setting that shows to nobody unless somebody tries to change the servers.
@@ -142,6 +144,7 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::GrantWrites, &[Group::ReadOnly]),
     (Sabotage::ForgetSeen, &[Group::ReadOnly]),
     (Sabotage::NeverReadOnly, &[Group::ReadOnly]),
+    (Sabotage::FoundAnyway, &[Group::Members]),
 ];
 
 impl Sabotage {
@@ -155,6 +158,7 @@ impl Sabotage {
             params.levels = LevelParams::SAME;
             params.local = LocalParams::default();
             params.read_only_after_ms = None;
+            params.founding = FoundingParams::default();
         }
         match self {
             Self::ForgetWrites | Self::LoseLastEntry => params.crash_every_us = 2_000_000,
@@ -224,6 +228,10 @@ impl Sabotage {
                     sessions: true,
                     upgrades: true,
                 };
+            }
+            Self::FoundAnyway => {
+                params.servers = 3;
+                params.founding.late = 1;
             }
             Self::GrantWrites | Self::ForgetSeen | Self::NeverReadOnly => {
                 params.servers = 3;

@@ -5,6 +5,8 @@
 //! | 1 | a write behind a sync was applied before it, and never answered | engine |
 //! | 41 | a reconfig that took most votes away hung: links that it needed were cut | engine |
 //! | 5109 | a leader that an earlier one had removed led on and stopped with a panic | engine |
+//! | 10043 | a server with a new disk never took part if it was linked too early | engine |
+//! | 31450 | a server that joined refused a leader that was to go and had to bring it up | engine |
 //! | 1795677000604 | who was away refused a leader whose disk had been replaced meanwhile | engine, links |
 //! | 1795679793050 | a server that was linked before it was a member never took part | engine |
 //! | 1795680173760 | after a start in the middle of a change, who was to go could not be found | engine |
@@ -63,6 +65,8 @@ pub const FIXED: &[u64] = &[
     5025,
     5059,
     5109,
+    10043,
+    31450,
     1795657133028,
     1795668845170,
     1795677000604,

@@ -84,10 +84,12 @@ pub struct Stats {
     /// Sessions of servers that only let read, and requests that those refused.
     pub read_only: u64,
     pub read_only_refusals: u64,
+    /// Founders that were started when the others had begun.
+    pub late_founders: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 51] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 52] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -138,6 +140,7 @@ impl Stats {
             ("local writes", &mut self.local_writes),
             ("read-only sessions", &mut self.read_only),
             ("read-only refusals", &mut self.read_only_refusals),
+            ("late founders", &mut self.late_founders),
             ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]

@@ -266,10 +266,12 @@ impl World {
     fn run_to_the_end(&mut self) -> Verdict {
         for server in 0..self.hosts.len() {
             let at = self.rng.below(500_000);
-            self.at(
-                if self.hosts.len() == 1 { 0 } else { at },
-                What::Start { server },
-            );
+            let at = match self.hosts.len() {
+                1 => 0,
+                _ if self.is_late(server) => self.rest.between(1_000_000, 4_000_000),
+                _ => at,
+            };
+            self.at(at, What::Start { server });
         }
         for client in 0..self.clients.len() {
             let at = self.rng.below(1_000_000);

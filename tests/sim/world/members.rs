@@ -24,6 +24,30 @@ impl World {
         members
     }
 
+    /// Whether a server is started late.
+    pub(super) fn is_late(&self, server: usize) -> bool {
+        let voters = self.params.servers - self.params.observers;
+        server < voters && server + self.params.founding.late >= voters
+    }
+
+    /// Who leads has founded the ensemble with all that it needed.
+    pub(super) fn check_founders(&self) -> Verdict {
+        let founders = self.params.membership().voters;
+        let is_there = |id: &&u64| self.hosts[**id as usize - 1].boot > 0;
+        let there = founders.iter().filter(is_there).count();
+        let are_enough = match self.params.founding.by_majority {
+            true => there > founders.len() / 2,
+            false => there == founders.len(),
+        };
+        match are_enough {
+            true => Ok(()),
+            false => {
+                let what = format!("D12: {there} servers of {founders:?} begin without the others");
+                broken(Group::Members, what)
+            }
+        }
+    }
+
     /// The lines of the servers that one is configured with; none if it stands alone.
     pub(super) fn lines(&self, server: usize) -> String {
         if self.hosts.len() == 1 {

@@ -31,6 +31,9 @@ impl World {
         }
         self.hosts[server].is_off = false;
         self.choose_build(server);
+        let is_begun = self.checks.model.index > 0;
+        let is_first = self.hosts[server].boot == 0 && server < self.params.servers;
+        self.stats.late_founders += u64::from(is_first && is_begun);
         self.hosts[server].boot += 1;
         let boot = self.hosts[server].boot;
         let identity = self.hosts[server].identity();
@@ -165,6 +168,8 @@ impl World {
                 .params
                 .read_only_after_ms
                 .filter(|_| self.sabotage != Sabotage::NeverReadOnly),
+            found_with_majority: self.params.founding.by_majority
+                || self.sabotage == Sabotage::FoundAnyway,
             level: build.level,
             level_max: build.level_max,
             ..Options::default()
@@ -334,6 +339,7 @@ impl World {
         let (term, leader) = (engine.term(), engine.leader());
         if leader == u64::from(self.hosts[server].id) && self.checks.leads(server, term, ran_ms)? {
             note!(self, "{server}: leads in term {term}");
+            self.check_founders()?;
             if self.is_calm() {
                 return broken(Group::Liveness, "25: another leader without any cause");
             }
