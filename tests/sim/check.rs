@@ -88,8 +88,9 @@ pub enum Group {
 
 pub type Verdict = Result<(), Violation>;
 
-/// After this time, in ms, a server that hears nobody has noticed that it has no leader.
-const DESERTED_MS: u64 = 500 + 4 * TICK_MS;
+/// After this time, in ms, a server that hears nobody has noticed that it has no leader; one that
+/// leads itself looks for its followers once in an election timeout.
+const DESERTED_MS: u64 = 1_100 + 4 * TICK_MS;
 /// From this feature level on all servers know of sessions that only one of them keeps.
 const LOCAL_SESSIONS: u32 = 2;
 
