@@ -7,10 +7,10 @@
 //! | 5109 | a leader that an earlier one had removed led on and stopped with a panic | engine |
 //! | 10043 | a server with a new disk never took part if it was linked too early | engine |
 //! | 31450 | a server that joined refused a leader that was to go and had to bring it up | engine |
-//! | 1795677000604 | who was away refused a leader whose disk had been replaced meanwhile | engine, links |
+//! | 1795677000604 | who was away refused a leader that had a new disk | engine, links |
 //! | 1795679793050 | a server that was linked before it was a member never took part | engine |
-//! | 1795680173760 | after a start in the middle of a change, who was to go could not be found | engine |
-//! | 1795681000271 | a server was removed though the next reconfig, on its way, added it again | engine |
+//! | 1795680173760 | after a start in a change, who was to go could not be found | engine |
+//! | 1795681000271 | a server was removed though the next reconfig kept it | engine |
 //! | 1795681001011 | what a lost leader had confirmed kept a server from serving | engine |
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
