@@ -57,8 +57,10 @@
 //! their sessions are kept. [`engine::members`] knows who may take part, and who campaigns when a
 //! leader is gone; `engine::reconcile` leads the membership step by step to what a reconfig asked
 //! for; [`engine::level`] raises the feature level when all servers are of a build that knows it.
-//! What servers tell each other goes over the links of [`net::peer`]. Whoever is too far behind for
-//! the log is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it over.
+//! What servers tell each other goes over the links of [`net::peer`]; when they meet, also who the
+//! others are, so that who was away knows them (`engine::acquaintance`). Whoever is too far behind
+//! for the log is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it
+//! over.
 //! By `engine::agreement` servers notice if their states differ, and whoever is wrong stops.
 //! `engine::recover` makes one survivor of a lost majority a cluster of its own; what a server may
 //! do without a majority meanwhile is in `engine::read_only`. Sessions that only their server knows

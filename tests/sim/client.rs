@@ -16,6 +16,19 @@ use crate::reply::{self, Event, Frame};
 use crate::rng::Rng;
 use crate::workload::{View, Workload};
 
+/// The operations of clients that change znodes (§3.1).
+pub const WRITES: [i32; 9] = [
+    op::CREATE,
+    op::CREATE2,
+    op::CREATE_CONTAINER,
+    op::CREATE_TTL,
+    op::DELETE,
+    op::SET_DATA,
+    op::SET_ACL,
+    op::MULTI,
+    op::RECONFIG,
+];
+
 /// A request as it went over the wire.
 #[derive(Clone, Debug)]
 pub struct Sent {
@@ -40,19 +53,8 @@ impl Sent {
 
     /// Whether it goes through the log (§3.1).
     pub fn is_write(&self) -> bool {
-        let write = [
-            op::CREATE,
-            op::CREATE2,
-            op::CREATE_CONTAINER,
-            op::CREATE_TTL,
-            op::DELETE,
-            op::SET_DATA,
-            op::SET_ACL,
-            op::MULTI,
-            op::RECONFIG,
-            op::CLOSE_SESSION,
-        ];
-        self.request.is_some() && write.contains(&self.opcode)
+        let is_write = WRITES.contains(&self.opcode) || self.opcode == op::CLOSE_SESSION;
+        self.request.is_some() && is_write
     }
 
     /// Whether it asks for a znode that lives as long as its session (§5.3).

@@ -1891,20 +1891,24 @@ fn a_server_that_another_leader_took_back_is_not_removed_again() {
     assert_eq!(cluster.members(), (vec![1, 2, 3, 4, 5], vec![]));
 }
 
-#[test]
-fn no_disk_takes_the_place_of_one_that_is_being_bound() {
+/// Three servers that have bound no disk, for nobody knew of links when the first leader began; and
+/// who leads.
+fn led_without_links() -> (Cluster, [u64; 3]) {
     let mut cluster = Cluster::strangers(3, 100, false);
     cluster.link();
-    // Nobody knows of links when the first leader begins.
     for server in cluster.servers() {
         for other in cluster.servers() {
             cluster.event(server, Event::Unreachable(other));
         }
     }
     cluster.pass(3_000);
-    let leader = cluster.leader();
-    let follower = cluster.follower();
-    let third = 6 - leader - follower;
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    (cluster, [leader, follower, 6 - leader - follower])
+}
+
+#[test]
+fn no_disk_takes_the_place_of_one_that_is_being_bound() {
+    let (mut cluster, [leader, follower, third]) = led_without_links();
     cluster.isolate(third);
     cluster.lost_appends = Some(follower);
     cluster.introduce(follower, leader);
@@ -1925,18 +1929,7 @@ fn no_disk_takes_the_place_of_one_that_is_being_bound() {
 
 #[test]
 fn a_server_whose_disk_is_being_bound_is_not_removed_for_it() {
-    let mut cluster = Cluster::strangers(3, 100, false);
-    cluster.link();
-    // Nobody knows of links when the first leader begins.
-    for server in cluster.servers() {
-        for other in cluster.servers() {
-            cluster.event(server, Event::Unreachable(other));
-        }
-    }
-    cluster.pass(3_000);
-    let leader = cluster.leader();
-    let follower = cluster.follower();
-    let third = 6 - leader - follower;
+    let (mut cluster, [leader, follower, third]) = led_without_links();
     let (id, disk) = (follower, 100 + follower);
     cluster.event(leader, Event::Stranger { id, disk });
     cluster.pass(2_000);

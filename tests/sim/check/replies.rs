@@ -13,7 +13,7 @@ use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zx
 
 use super::watches::{Delivery, Watcher};
 use super::{Arrival, ConnId, Group, Verdict, Violation, broken};
-use crate::client::Sent;
+use crate::client::{Sent, WRITES};
 use crate::mix::{SUPER, digest_id};
 use crate::model::{Done, Model, Outcome, own};
 use crate::reply::{self, Frame};
@@ -727,20 +727,7 @@ pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Deliv
 
 /// What a server without a majority refuses (§9.5).
 fn needs_majority(opcode: i32) -> bool {
-    let asks = [
-        op::CREATE,
-        op::CREATE2,
-        op::CREATE_CONTAINER,
-        op::CREATE_TTL,
-        op::DELETE,
-        op::SET_DATA,
-        op::SET_ACL,
-        op::MULTI,
-        op::RECONFIG,
-        op::SYNC,
-        op::CHECK,
-    ];
-    asks.contains(&opcode)
+    WRITES.contains(&opcode) || [op::SYNC, op::CHECK].contains(&opcode)
 }
 
 /// Whether it reads the state.
