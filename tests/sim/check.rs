@@ -340,6 +340,8 @@ impl Checks {
                     .applied_again(server, index, &self.logs[server])?;
             }
         }
+        // A leader executes what is committed before it proposes anything of its own.
+        self.levels.decided(server, self.members.at(now))?;
         if self.model.ensemble.is_some() && now > 0 && state.machine.ensemble().is_some() {
             self.members.compare(server, now, &engine.membership())?;
         }
@@ -390,8 +392,7 @@ impl Checks {
         when: sessions::When,
         clock_ms: u64,
     ) -> Verdict {
-        let members = self.members.at(self.applied[server]).all();
-        self.levels.proposed(server, commands, &members, clock_ms)?;
+        self.levels.proposed(server, commands, clock_ms);
         self.sessions
             .proposed(server, place, commands, when, &self.model)
     }

@@ -15,7 +15,9 @@
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
-//! to close the connection of a session that went elsewhere. 38 is there for its torn tails, 48
+//! to close the connection of a session that went elsewhere. And 1795720000276: a change may have
+//! fired before the server knew who its reader is; and 1795721000234: a leader raised the level as
+//! soon as it had removed who was too old for it. 38 is there for its torn tails, 48
 //! for a server that is too old, 61 for servers that only let read, 5025 and 5059 for leaders that
 //! hand over.
 //!
@@ -74,4 +76,6 @@ pub const FIXED: &[u64] = &[
     1795680173760,
     1795681000271,
     1795681001011,
+    1795720000276,
+    1795721000234,
 ];

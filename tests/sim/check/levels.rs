@@ -4,11 +4,12 @@
 //! them runs, as it was when this leader heard of it last, agrees. No server executes an entry at a
 //! level that its build does not know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use zkraft::proto::log;
 
+use super::members::Members;
 use super::{Group, Verdict, broken};
 use crate::model::own;
 
@@ -46,6 +47,8 @@ pub struct LevelCheck {
     /// From behind which entry on which level holds.
     history: BTreeMap<u64, u32>,
     servers: Vec<Knows>,
+    /// A leader, the level that it raised the ensemble's to, and its clock then, in ms.
+    raise: Option<(usize, u32, u64)>,
 }
 
 /// What the process of a server is, and what it knows.
@@ -68,6 +71,7 @@ impl LevelCheck {
         Self {
             history: BTreeMap::from([(0, 1)]),
             servers: vec![knows; servers],
+            raise: None,
         }
     }
 
@@ -102,20 +106,22 @@ impl LevelCheck {
         heard.copied().max().unwrap_or(0)
     }
 
-    /// A leader wrote these commands of its own into the log. `members`: those that it knows of.
-    pub fn proposed(
-        &self,
-        server: usize,
-        commands: &[log::Command],
-        members: &BTreeSet<u64>,
-        now_ms: u64,
-    ) -> Verdict {
-        let Some(level) = raised(commands) else {
+    /// A leader wrote these commands of its own into the log. Whether it might is known once it is
+    /// known what it had applied before: [`Self::decided`].
+    pub fn proposed(&mut self, server: usize, commands: &[log::Command], now_ms: u64) {
+        if let Some(level) = raised(commands) {
+            self.raise = Some((server, level, now_ms));
+        }
+    }
+
+    /// These were the members, as a server knew them when it made its proposals.
+    pub fn decided(&mut self, server: usize, members: &Members) -> Verdict {
+        let Some((_, level, now_ms)) = self.raise.take_if(|(leader, ..)| *leader == server) else {
             return Ok(());
         };
         let knows = &self.servers[server];
         let own = server as u64 + 1;
-        for id in members {
+        for id in &members.all() {
             let build = match *id == own {
                 true => Some(&knows.build),
                 false => knows.others.get(id),

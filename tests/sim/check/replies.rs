@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use zkraft::wire::{Answer, ConnectRequest, ErrorCode, Id, Request, SessionId, Zxid, op};
 
-use super::watches::{Delivery, Watcher};
+use super::watches::{Reader, Watcher};
 use super::{Arrival, ConnId, Group, Verdict, Violation, broken};
 use crate::client::{Sent, WRITES};
 use crate::mix::{SUPER, digest_id};
@@ -78,7 +78,8 @@ pub struct Conn {
     /// session is one of the log's, and those of them that are in the log.
     writes: Vec<(Arc<Sent>, Vec<Id>, bool)>,
     committed: Vec<Done>,
-    identities: Vec<Id>,
+    /// Who it is known to be, and since which state of its server at the latest.
+    identities: Vec<(Id, Zxid)>,
     watcher: Watcher,
     /// No reply may show less than this.
     pub floor: Zxid,
@@ -124,7 +125,7 @@ impl Conn {
             unanswered: VecDeque::new(),
             writes: Vec::new(),
             committed: Vec::new(),
-            identities: vec![Id::new("ip", &id.address().to_string())],
+            identities: vec![(Id::new("ip", &id.address().to_string()), Zxid(0))],
             watcher: Watcher::default(),
             floor: Zxid(0),
             last_word: false,
@@ -162,7 +163,7 @@ impl Conn {
         let is_global = self.local.is_none() || self.is_upgraded;
         let is_own_end = sent.opcode == op::CLOSE_SESSION && !is_global;
         let write = (sent.is_write() && !is_own_end && !self.is_read_only).then(|| {
-            let mut ids = self.identities.clone();
+            let mut ids = self.identities();
             for id in self.pending_identities() {
                 if !ids.contains(&id) {
                     ids.push(id);
@@ -269,9 +270,8 @@ impl Conn {
                         return self.violation(format!("{event:?} after the last reply"));
                     }
                     self.durable(event.zxid, view)?;
-                    let pending = self.pending_identities();
-                    self.watcher
-                        .event(event, view.model, &self.identities, &pending)?;
+                    let reader = self.reader();
+                    self.watcher.event(event, view.model, &reader)?;
                     Ok(Shown {
                         event: true,
                         ..Shown::default()
@@ -499,8 +499,8 @@ impl Conn {
                     return self.violation(format!("§7.6: {context}: {result:?}"));
                 }
                 for id in expected.adds {
-                    if !self.identities.contains(&id) {
-                        self.identities.push(id);
+                    if !self.identities.iter().any(|(known, _)| *known == id) {
+                        self.identities.push((id, view.zxid));
                     }
                 }
                 return Ok(Shown::default());
@@ -561,16 +561,10 @@ impl Conn {
         {
             return self.violation(format!("18: {context}: it shows a later write, {done:?}"));
         }
-        let pending = self.pending_identities();
+        let reader = self.reader();
         let rearming = matches!(expected.sent.request, Some(Request::SetWatches(_)));
-        self.watcher.reply(
-            zxid,
-            view.model,
-            &self.identities,
-            &pending,
-            rearming,
-            context,
-        )
+        self.watcher
+            .reply(zxid, view.model, &reader, rearming, context)
     }
 
     fn durable(&self, zxid: Zxid, view: &View<'_>) -> Verdict {
@@ -652,7 +646,7 @@ impl Conn {
         let (session, _) = self.session().expect("an open connection has a session");
         // An authentication takes effect when it is received, maybe before the reads ahead of it
         // are answered (§2.5: its reply may even overtake them).
-        let mut ids = self.identities.clone();
+        let mut ids = self.identities();
         let later = self.unanswered.iter().flat_map(|later| later.adds.clone());
         let mut later = later.collect::<Vec<_>>().into_iter();
         let mut wanted = Vec::new();
@@ -684,7 +678,7 @@ impl Conn {
             return self.violation(format!("§3.6: {context}: {result:?}"));
         };
         let ids = sorted(ids.clone());
-        let mut own = self.identities.clone();
+        let mut own = self.identities();
         let mut later = self.unanswered.iter().flat_map(|later| &later.adds);
         loop {
             if ids == sorted(own.iter().map(shown).collect()) {
@@ -698,6 +692,18 @@ impl Conn {
         }
     }
 
+    fn identities(&self) -> Vec<Id> {
+        self.identities.iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whose watches these are.
+    fn reader(&self) -> Reader {
+        Reader {
+            known: self.identities.clone(),
+            claimed: self.pending_identities(),
+        }
+    }
+
     /// Identities that the server may or may not know already.
     fn pending_identities(&self) -> Vec<Id> {
         self.unanswered
@@ -708,20 +714,6 @@ impl Conn {
 
     fn violation<T>(&self, what: impl AsRef<str>) -> Result<T, Violation> {
         broken(Group::Replies, format!("{:?}: {}", self.id, what.as_ref()))
-    }
-}
-
-/// Whether a change of this kind reaches a connection for sure, maybe or not.
-pub fn delivery(acl: &[zkraft::wire::Acl], sure: &[Id], pending: &[Id]) -> Delivery {
-    let read = zkraft::wire::perms::READ;
-    if crate::model::check_acl(acl, read, sure).is_ok() {
-        return Delivery::Sure;
-    }
-    let all: Vec<Id> = sure.iter().chain(pending).cloned().collect();
-    if crate::model::check_acl(acl, read, &all).is_ok() {
-        Delivery::Maybe
-    } else {
-        Delivery::Never
     }
 }
 

@@ -7,21 +7,51 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use zkraft::wire::request::SetWatches;
-use zkraft::wire::{Answer, ErrorCode, EventType, Id, Request, Text, Zxid};
+use zkraft::wire::{Acl, Answer, ErrorCode, EventType, Id, Request, Text, Zxid, perms};
 
-use super::replies::delivery;
 use super::{Group, Verdict, broken};
-use crate::model::{Change, Model};
+use crate::model::{Change, Model, check_acl};
 use crate::reply::Event;
 
 /// Whether an event must come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Delivery {
     Sure,
-    /// It depends on an authentication whose reply has not come.
+    /// It depends on an authentication that came about when the change did.
     Maybe,
     /// The client may not read the znode (§6.4).
     Never,
+}
+
+/// Whose watches they are.
+#[derive(Debug)]
+pub struct Reader {
+    /// Who the client is, each with the zxid of its server when the authentication's reply came:
+    /// changes up to there may have fired before the server knew (the reply names no zxid, §7.6).
+    pub known: Vec<(Id, Zxid)>,
+    /// Authentications without a reply.
+    pub claimed: Vec<Id>,
+}
+
+impl Reader {
+    /// Whether it is told of what happened at `zxid` to a znode with this ACL.
+    fn delivery(&self, acl: &[Acl], zxid: Zxid) -> Delivery {
+        let may_read = |ids: &[Id]| check_acl(acl, perms::READ, ids).is_ok();
+        let ids = |known: &(Id, Zxid)| known.0.clone();
+        let sure: Vec<Id> = self
+            .known
+            .iter()
+            .filter(|(_, since)| *since < zxid)
+            .map(ids)
+            .collect();
+        let all = self.known.iter().map(ids);
+        let all: Vec<Id> = all.chain(self.claimed.iter().cloned()).collect();
+        match (may_read(&sure), may_read(&all)) {
+            (true, _) => Delivery::Sure,
+            (false, true) => Delivery::Maybe,
+            (false, false) => Delivery::Never,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +80,7 @@ impl Watcher {
     }
 
     /// An event came.
-    pub fn event(&mut self, event: Event, model: &Model, sure: &[Id], pending: &[Id]) -> Verdict {
+    pub fn event(&mut self, event: Event, model: &Model, reader: &Reader) -> Verdict {
         if event.zxid == Zxid(-1) {
             self.synthetic.push(event);
             return Ok(());
@@ -61,7 +91,7 @@ impl Watcher {
                 format!("{event:?} between setWatches and its events"),
             );
         }
-        self.walk(event.zxid, model, sure, pending);
+        self.walk(event.zxid, model, reader);
         loop {
             match self.expected.pop_front() {
                 Some((next, _)) if next == event => return Ok(()),
@@ -79,12 +109,11 @@ impl Watcher {
         &mut self,
         zxid: Zxid,
         model: &Model,
-        sure: &[Id],
-        pending: &[Id],
+        reader: &Reader,
         rearming: bool,
         context: &str,
     ) -> Verdict {
-        self.walk(zxid, model, sure, pending);
+        self.walk(zxid, model, reader);
         let missing = self
             .expected
             .drain(..)
@@ -221,20 +250,20 @@ impl Watcher {
     }
 
     /// Lets the changes up to a zxid fire.
-    fn walk(&mut self, upto: Zxid, model: &Model, sure: &[Id], pending: &[Id]) {
+    fn walk(&mut self, upto: Zxid, model: &Model, reader: &Reader) {
         let idle = self.count() == 0;
         while let Some(change) = model.changes.get(self.seen).filter(|c| c.zxid <= upto) {
             self.seen += 1;
             if !idle {
-                self.fire(change, sure, pending);
+                self.fire(change, reader);
             }
         }
     }
 
     /// The triggers of one change, in the order of §3.5.
-    fn fire(&mut self, change: &Change, sure: &[Id], pending: &[Id]) {
+    fn fire(&mut self, change: &Change, reader: &Reader) {
         let path = change.path.as_str();
-        let own = delivery(&change.acl, sure, pending);
+        let own = reader.delivery(&change.acl, change.zxid);
         let persistent = self.persistent.contains(path);
         let mut told = self.data.remove(path) | persistent;
         told |= ancestors(path).any(|above| self.recursive.contains(above));
@@ -251,7 +280,7 @@ impl Watcher {
             .nth(1)
             .expect("the root is neither created nor deleted");
         if self.child.remove(parent) | self.persistent.contains(parent) {
-            let delivery = delivery(&change.parent_acl, sure, pending);
+            let delivery = reader.delivery(&change.parent_acl, change.zxid);
             self.expect(
                 EventType::NodeChildrenChanged,
                 parent,

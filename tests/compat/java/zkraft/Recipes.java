@@ -149,7 +149,13 @@ final class Recipes {
         Check.equal(7, theirs.getCount(), "initial value");
         var stale = theirs.getVersionedValue();
         Check.that(mine.trySetCount(mine.getVersionedValue(), 8), "first set");
-        Check.equal(8, Check.next(heard, "8"), "value that the listener heard");
+        // The client's first CONNECTED may reach the count's own listener only after start; it then
+        // tells the value that it began with.
+        int told = Check.next(heard, "8");
+        while (told == 7) {
+            told = Check.next(heard, "8");
+        }
+        Check.equal(8, told, "value that the listener heard");
         Check.equal(false, theirs.trySetCount(stale, 9), "set with a stale version");
         Check.that(theirs.trySetCount(theirs.getVersionedValue(), 9), "second set");
         Check.until("the first sees it", () -> mine.getCount() == 9);
