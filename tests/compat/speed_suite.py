@@ -365,7 +365,7 @@ class SpeedOfThree(Speed):
     @contextlib.contextmanager
     def server(self, kind: lab.Kind) -> Iterator[Fleet]:
         jvm = JVM_OF_THREE if kind == "zookeeper" else ()
-        network = Loopback(int(kind == "zookeeper"))
+        network = Loopback(ensemble=int(kind == "zookeeper"))
         with Ensemble(kind, network, TIMING, jvm_args=jvm) as ensemble:
             ensemble.start()
             ensemble.leader()
