@@ -11,6 +11,12 @@ use zkraft::storage::Progress;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+// The system calls what stands here before the allocator takes its first page.
+#[used]
+// SAFETY: the section holds functions of this type, and this one needs nothing set up before it.
+#[unsafe(link_section = ".init_array.00001")]
+static BEFORE_MAIN: extern "C" fn() = cli::use_small_pages;
+
 fn main() -> ExitCode {
     cli::main(Box::new(|config| {
         let running = Server::start(&config, Some(Progress::new(cli::log_progress())))

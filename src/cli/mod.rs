@@ -24,7 +24,7 @@ use clap::Parser as _;
 
 use crate::config::{Config, Given, Invalid, Loaded};
 
-pub use limits::open_files;
+pub use limits::{open_files, use_small_pages};
 pub use progress::log_progress;
 
 use args::{Arguments, Command, Environment, Flags, Target};

@@ -4,12 +4,13 @@
 //! locks and sled do not exist in the simulator.
 
 use std::fs::{self, TryLockError};
+use std::io;
 use std::path::Path;
 
 use tracing::warn;
 
 use super::catalog::{Catalog, CleanStop, Facts, KnownSnapshot};
-use super::disk::Disk;
+use super::disk::{Disk, File};
 use super::recovery::{Known, Recovery};
 use super::snapshot::{SnapshotFile, list_snapshots};
 use super::wal::Wal;
@@ -325,20 +326,27 @@ pub(super) fn load_ballast(disk: &dyn Disk, dir: &Path) {
     if path.exists() || !room {
         return;
     }
-    // Not zeros, which some file systems do not store.
-    let mut seed = 1u64;
-    let mut content = Vec::with_capacity(BALLAST_BYTES);
-    while content.len() < BALLAST_BYTES {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        content.extend_from_slice(&seed.to_le_bytes());
-    }
-    let written = disk
-        .create(&path)
-        .and_then(|file| file.write_at(&content, 0));
-    if let Err(error) = written {
+    if let Err(error) = disk.create(&path).and_then(|file| fill(&*file)) {
         warn!(%error, "the reserve for a full disk cannot be written");
         let _ = disk.remove(&path);
     }
+}
+
+/// Not with zeros, which some file systems do not store; and in pieces, since what a start takes
+/// at once a server that does nothing else keeps for good.
+fn fill(file: &dyn File) -> io::Result<()> {
+    const PIECE: usize = 64 << 10;
+    let mut seed = 1u64;
+    let mut piece = Vec::with_capacity(PIECE);
+    for offset in (0..BALLAST_BYTES).step_by(PIECE) {
+        piece.clear();
+        while piece.len() < PIECE {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            piece.extend_from_slice(&seed.to_le_bytes());
+        }
+        file.write_at(&piece, offset as u64)?;
+    }
+    Ok(())
 }
 
 fn random() -> Result<u64, Fault> {
