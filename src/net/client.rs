@@ -114,6 +114,8 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
+    /// What seldom happens is a future of its own: thousands of clients are idle, and each takes
+    /// the room of all that it could be waiting for.
     async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
         let handshake_until = Instant::now() + self.context.limits.handshake;
         let mut input = BytesMut::new();
@@ -123,7 +125,8 @@ impl Client<'_> {
                 first = false;
                 let word = [input[0], input[1], input[2], input[3]];
                 if let Some(answer) = self.context.words.answer(word, &input[4..]) {
-                    let _ = timeout(WRITE_PATIENCE, write_all(self.stream, &answer)).await;
+                    let written = timeout(WRITE_PATIENCE, write_all(self.stream, &answer));
+                    let _ = Box::pin(written).await;
                     return End::Orderly;
                 }
             }
@@ -135,7 +138,9 @@ impl Client<'_> {
                 Ok(left) => left,
                 Err(end) => return end,
             };
-            if let Err(end) = self.send(left, &mut input).await {
+            if !left.is_nothing()
+                && let Err(end) = Box::pin(self.send(left, &mut input)).await
+            {
                 return end;
             }
             self.reply_room = None;
@@ -156,6 +161,9 @@ impl Client<'_> {
                 None => Task::Waiting,
             });
             let context = self.context;
+            let frame_room = lacking.map(|bytes| context.large_frames.take(bytes));
+            let reply_room = large.map(|large| context.large_replies.take(large.bytes));
+            let too_late = sessionless.then(|| sleep_until(handshake_until));
             tokio::select! {
                 // No buffer while there is nothing to read: thousands of clients are idle.
                 ready = self.stream.readable(), if wants_input && lacking.is_none() => {
@@ -166,23 +174,22 @@ impl Client<'_> {
                         Err(error) => return End::Because(error.to_string()),
                     }
                 }
-                room = context.large_frames.take(lacking.unwrap_or(0)), if lacking.is_some() => {
+                room = rare(frame_room) => {
                     self.frame_room = Some(room);
                     self.connection.heard(context.clock.now_ms());
                 }
-                room = context.large_replies.take(large.map_or(0, |large| large.bytes)),
-                    if large.is_some() =>
-                {
+                room = rare(reply_room) => {
                     self.reply_room = Some(room);
-                    self.answer_large(large.is_some_and(|large| large.is_long)).await;
+                    let is_long = large.is_some_and(|large| large.is_long);
+                    Box::pin(self.answer_large(is_long)).await;
                 }
                 () = sender.woken() => {}
-                () = sleep_until(handshake_until), if sessionless => {
+                () = rare(too_late) => {
                     self.metrics().sessionless_connections_expired.add(1);
                     return End::Because("no session was asked for in time".into());
                 }
                 () = super::told_to_stop(stop) => {
-                    return self.say_goodbye(&mut input).await;
+                    return Box::pin(self.say_goodbye(&mut input)).await;
                 }
             }
         }
@@ -362,6 +369,17 @@ impl Client<'_> {
                 () = self.sender.woken() => {}
                 () = sleep_until(until) => {}
             }
+        }
+    }
+}
+
+/// Waits for what there mostly is not. It takes no room then.
+fn rare<F: Future>(future: Option<F>) -> impl Future<Output = F::Output> {
+    let future = future.map(Box::pin);
+    async {
+        match future {
+            Some(future) => future.await,
+            None => std::future::pending().await,
         }
     }
 }

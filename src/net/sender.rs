@@ -63,6 +63,12 @@ pub struct Left {
     pub remaining: Remaining,
 }
 
+impl Left {
+    pub fn is_nothing(&self) -> bool {
+        self.output.is_empty() && matches!(self.remaining, Remaining::Nothing)
+    }
+}
+
 impl Sender {
     pub fn new(stream: Arc<TcpStream>, metrics: Arc<Metrics>) -> Self {
         Self {
