@@ -214,6 +214,10 @@ impl Outbox {
         } else {
             inner.bytes += weight(&outgoing);
             inner.event_bytes += event_weight(&outgoing);
+            if inner.queue.capacity() == 0 {
+                // A client that only pings never has more.
+                inner.queue.reserve_exact(1);
+            }
             inner.queue.push_back(outgoing);
             inner.count(&self.unsent);
         }

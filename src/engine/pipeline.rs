@@ -95,6 +95,10 @@ impl Pipeline {
         self.lists += usize::from(pending.kind.is_list());
         self.syncs += usize::from(pending.kind.is_waiting_sync());
         self.fences += usize::from(matches!(pending.kind, Kind::Fence { .. }));
+        if self.queue.capacity() == 0 {
+            // A client that only pings never has more.
+            self.queue.reserve_exact(1);
+        }
         self.queue.push_back(pending);
     }
 
