@@ -16,9 +16,9 @@ use crate::engine::{Connection, Remaining};
 use crate::metrics::Metrics;
 use crate::wire::{FrameLength, frame_length};
 
-use super::Context;
 use super::room::Room;
 use super::sender::{Left, Sender, Task, WRITE_BYTES, write_some};
+use super::{Admitted, Context};
 
 /// Bytes read at once when nothing is known about what comes.
 const READ_BYTES: usize = 8 << 10;
@@ -53,12 +53,13 @@ impl From<std::io::Error> for End {
 }
 
 /// Serves one client until its connection ends.
-pub async fn serve(
+pub(super) fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    context: &Arc<Context>,
+    admitted: Admitted,
     mut stop: watch::Receiver<bool>,
-) {
+) -> impl Future<Output = ()> {
+    let context = &admitted.context;
     let stream = Arc::new(stream);
     let metrics = context.shared.metrics.clone();
     let sender = Arc::new(Sender::new(stream.clone(), metrics));
@@ -72,27 +73,30 @@ pub async fn serve(
         .established_ms
         .store(context.clock.wall_ms(), Ordering::Relaxed);
     connection.heard(context.clock.now_ms());
-    let mut client = Client {
-        stream: &stream,
-        connection: &connection,
-        context,
-        sender: &sender,
-        read_bytes: READ_BYTES,
-        greeted: false,
-        frame_room: None,
-        reply_room: None,
-        turn: None,
-    };
-    let end = client.run(&mut stop).await;
-    drop(client);
-    while connection.lost_step() {
-        tokio::task::yield_now().await;
-    }
-    context.shared.metrics.connection_drop_count.add(1);
-    sender.end();
-    match end {
-        End::Orderly => tracing::debug!(client = %peer, "connection closed"),
-        End::Because(reason) => tracing::debug!(client = %peer, reason, "connection closed"),
+    async move {
+        let context = &admitted.context;
+        let mut client = Client {
+            stream: &stream,
+            connection: &connection,
+            context,
+            sender: &sender,
+            read_bytes: READ_BYTES,
+            greeted: false,
+            frame_room: None,
+            reply_room: None,
+            turn: None,
+        };
+        let end = client.run(&mut stop).await;
+        drop(client);
+        while connection.lost_step() {
+            tokio::task::yield_now().await;
+        }
+        context.shared.metrics.connection_drop_count.add(1);
+        sender.end();
+        match end {
+            End::Orderly => tracing::debug!(client = %peer, "connection closed"),
+            End::Because(reason) => tracing::debug!(client = %peer, reason, "connection closed"),
+        }
     }
 }
 

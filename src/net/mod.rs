@@ -267,9 +267,5 @@ fn accept(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(client = %peer, %error, "cannot set TCP_NODELAY");
     }
-    let (context, stop) = (context.clone(), stop.clone());
-    tasks.spawn(async move {
-        client::serve(stream, peer, &context, stop).await;
-        drop(admitted);
-    });
+    tasks.spawn(client::serve(stream, peer, admitted, stop.clone()));
 }
