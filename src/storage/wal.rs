@@ -331,15 +331,13 @@ impl Wal {
     /// Writes the encoded group, and zeros behind it when the prepared part is used up.
     fn put(&mut self, records: &[Record]) -> Result<u64, Fault> {
         let end = self.position + self.buffer.len() as u64;
+        let mut written = self.file.write_at(&self.buffer, self.position);
         if end > self.prepared {
             let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
             self.prepared = segment::to_sectors(ahead.max(end));
-            self.buffer
-                .resize((self.prepared - self.position) as usize, 0);
+            written = written.and_then(|()| write_zeros(&*self.file, end, self.prepared));
         }
-        self.file
-            .write_at(&self.buffer, self.position)
-            .map_err(|error| Fault::io("write to", &self.current().path, error))?;
+        written.map_err(|error| Fault::io("write to", &self.current().path, error))?;
         self.position = end;
         self.sealed = false;
         if self.buffer.capacity() > BUFFER_BYTES_KEPT {
@@ -437,6 +435,18 @@ impl Wal {
     fn current(&self) -> &Segment {
         self.segments.last().expect("there is a current segment")
     }
+}
+
+/// In pieces of what is always there: an idle server has better uses for a mebibyte.
+fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut offset = from;
+    while offset < to {
+        let length = ZEROS.len().min((to - offset) as usize);
+        file.write_at(&ZEROS[..length], offset)?;
+        offset += length as u64;
+    }
+    Ok(())
 }
 
 fn create_segment(
