@@ -21,6 +21,8 @@ pub struct Ensemble {
     /// By id. Clients' addresses only where they tell clients where to go.
     members: Vec<ServerLine>,
     version: Zxid,
+    /// The term of the state's digest: asked for with every entry, and changed with few.
+    digest: u64,
 }
 
 impl Ensemble {
@@ -62,10 +64,7 @@ impl Ensemble {
         match &request.members {
             None => self.step(joining, leaving),
             Some(_) if !joining.is_empty() || !leaving.is_empty() => Err(ErrorCode::BadArguments),
-            Some(text) => Ok(Self {
-                version: self.version,
-                ..Self::parse(text)?
-            }),
+            Some(text) => Ok(Self::parse(text)?.since(self.version)),
         }
     }
 
@@ -81,14 +80,29 @@ impl Ensemble {
 
     /// The same servers from this transaction on.
     pub(super) fn since(self, version: Zxid) -> Self {
-        Self { version, ..self }
+        Self::of(self.members, version)
     }
 
     /// The term of the state's digest.
     pub(super) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// [`Self::digest`] from scratch.
+    pub(super) fn recompute(&self) -> u64 {
         Term::new(Part::Ensemble)
             .bytes(self.to_string().as_bytes())
             .finish()
+    }
+
+    fn of(members: Vec<ServerLine>, version: Zxid) -> Self {
+        let mut ensemble = Self {
+            members,
+            version,
+            digest: 0,
+        };
+        ensemble.digest = ensemble.recompute();
+        ensemble
     }
 
     fn new(mut members: Vec<ServerLine>, version: Zxid) -> Result<Self, ErrorCode> {
@@ -112,7 +126,7 @@ impl Ensemble {
                 return Err(ErrorCode::BadArguments);
             }
         }
-        let ensemble = Self { members, version };
+        let ensemble = Self::of(members, version);
         match ensemble.voters() {
             0 => Err(ErrorCode::BadArguments),
             _ => Ok(ensemble),
@@ -197,6 +211,7 @@ mod tests {
     fn after(request: &Reconfig) -> Result<String, ErrorCode> {
         let after = three().after(request)?;
         assert_eq!(after.version(), three().version());
+        assert_eq!(after.digest(), after.recompute());
         assert_eq!(Ensemble::parse(&after.to_string()), Ok(after.clone()));
         let lines = after.members().iter().map(ServerLine::to_string);
         Ok(lines.collect::<Vec<_>>().join("\n"))

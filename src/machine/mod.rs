@@ -264,11 +264,13 @@ impl Machine {
 
     /// [`Self::digest`] from scratch. They differ only if there is a bug.
     pub fn recompute_digest(&self) -> u64 {
+        let ensemble = self.ensemble.as_ref();
         let parts = [
             (self.tree.digest(), self.tree.recompute()),
             (self.sessions.digest(), self.sessions.recompute()),
             (self.origins.digest(), self.origins.recompute()),
             (self.settings.digest(), self.settings.recompute()),
+            ensemble.map_or((0, 0), |ensemble| (ensemble.digest(), ensemble.recompute())),
         ];
         let replace =
             |sum: u64, (kept, fresh): &(u64, u64)| sum.wrapping_sub(*kept).wrapping_add(*fresh);
