@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use check::{Group, Violation};
 use sabotage::Sabotage;
 use stats::Stats;
+use trace::Telling;
 use world::World;
 
 /// Fresh seeds in an ordinary run of the tests.
@@ -39,6 +40,8 @@ const FRESH: u64 = 60;
 /// What came out of a run.
 struct Run {
     seed: u64,
+    sabotage: Sabotage,
+    /// Of the trace, if there is one.
     hash: u64,
     stats: Stats,
     violation: Option<Violation>,
@@ -46,8 +49,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
-        let mut world = World::new(seed, sabotage, print);
+    fn new(seed: u64, sabotage: Sabotage, telling: Telling) -> Self {
+        let mut world = World::new(seed, sabotage, telling);
         // An assertion of the server is a finding like any other, and needs its seed.
         let verdict = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
@@ -60,6 +63,7 @@ impl Run {
         });
         Self {
             seed,
+            sabotage,
             hash: world.trace.hash(),
             stats: world.stats,
             violation: verdict.err(),
@@ -73,7 +77,11 @@ impl Run {
         let Some(Violation { group, what }) = &self.violation else {
             return;
         };
-        for line in &self.tail {
+        let told = match self.tail.is_empty() {
+            true => &Self::new(self.seed, self.sabotage, Telling::Kept),
+            false => self,
+        };
+        for line in &told.tail {
             println!("{line}");
         }
         panic!(
@@ -102,7 +110,7 @@ fn survey() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut all = Stats::default();
     for seed in first..first + count {
-        let run = Run::new(seed, Sabotage::None, false);
+        let run = Run::new(seed, Sabotage::None, Telling::Nothing);
         all.add(&run.stats);
         if let Some(Violation { group, what }) = run.violation {
             println!("{seed} {group:?}: {}", &what[..what.len().min(500)]);
@@ -117,7 +125,7 @@ fn run_all(seeds: &[u64]) -> Stats {
     let work = || {
         let mut all = Stats::default();
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let run = Run::new(*seed, Sabotage::None, false);
+            let run = Run::new(*seed, Sabotage::None, Telling::Nothing);
             all.add(&run.stats);
             if run.violation.is_some() {
                 next.store(seeds.len(), Ordering::Relaxed);
@@ -171,7 +179,11 @@ fn one() {
         let mut found = found.filter(|sabotage| format!("{sabotage:?}") == name);
         found.next().expect("SIM_SABOTAGE is one of sabotage::ALL")
     });
-    let run = Run::new(seed.unwrap_or(1), sabotage, seed.is_some());
+    let telling = match seed {
+        Some(_) => Telling::Printed,
+        None => Telling::Kept,
+    };
+    let run = Run::new(seed.unwrap_or(1), sabotage, telling);
     println!("{:?}, hash {:016x}", run.stats, run.hash);
     run.check();
 }
@@ -179,7 +191,7 @@ fn one() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in 100..105 {
-        let [a, b] = [(); 2].map(|()| Run::new(seed, Sabotage::None, false));
+        let [a, b] = [(); 2].map(|()| Run::new(seed, Sabotage::None, Telling::Kept));
         assert_eq!(
             (a.hash, a.stats.frames),
             (b.hash, b.stats.frames),
@@ -194,7 +206,7 @@ fn sabotages_are_caught() {
     const SEEDS: u64 = 40;
     for (sabotage, groups) in sabotage::ALL {
         let caught = (1..=SEEDS).find_map(|seed| {
-            let violation = Run::new(seed, *sabotage, false).violation?;
+            let violation = Run::new(seed, *sabotage, Telling::Nothing).violation?;
             Some((seed, violation))
         });
         let Some((seed, violation)) = caught else {

@@ -1,4 +1,7 @@
 //! What happened in a run: a line per event, a hash over all of them, the last ones for a report.
+//!
+//! To write the lines costs more than much of what they tell of, and few runs are ever looked at:
+//! one that found something is repeated with them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -6,24 +9,37 @@ use std::fmt;
 /// Lines that a failure report shows.
 const KEPT: usize = 200;
 
+/// What becomes of the lines.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Telling {
+    /// Nobody asks for them.
+    Nothing,
+    /// They are hashed, and the last ones kept.
+    Kept,
+    /// Besides, each is printed at once.
+    Printed,
+}
+
 #[derive(Debug)]
 pub struct Trace {
+    telling: Telling,
     last: VecDeque<String>,
     /// Over all lines: xor and multiply, word by word.
     hash: u64,
-    pub lines: u64,
-    /// Print every line at once.
-    print: bool,
 }
 
 impl Trace {
-    pub fn new(print: bool) -> Self {
+    pub fn new(telling: Telling) -> Self {
         Self {
+            telling,
             last: VecDeque::new(),
             hash: 0xcbf2_9ce4_8422_2325,
-            lines: 0,
-            print,
         }
+    }
+
+    /// Whether lines are wanted at all.
+    pub fn is_on(&self) -> bool {
+        self.telling != Telling::Nothing
     }
 
     pub fn note(&mut self, now_us: u64, what: fmt::Arguments<'_>) {
@@ -35,8 +51,7 @@ impl Trace {
             self.hash = (self.hash ^ u64::from_le_bytes(bytes)).wrapping_mul(0x0100_0000_01b3);
             self.hash ^= self.hash >> 29;
         }
-        self.lines += 1;
-        if self.print {
+        if self.telling == Telling::Printed {
             println!("{line}");
         }
         if self.last.len() == KEPT {
@@ -45,6 +60,7 @@ impl Trace {
         self.last.push_back(line);
     }
 
+    /// Of runs that told what happens.
     pub fn hash(&self) -> u64 {
         self.hash
     }

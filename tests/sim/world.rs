@@ -19,7 +19,7 @@ use crate::params::Params;
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
 use crate::stats::Stats;
-use crate::trace::Trace;
+use crate::trace::{Telling, Trace};
 
 /// Heartbeats of the engine, in ms.
 pub const TICK_MS: u64 = 50;
@@ -31,10 +31,12 @@ const REST: u64 = 0x14046;
 /// After a start, an election, and the last fault, all servers are well after this time, in µs.
 const CALM_AFTER_US: u64 = 3_000_000;
 
-/// Writes a line of the trace.
+/// Writes a line of the trace, if it is wanted: otherwise the arguments are not looked at.
 macro_rules! note {
     ($world:expr, $($arg:tt)*) => {
-        $world.trace.note($world.now_us, format_args!($($arg)*))
+        if $world.trace.is_on() {
+            $world.trace.note($world.now_us, format_args!($($arg)*));
+        }
     };
 }
 
@@ -214,7 +216,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
+    pub fn new(seed: u64, sabotage: Sabotage, telling: Telling) -> Self {
         let mut rng = Rng::new(seed);
         let mut params = Params::draw(&mut rng);
         let mut rest = Rng::new(seed ^ REST);
@@ -240,7 +242,7 @@ impl World {
             clients,
             links: BTreeMap::new(),
             next_conn: 1,
-            trace: Trace::new(print),
+            trace: Trace::new(telling),
             healed: false,
             calm_us: 0,
             reconfigured_us: 0,
@@ -250,8 +252,7 @@ impl World {
         world.first_builds();
         note!(world, "seed {seed}: {:?}", world.params);
         for client in &world.clients {
-            let line = format!("client {}: {:?}", client.id, client.manners);
-            world.trace.note(0, format_args!("{line}"));
+            note!(world, "client {}: {:?}", client.id, client.manners);
         }
         world
     }
