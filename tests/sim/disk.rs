@@ -285,9 +285,10 @@ impl Change {
     fn carry_out(&self, content: &mut Vec<u8>) {
         match self {
             Self::Write { offset, data } => {
-                let end = offset + data.len();
-                content.resize(content.len().max(end), 0);
-                content[*offset..end].copy_from_slice(data);
+                content.resize(content.len().max(*offset), 0);
+                let (over, beyond) = data.split_at(data.len().min(content.len() - offset));
+                content[*offset..offset + over.len()].copy_from_slice(over);
+                content.extend_from_slice(beyond);
             }
             Self::SetLen(len) => content.resize(*len, 0),
         }

@@ -305,8 +305,8 @@ impl World {
 
         // Sessions without a client end.
         let bound_us = self.now_us + 2 * longest_us + 20_000_000;
-        self.run_until(bound_us, |world| world.orphans().is_empty())?;
-        let orphans = self.orphans();
+        self.run_until(bound_us, |world| world.orphans().next().is_none())?;
+        let orphans: Vec<_> = self.orphans().collect();
         if !orphans.is_empty() {
             return broken(Group::Sessions, format!("24: {orphans:?} are never ended"));
         }
@@ -414,20 +414,17 @@ impl World {
     }
 
     /// Sessions that no living client has.
-    fn orphans(&self) -> Vec<SessionId> {
-        let living: Vec<_> = self
-            .clients
-            .iter()
-            .filter(|c| !c.is_dead())
-            .map(|client| client.session)
-            .collect();
+    fn orphans(&self) -> impl Iterator<Item = SessionId> {
+        let is_living = |session: &SessionId| {
+            let mut clients = self.clients.iter();
+            clients.any(|client| client.session == *session && !client.is_dead())
+        };
         let sessions = self.checks.model.sessions.keys().copied();
         let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
         let local = processes.flat_map(|process| process.shared.local_sessions());
         sessions
             .chain(local.map(|(session, _)| session))
-            .filter(|session| !living.contains(session))
-            .collect()
+            .filter(move |session| !is_living(session))
     }
 
     fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Verdict {

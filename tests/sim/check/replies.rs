@@ -6,6 +6,7 @@
 //! What was acknowledged is therefore in the log, and the log is durable up to there.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,8 +73,10 @@ pub struct Conn {
     pub is_read_only: bool,
     /// What was sent makes such a session one of the log's.
     pub is_upgraded: bool,
-    /// Requests without a reply.
+    /// Requests without a reply, and the identities that they may add, which the server may or may
+    /// not know already.
     unanswered: VecDeque<Expected>,
+    pending: Vec<Id>,
     /// Writes sent so far, each with the identities that were claimed before it and whether its
     /// session is one of the log's, and those of them that are in the log.
     writes: Vec<(Arc<Sent>, Vec<Id>, bool)>,
@@ -123,6 +126,7 @@ impl Conn {
             is_read_only: false,
             is_upgraded: false,
             unanswered: VecDeque::new(),
+            pending: Vec::new(),
             writes: Vec::new(),
             committed: Vec::new(),
             identities: vec![(Id::new("ip", &id.address().to_string()), Zxid(0))],
@@ -164,15 +168,15 @@ impl Conn {
         let is_own_end = sent.opcode == op::CLOSE_SESSION && !is_global;
         let write = (sent.is_write() && !is_own_end && !self.is_read_only).then(|| {
             let mut ids = self.identities();
-            for id in self.pending_identities() {
-                if !ids.contains(&id) {
-                    ids.push(id);
+            for id in &self.pending {
+                if !ids.contains(id) {
+                    ids.push(id.clone());
                 }
             }
             self.writes.push((sent.clone(), ids, is_global));
             self.writes.len() - 1
         });
-        let adds = match &sent.request {
+        let adds: Vec<Id> = match &sent.request {
             Some(Request::Auth { scheme, auth }) if &**scheme == "digest" => {
                 let id = digest_id(&String::from_utf8_lossy(auth));
                 // §7.7
@@ -182,6 +186,7 @@ impl Conn {
             }
             _ => Vec::new(),
         };
+        self.pending.extend_from_slice(&adds);
         self.unanswered.push_back(Expected {
             sent,
             write,
@@ -270,7 +275,10 @@ impl Conn {
                         return self.violation(format!("{event:?} after the last reply"));
                     }
                     self.durable(event.zxid, view)?;
-                    let reader = self.reader();
+                    let reader = Reader {
+                        known: &self.identities,
+                        claimed: &self.pending,
+                    };
                     self.watcher.event(event, view.model, &reader)?;
                     Ok(Shown {
                         event: true,
@@ -339,6 +347,7 @@ impl Conn {
     pub fn gone(&mut self) {
         self.phase = Phase::Gone;
         self.unanswered.clear();
+        self.pending.clear();
     }
 
     fn handshake_answered(&mut self, frame: Bytes, view: &View<'_>) -> Result<Shown, Violation> {
@@ -434,8 +443,10 @@ impl Conn {
         let Some(expected) = self.unanswered.pop_front() else {
             return self.violation(format!("a reply with xid {xid} to no request"));
         };
+        self.pending.drain(..expected.adds.len());
         let sent = expected.sent.clone();
-        let context = format!("the reply to {sent:?} (zxid {zxid}, error {error})");
+        // Written only where it is wanted.
+        let context = format_args!("the reply to {sent:?} (zxid {zxid}, error {error})");
         if self.last_word {
             return self.violation(format!("{context}: after the last reply"));
         }
@@ -450,7 +461,7 @@ impl Conn {
             return self.violation(format!("17: {context}: its xid is {xid}"));
         }
         if self.is_read_only && needs_majority(sent.opcode) {
-            self.at_a_state(zxid, &expected, view, &context)?;
+            self.at_a_state(zxid, &expected, view, context)?;
             if (error, body.len()) != (ErrorCode::NotReadOnly.number(), 0) {
                 let what = format!(
                     "§9.5: {:?}: {context} of a server without a majority",
@@ -466,7 +477,7 @@ impl Conn {
         }
         let Some(request) = &sent.request else {
             // s17: it could not be decoded.
-            self.at_a_state(zxid, &expected, view, &context)?;
+            self.at_a_state(zxid, &expected, view, context)?;
             if error != ErrorCode::MarshallingError as i32 {
                 return self.violation(format!("s17: {context}"));
             }
@@ -513,17 +524,17 @@ impl Conn {
             }
             _ => {}
         }
-        self.at_a_state(zxid, &expected, view, &context)?;
+        self.at_a_state(zxid, &expected, view, context)?;
         let mut shown = Shown {
             zxid: Some(zxid),
             ..Shown::default()
         };
         if let Some(place) = expected.write {
-            self.write_answered(place, zxid, &result, view, &context)?;
+            self.write_answered(place, zxid, &result, view, context)?;
             shown.acknowledged = Some(zxid);
             self.last_word = sent.opcode == op::CLOSE_SESSION && result.is_ok();
         } else {
-            self.read_answered(request, zxid, &result, view, &context)?;
+            self.read_answered(request, zxid, &result, view, context)?;
         }
         Ok(shown)
     }
@@ -535,7 +546,7 @@ impl Conn {
         zxid: Zxid,
         expected: &Expected,
         view: &View<'_>,
-        context: &str,
+        context: fmt::Arguments<'_>,
     ) -> Verdict {
         self.durable(zxid, view)?;
         if zxid < self.floor {
@@ -561,7 +572,10 @@ impl Conn {
         {
             return self.violation(format!("18: {context}: it shows a later write, {done:?}"));
         }
-        let reader = self.reader();
+        let reader = Reader {
+            known: &self.identities,
+            claimed: &self.pending,
+        };
         let rearming = matches!(expected.sent.request, Some(Request::SetWatches(_)));
         self.watcher
             .reply(zxid, view.model, &reader, rearming, context)
@@ -588,7 +602,7 @@ impl Conn {
         zxid: Zxid,
         result: &Result<Answer, ErrorCode>,
         view: &View<'_>,
-        context: &str,
+        context: fmt::Arguments<'_>,
     ) -> Verdict {
         let Some(done) = self.committed.get(place) else {
             return self.violation(format!("22: {context}: acknowledged, but not in the log"));
@@ -609,7 +623,7 @@ impl Conn {
         zxid: Zxid,
         result: &Result<Answer, ErrorCode>,
         view: &View<'_>,
-        context: &str,
+        context: fmt::Arguments<'_>,
     ) -> Verdict {
         let wanted: Result<Answer, ErrorCode> = match request {
             Request::Ping => Ok(Answer::Empty),
@@ -641,14 +655,13 @@ impl Conn {
         zxid: Zxid,
         result: &Result<Answer, ErrorCode>,
         view: &View<'_>,
-        context: &str,
+        context: fmt::Arguments<'_>,
     ) -> Verdict {
         let (session, _) = self.session().expect("an open connection has a session");
         // An authentication takes effect when it is received, maybe before the reads ahead of it
         // are answered (§2.5: its reply may even overtake them).
         let mut ids = self.identities();
-        let later = self.unanswered.iter().flat_map(|later| later.adds.clone());
-        let mut later = later.collect::<Vec<_>>().into_iter();
+        let mut later = self.pending.iter();
         let mut wanted = Vec::new();
         loop {
             wanted.push(view.model.read(zxid, request, session, &ids));
@@ -658,14 +671,14 @@ impl Conn {
             let Some(id) = later.next() else {
                 return self.violation(format!("19: {context}: {result:?}; expected {wanted:?}"));
             };
-            ids.push(id);
+            ids.push(id.clone());
         }
         self.watcher.after_read(request, result);
         Ok(())
     }
 
     /// §3.6: an entry per identity, in any order.
-    fn who_am_i(&self, result: &Result<Answer, ErrorCode>, context: &str) -> Verdict {
+    fn who_am_i(&self, result: &Result<Answer, ErrorCode>, context: fmt::Arguments<'_>) -> Verdict {
         let shown = |id: &Id| match &*id.scheme {
             "digest" => Id::new("digest", id.id.split(':').next().unwrap_or_default()),
             _ => id.clone(),
@@ -679,7 +692,7 @@ impl Conn {
         };
         let ids = sorted(ids.clone());
         let mut own = self.identities();
-        let mut later = self.unanswered.iter().flat_map(|later| &later.adds);
+        let mut later = self.pending.iter();
         loop {
             if ids == sorted(own.iter().map(shown).collect()) {
                 return Ok(());
@@ -694,22 +707,6 @@ impl Conn {
 
     fn identities(&self) -> Vec<Id> {
         self.identities.iter().map(|(id, _)| id.clone()).collect()
-    }
-
-    /// Whose watches these are.
-    fn reader(&self) -> Reader {
-        Reader {
-            known: self.identities.clone(),
-            claimed: self.pending_identities(),
-        }
-    }
-
-    /// Identities that the server may or may not know already.
-    fn pending_identities(&self) -> Vec<Id> {
-        self.unanswered
-            .iter()
-            .flat_map(|later| later.adds.clone())
-            .collect()
     }
 
     fn violation<T>(&self, what: impl AsRef<str>) -> Result<T, Violation> {

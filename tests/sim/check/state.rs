@@ -4,10 +4,12 @@
 //! from the first entry, one that is replaced by a restored image now and then. All must have the
 //! same digest at the same index, and images of the same state the same bytes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use zkraft::machine::{Attached, Caller, Change, CommandId, LogId, Machine, Outcome, Sink};
 use zkraft::proto::log;
-use zkraft::wire::{Answer, Id, Request, SessionId};
+use zkraft::wire::{Answer, Id, Request, SessionId, Text};
 
 use super::{Group, Verdict, broken};
 use crate::model::{Kind, Model};
@@ -178,6 +180,7 @@ fn compare_sessions(model: &Model, machine: &Machine) -> Verdict {
         }
     }
     let mut ephemerals = 0;
+    let mut owned = BTreeMap::new();
     for (path, znode) in &model.now {
         let Kind::Ephemeral(owner) = znode.kind else {
             continue;
@@ -189,11 +192,11 @@ fn compare_sessions(model: &Model, machine: &Machine) -> Verdict {
                 format!("13: {path} belongs to the ended {owner}"),
             );
         }
-        if !machine
-            .ephemerals(owner)
-            .iter()
-            .any(|owned| *owned == path.as_str())
-        {
+        let owned = owned.entry(owner).or_insert_with(|| {
+            let paths = machine.ephemerals(owner).into_iter();
+            paths.collect::<BTreeSet<Text>>()
+        });
+        if !owned.contains(&Text::from(path.as_str())) {
             return broken(
                 Group::State,
                 format!("13: {path} is not among those of {owner}"),

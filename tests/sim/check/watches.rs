@@ -5,6 +5,7 @@
 //! may come that no watch explains, and their order is that of the changes.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 use zkraft::wire::request::SetWatches;
 use zkraft::wire::{Acl, Answer, ErrorCode, EventType, Id, Request, Text, Zxid, perms};
@@ -25,15 +26,15 @@ pub enum Delivery {
 
 /// Whose watches they are.
 #[derive(Debug)]
-pub struct Reader {
+pub struct Reader<'a> {
     /// Who the client is, each with the zxid of its server when the authentication's reply came:
     /// changes up to there may have fired before the server knew (the reply names no zxid, §7.6).
-    pub known: Vec<(Id, Zxid)>,
+    pub known: &'a [(Id, Zxid)],
     /// Authentications without a reply.
-    pub claimed: Vec<Id>,
+    pub claimed: &'a [Id],
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Whether it is told of what happened at `zxid` to a znode with this ACL.
     fn delivery(&self, acl: &[Acl], zxid: Zxid) -> Delivery {
         let may_read = |ids: &[Id]| check_acl(acl, perms::READ, ids).is_ok();
@@ -44,12 +45,14 @@ impl Reader {
             .filter(|(_, since)| *since < zxid)
             .map(ids)
             .collect();
+        if may_read(&sure) {
+            return Delivery::Sure;
+        }
         let all = self.known.iter().map(ids);
         let all: Vec<Id> = all.chain(self.claimed.iter().cloned()).collect();
-        match (may_read(&sure), may_read(&all)) {
-            (true, _) => Delivery::Sure,
-            (false, true) => Delivery::Maybe,
-            (false, false) => Delivery::Never,
+        match may_read(&all) {
+            true => Delivery::Maybe,
+            false => Delivery::Never,
         }
     }
 }
@@ -80,7 +83,7 @@ impl Watcher {
     }
 
     /// An event came.
-    pub fn event(&mut self, event: Event, model: &Model, reader: &Reader) -> Verdict {
+    pub fn event(&mut self, event: Event, model: &Model, reader: &Reader<'_>) -> Verdict {
         if event.zxid == Zxid(-1) {
             self.synthetic.push(event);
             return Ok(());
@@ -109,9 +112,9 @@ impl Watcher {
         &mut self,
         zxid: Zxid,
         model: &Model,
-        reader: &Reader,
+        reader: &Reader<'_>,
         rearming: bool,
-        context: &str,
+        context: fmt::Arguments<'_>,
     ) -> Verdict {
         self.walk(zxid, model, reader);
         let missing = self
@@ -204,7 +207,13 @@ impl Watcher {
     }
 
     /// §6.6: the events that had to come before this reply to setWatches, and what it registers.
-    pub fn rearm(&mut self, set: &SetWatches, at: Zxid, model: &Model, context: &str) -> Verdict {
+    pub fn rearm(
+        &mut self,
+        set: &SetWatches,
+        at: Zxid,
+        model: &Model,
+        context: fmt::Arguments<'_>,
+    ) -> Verdict {
         let mut events = Vec::new();
         let mut missed = |path: &Text, kind| {
             events.push(Event {
@@ -250,7 +259,7 @@ impl Watcher {
     }
 
     /// Lets the changes up to a zxid fire.
-    fn walk(&mut self, upto: Zxid, model: &Model, reader: &Reader) {
+    fn walk(&mut self, upto: Zxid, model: &Model, reader: &Reader<'_>) {
         let idle = self.count() == 0;
         while let Some(change) = model.changes.get(self.seen).filter(|c| c.zxid <= upto) {
             self.seen += 1;
@@ -261,7 +270,7 @@ impl Watcher {
     }
 
     /// The triggers of one change, in the order of §3.5.
-    fn fire(&mut self, change: &Change, reader: &Reader) {
+    fn fire(&mut self, change: &Change, reader: &Reader<'_>) {
         let path = change.path.as_str();
         let own = reader.delivery(&change.acl, change.zxid);
         let persistent = self.persistent.contains(path);
