@@ -34,6 +34,10 @@ use stats::Stats;
 use trace::Telling;
 use world::World;
 
+// A run is made of small allocations that live shortly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Fresh seeds in an ordinary run of the tests.
 const FRESH: u64 = 60;
 
