@@ -61,18 +61,27 @@ struct State {
     off: bool,
 }
 
-/// A file's content.
+/// A file.
 #[derive(Clone, Default)]
 struct Inode {
-    live: Vec<u8>,
-    durable: Vec<u8>,
+    live: Content,
+    durable: Content,
     /// Since the last sync, in order.
     pending: Vec<Change>,
 }
 
+/// The bytes of a file. Logs are filled with zeros ahead of what is written: those at the end are
+/// counted and not kept.
+#[derive(Clone, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// Not below the length of `bytes`.
+    len: usize,
+}
+
 #[derive(Clone)]
 enum Change {
-    Write { offset: usize, data: Vec<u8> },
+    Write { offset: usize, data: Content },
     SetLen(usize),
 }
 
@@ -165,7 +174,7 @@ impl State {
 
     fn used(&self) -> u64 {
         let linked = self.names.values().collect::<BTreeSet<_>>();
-        let len = |&&inode: &&usize| self.inodes[inode].live.len() as u64;
+        let len = |&&inode: &&usize| self.inodes[inode].live.len as u64;
         linked.iter().map(len).sum()
     }
 
@@ -183,7 +192,7 @@ impl State {
 
     fn write(&mut self, inode: usize, data: &[u8], offset: usize) -> io::Result<()> {
         let power = self.draw_power()?;
-        let grows = (offset + data.len()).saturating_sub(self.inodes[inode].live.len()) as u64;
+        let grows = (offset + data.len()).saturating_sub(self.inodes[inode].live.len) as u64;
         let full = self
             .faults
             .capacity
@@ -202,7 +211,7 @@ impl State {
             Err(_) => (self.chance)(data.len() as u64 + 1) as usize,
         };
         if done > 0 {
-            let data = data[..done].to_vec();
+            let data = Content::of(&data[..done]);
             self.inodes[inode].make(Change::Write { offset, data });
         }
         result
@@ -282,24 +291,60 @@ impl NameChange {
 }
 
 impl Change {
-    fn carry_out(&self, content: &mut Vec<u8>) {
+    fn carry_out(&self, content: &mut Content) {
         match self {
-            Self::Write { offset, data } => {
-                content.resize(content.len().max(*offset), 0);
-                let (over, beyond) = data.split_at(data.len().min(content.len() - offset));
-                content[*offset..offset + over.len()].copy_from_slice(over);
-                content.extend_from_slice(beyond);
-            }
-            Self::SetLen(len) => content.resize(*len, 0),
+            Self::Write { offset, data } => content.write(*offset, data),
+            Self::SetLen(len) => content.set_len(*len),
         }
     }
 
     /// Whether the change may alter bytes from `start` to `end` of a file.
     fn touches(&self, start: usize, end: usize) -> bool {
         match self {
-            Self::Write { offset, data } => *offset < end && offset + data.len() > start,
+            Self::Write { offset, data } => *offset < end && offset + data.len > start,
             Self::SetLen(len) => *len < end,
         }
+    }
+}
+
+impl Content {
+    fn of(bytes: &[u8]) -> Self {
+        let end = bytes.iter().rposition(|byte| *byte != 0);
+        Self {
+            bytes: bytes[..end.map_or(0, |last| last + 1)].to_vec(),
+            len: bytes.len(),
+        }
+    }
+
+    fn write(&mut self, offset: usize, data: &Self) {
+        let Self { bytes, len } = self;
+        *len = (*len).max(offset + data.len);
+        let zeros_from = (offset + data.bytes.len()).min(bytes.len());
+        let zeros_to = (offset + data.len).min(bytes.len());
+        bytes[zeros_from..zeros_to].fill(0);
+        if data.bytes.is_empty() {
+            return;
+        }
+        bytes.resize(bytes.len().max(offset), 0);
+        let kept = data.bytes.len().min(bytes.len() - offset);
+        let (over, beyond) = data.bytes.split_at(kept);
+        bytes[offset..offset + kept].copy_from_slice(over);
+        bytes.extend_from_slice(beyond);
+    }
+
+    fn set_len(&mut self, len: usize) {
+        self.bytes.truncate(len);
+        self.len = len;
+    }
+
+    /// Bytes from an offset on, as many as there are.
+    fn read(&self, buffer: &mut [u8], offset: usize) -> usize {
+        let len = self.len.saturating_sub(offset).min(buffer.len());
+        let rest = self.bytes.get(offset..).unwrap_or_default();
+        let kept = rest.len().min(len);
+        buffer[..kept].copy_from_slice(&rest[..kept]);
+        buffer[kept..len].fill(0);
+        len
     }
 }
 
@@ -324,17 +369,17 @@ impl Inode {
 }
 
 /// What a disk may hold after a crash in the middle of these changes.
-fn scatter(durable: &[u8], pending: &[Change], chance: &mut dyn FnMut(u64) -> u64) -> Vec<u8> {
-    let mut content = durable.to_vec();
-    let mut lens = vec![durable.len()];
+fn scatter(durable: &Content, pending: &[Change], chance: &mut dyn FnMut(u64) -> u64) -> Content {
+    let mut content = durable.clone();
+    let mut lens = vec![durable.len];
     for change in pending {
         change.carry_out(&mut content);
-        lens.push(content.len());
+        lens.push(content.len);
     }
     let len = lens[chance(lens.len() as u64) as usize];
     let sectors = lens.iter().max().map_or(0, |len| len.div_ceil(SECTOR));
-    let mut after = durable.to_vec();
-    after.resize(sectors * SECTOR, 0);
+    let mut after = vec![0; sectors * SECTOR];
+    durable.read(&mut after, 0);
     for start in (0..sectors * SECTOR).step_by(SECTOR) {
         let end = start + SECTOR;
         let touching = pending.iter().filter(|change| change.touches(start, end));
@@ -357,22 +402,19 @@ fn scatter(durable: &[u8], pending: &[Change], chance: &mut dyn FnMut(u64) -> u6
         after[start + from..end].copy_from_slice(&sector[from..]);
     }
     after.resize(len, 0);
-    after
+    Content::of(&after)
 }
 
 /// One sector after these changes.
-fn sector_after(durable: &[u8], changes: &[&Change], start: usize) -> [u8; SECTOR] {
+fn sector_after(durable: &Content, changes: &[&Change], start: usize) -> [u8; SECTOR] {
     let mut sector = [0; SECTOR];
-    if let Some(old) = durable.get(start..) {
-        let len = old.len().min(SECTOR);
-        sector[..len].copy_from_slice(&old[..len]);
-    }
+    durable.read(&mut sector, start);
     for change in changes {
         match change {
             Change::Write { offset, data } => {
                 let from = start.max(*offset);
-                let to = (start + SECTOR).min(offset + data.len());
-                sector[from - start..to - start].copy_from_slice(&data[from - offset..to - offset]);
+                let to = (start + SECTOR).min(offset + data.len);
+                data.read(&mut sector[from - start..to - start], from - offset);
             }
             Change::SetLen(len) => sector[len.saturating_sub(start).min(SECTOR)..].fill(0),
         }
@@ -477,10 +519,7 @@ impl File for OpenFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.state()?;
         let live = &state.inodes[self.inode].live;
-        let rest = live.get(offset as usize..).unwrap_or_default();
-        let len = rest.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
+        Ok(live.read(buffer, offset as usize))
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -488,7 +527,7 @@ impl File for OpenFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state()?.inodes[self.inode].live.len() as u64)
+        Ok(self.state()?.inodes[self.inode].live.len as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
