@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod differential;
 mod disk;
+mod met;
 mod mix;
 mod model;
 mod params;

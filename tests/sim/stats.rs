@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::met::Met;
+
 /// Counts of one run, or of many.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -86,6 +88,7 @@ pub struct Stats {
     pub read_only_refusals: u64,
     /// Founders that were started when the others had begun.
     pub late_founders: u64,
+    pub met: Met,
 }
 
 impl Stats {
@@ -147,10 +150,16 @@ impl Stats {
     }
 
     pub fn add(&mut self, other: &Self) {
+        self.met.add(&other.met);
         let mut other = *other;
         for ((_, sum), (_, part)) in self.parts().into_iter().zip(other.parts()) {
             *sum += *part;
         }
+    }
+
+    /// Time under load, in hours.
+    pub fn loaded_hours(&self) -> f64 {
+        self.loaded_ms as f64 / 3_600_000.0
     }
 
     /// What never happened.
@@ -163,16 +172,23 @@ impl Stats {
     }
 }
 
-/// A table: in all, and per hour of simulated time.
+/// Tables: in all, and per hour under load; what met what, and what never happened.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut stats = *self;
         let hours = self.simulated_ms as f64 / 3_600_000.0;
-        writeln!(f, "{hours:.2} hours of simulated time")?;
+        let loaded = self.loaded_hours();
+        writeln!(
+            f,
+            "{hours:.2} hours of simulated time, {loaded:.2} under load"
+        )?;
         for (name, count) in stats.parts() {
-            let per_hour = *count as f64 / hours.max(f64::MIN_POSITIVE);
+            let per_hour = *count as f64 / loaded.max(f64::MIN_POSITIVE);
             writeln!(f, "{name:>22} {count:>12} {per_hour:>12.0} per hour")?;
         }
-        Ok(())
+        writeln!(f, "{}", self.met)?;
+        let missing = self.missing().into_iter().map(String::from);
+        let missing: Vec<_> = missing.chain(self.met.missing()).collect();
+        write!(f, "never: {}", missing.join(", "))
     }
 }

@@ -232,6 +232,12 @@ impl Process {
             desk: Desk::default(),
         }
     }
+
+    /// Whether a snapshot is on its way from here.
+    pub(super) fn is_sending(&self) -> bool {
+        let mut sendings = self.sendings.values();
+        sendings.any(|(_, sending)| sending.is_some())
+    }
 }
 
 /// What the engine has called for from inside.

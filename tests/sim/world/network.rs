@@ -45,6 +45,13 @@ impl Network {
         self.number
     }
 
+    /// Whether anything between this server and others is cut.
+    pub(super) fn has_cut(&self, server: usize, now_us: u64) -> bool {
+        let mut cuts = self.cuts.iter().filter(|cut| cut.until_us > now_us);
+        let is_one = |(from, to): &Pair| *from == server || *to == server;
+        cuts.any(|cut| cut.links.iter().any(is_one))
+    }
+
     /// Whether the way there or back is cut now.
     pub(super) fn is_cut(&mut self, one: usize, other: usize, now_us: u64) -> bool {
         self.cut((one, other), now_us).is_some() || self.cut((other, one), now_us).is_some()

@@ -40,6 +40,12 @@ pub(super) struct Desk {
     stored: Option<(Key, u64)>,
 }
 
+impl Desk {
+    pub(super) fn is_receiving(&self) -> bool {
+        self.partial.is_some()
+    }
+}
+
 /// What makes two offers the same.
 #[derive(Clone, Debug, PartialEq)]
 struct Key {

@@ -1,8 +1,11 @@
 //! What goes wrong, and the end of it.
 
+use zkraft::engine::Role;
+
 use super::*;
 use crate::client::Action;
 use crate::disk::Faults;
+use crate::met::Situation;
 
 impl World {
     pub(super) fn schedule_troubles(&mut self) {
@@ -50,6 +53,7 @@ impl World {
             return Ok(());
         }
         let server = self.rng.below(self.hosts.len() as u64) as usize;
+        let (situations, wipes) = (self.situations(trouble, server), self.stats.wipes);
         match trouble {
             Trouble::Crash => self.crash(server),
             Trouble::Restart => self.begin_leaving(server)?,
@@ -97,8 +101,83 @@ impl World {
             Trouble::Wipe => self.wipe(server),
             Trouble::Rebuild => self.begin_leaving(server)?,
         }
+        if !matches!(trouble, Trouble::Wipe) || self.stats.wipes > wipes {
+            self.stats.met.count(trouble as usize, &situations);
+        }
         self.schedule_trouble(trouble);
         Ok(())
+    }
+
+    /// What the running servers that a trouble meets are about: all of them if it is the network's.
+    fn situations(&self, trouble: Trouble, server: usize) -> Vec<Situation> {
+        let is_of_network = matches!(trouble, Trouble::Reset | Trouble::Partition | Trouble::Flap);
+        let is_met = |place: usize| is_of_network || place == server;
+        let hosts = self.hosts.iter().enumerate();
+        let met = hosts.filter_map(|(place, host)| Some((place, host, host.process.as_ref()?)));
+        let met: Vec<_> = met.filter(|(place, ..)| is_met(*place)).collect();
+        let any = |is: &dyn Fn(usize, &Host, &Process) -> bool| {
+            met.iter()
+                .any(|(place, host, process)| is(*place, host, process))
+        };
+        let Checks { members, model, .. } = &self.checks;
+        let (present, all) = (members.present(), self.members());
+        let is_down = |place: &usize| self.hosts[*place].process.is_none() && *place != server;
+        let mut situations = Vec::new();
+        let mut note = |situation, is: bool| {
+            if is && !met.is_empty() {
+                situations.push(situation);
+            }
+        };
+        note(
+            Situation::Leads,
+            any(&|_, _, process| process.shared.status().role == Role::Leader),
+        );
+        note(
+            Situation::Leaderless,
+            any(&|_, _, process| process.engine.leader() == 0),
+        );
+        note(
+            Situation::Writes,
+            any(&|_, _, process| process.written.is_some()),
+        );
+        note(
+            Situation::Snapshots,
+            any(&|_, _, process| process.snapshot.is_some()),
+        );
+        note(Situation::Sends, any(&|_, _, process| process.is_sending()));
+        note(
+            Situation::Receives,
+            any(&|_, _, process| process.desk.is_receiving()),
+        );
+        note(
+            Situation::HandsOver,
+            any(&|_, _, process| process.stops_us.is_some()),
+        );
+        note(
+            Situation::ReadOnly,
+            any(&|_, _, process| process.shared.is_read_only()),
+        );
+        note(Situation::Joint, !present.outgoing.is_empty());
+        note(
+            Situation::Learner,
+            any(&|_, host, _| present.learners.contains(&u64::from(host.id))),
+        );
+        note(Situation::OneDown, all.iter().any(is_down));
+        note(Situation::DiskLost, members.lacks_disk(model));
+        note(
+            Situation::Cut,
+            any(&|place, _, _| self.network.has_cut(place, self.now_us)),
+        );
+        note(
+            Situation::BadDisk,
+            any(&|_, host, _| host.disk_trouble_until_us > self.now_us),
+        );
+        let mut pairs = self.hosts.windows(2);
+        note(
+            Situation::Mixed,
+            pairs.any(|pair| pair[0].build != pair[1].build),
+        );
+        situations
     }
 
     fn crash(&mut self, server: usize) {
