@@ -132,7 +132,7 @@ enum Phase {
         foreign: bool,
     },
     Open,
-    /// Silent for ever.
+    /// Silent, until another one takes its place.
     Dead,
 }
 
@@ -291,6 +291,15 @@ impl Client {
         self.unanswered_lost();
         self.phase = Phase::Dead;
         self.alive_until_us = 0;
+    }
+
+    /// Another one takes its place, who knows what it did but not its session.
+    pub fn is_replaced(&mut self, now_us: u64, out: &mut Vec<Action>) {
+        self.begin_anew();
+        self.is_closing = false;
+        self.phase = Phase::Away { until_us: now_us };
+        self.next_wake_us = now_us;
+        out.push(Action::Wake(now_us));
     }
 
     pub fn is_dead(&self) -> bool {

@@ -5,7 +5,9 @@
 //! clients, disk and state show with a naive model that was told the same log.
 //!
 //! * `cargo test --test sim`: the fixed seeds, fresh ones, and the sabotages that must be caught.
-//! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search.
+//! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search. `SIM_HOURS=10` goes
+//!   on until there were so many hours under load; `SIM_TIMES=10` makes each run's load and faults
+//!   last ten times as long, which is another run than the seed's own.
 //! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed; with
 //!   `SIM_SABOTAGE=StaleReads` one that is sabotaged.
 
@@ -27,9 +29,11 @@ mod workload;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use check::{Group, Violation};
+use params::Plan;
 use sabotage::Sabotage;
 use stats::Stats;
 use trace::Telling;
@@ -41,11 +45,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Fresh seeds in an ordinary run of the tests.
 const FRESH: u64 = 60;
+/// How often a long search says how far it has come.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What came out of a run.
 struct Run {
-    seed: u64,
-    sabotage: Sabotage,
+    plan: Plan,
     /// Of the trace, if there is one.
     hash: u64,
     stats: Stats,
@@ -54,8 +59,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64, sabotage: Sabotage, telling: Telling) -> Self {
-        let mut world = World::new(seed, sabotage, telling);
+    fn new(plan: Plan, telling: Telling) -> Self {
+        let mut world = World::new(plan, telling);
         // An assertion of the server is a finding like any other, and needs its seed.
         let verdict = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
@@ -67,8 +72,7 @@ impl Run {
             })
         });
         Self {
-            seed,
-            sabotage,
+            plan,
             hash: world.trace.hash(),
             stats: world.stats,
             violation: verdict.err(),
@@ -83,7 +87,7 @@ impl Run {
             return;
         };
         let told = match self.tail.is_empty() {
-            true => &Self::new(self.seed, self.sabotage, Telling::Kept),
+            true => &Self::new(self.plan, Telling::Kept),
             false => self,
         };
         for line in &told.tail {
@@ -91,8 +95,8 @@ impl Run {
         }
         panic!(
             "seed {}: {group:?}: {what}\n\
-             repeat: SIM_SEED={} cargo test --test sim one -- --nocapture",
-            self.seed, self.seed
+             repeat: {} cargo test --test sim one -- --nocapture",
+            self.plan.seed, self.plan
         );
     }
 }
@@ -112,10 +116,15 @@ fn survey() {
         return;
     };
     let first = number("SIM_FIRST").unwrap_or(1);
+    let times = number("SIM_TIMES").unwrap_or(1);
     std::panic::set_hook(Box::new(|_| {}));
     let mut all = Stats::default();
     for seed in first..first + count {
-        let run = Run::new(seed, Sabotage::None, Telling::Nothing);
+        let plan = Plan {
+            times,
+            ..Plan::of(seed)
+        };
+        let run = Run::new(plan, Telling::Nothing);
         all.add(&run.stats);
         if let Some(Violation { group, what }) = run.violation {
             println!("{seed} {group:?}: {}", &what[..what.len().min(500)]);
@@ -124,44 +133,81 @@ fn survey() {
     println!("{all}");
 }
 
-/// Runs these seeds, as many at a time as there are processors, until one finds something.
-fn run_all(seeds: &[u64]) -> Stats {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut all = Stats::default();
-        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let run = Run::new(*seed, Sabotage::None, Telling::Nothing);
-            all.add(&run.stats);
-            if run.violation.is_some() {
-                next.store(seeds.len(), Ordering::Relaxed);
-                return Err(Box::new(run));
-            }
+/// What has been run, and what is to be.
+struct Search<P> {
+    plans: P,
+    /// Begun so far.
+    runs: u64,
+    all: Stats,
+    found: Option<Run>,
+    told: Instant,
+}
+
+/// Runs these, as many at a time as there are processors, until one finds something or there were
+/// enough: as many runs, and of those that are over these statistics.
+fn run_all(
+    plans: impl Iterator<Item = Plan> + Send,
+    are_enough: impl Fn(u64, &Stats) -> bool + Sync,
+) -> Stats {
+    let search = Mutex::new(Search {
+        plans,
+        runs: 0,
+        all: Stats::default(),
+        found: None,
+        told: Instant::now(),
+    });
+    let lock = || search.lock().expect("runs catch panics");
+    let next = || {
+        let mut search = lock();
+        if search.found.is_some() || are_enough(search.runs, &search.all) {
+            return None;
         }
-        Ok(all)
+        search.runs += 1;
+        search.plans.next()
+    };
+    let work = || {
+        while let Some(plan) = next() {
+            let run = Run::new(plan, Telling::Nothing);
+            lock().count(run);
+        }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let results = threads.into_iter().map(|thread| thread.join());
-        results
-            .map(|result| result.expect("runs catch panics"))
-            .collect()
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
     });
-    let mut all = Stats::default();
-    for result in results {
-        match result {
-            Ok(stats) => all.add(&stats),
-            Err(run) => run.check(),
+    let search = search.into_inner().expect("runs catch panics");
+    if let Some(run) = search.found {
+        run.check();
+    }
+    println!("{}", search.all);
+    search.all
+}
+
+impl<P> Search<P> {
+    /// A run is over. Says now and then how far the search has come.
+    fn count(&mut self, run: Run) {
+        self.all.add(&run.stats);
+        if run.violation.is_some() {
+            self.found.get_or_insert(run);
+        }
+        if self.told.elapsed() > TOLD_EVERY {
+            self.told = Instant::now();
+            println!(
+                "{} runs, {:.1} hours under load",
+                self.runs,
+                self.all.loaded_hours()
+            );
         }
     }
-    println!("{all}");
-    all
 }
 
 #[test]
 fn fixed_seeds() {
     // Runs in which nothing happens would prove nothing.
-    let missing = run_all(seeds::FIXED).missing();
+    let plans = seeds::FIXED.iter().map(|seed| Plan::of(*seed));
+    let missing = run_all(plans, |_, _| false).missing();
     assert!(missing.is_empty(), "no run had any {missing:?}");
 }
 
@@ -170,9 +216,16 @@ fn fixed_seeds() {
 fn fresh_seeds() {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let first = since.expect("after 1970").as_secs() * 1000;
+    let times = number("SIM_TIMES").unwrap_or(1);
+    let hours = number("SIM_HOURS").unwrap_or(0) as f64;
     let count = number("SIM_SEEDS").unwrap_or(FRESH);
-    let seeds: Vec<u64> = (first..first + count).collect();
-    run_all(&seeds);
+    let plans = (first..).map(|seed| Plan {
+        times,
+        ..Plan::of(seed)
+    });
+    run_all(plans, |runs, all| {
+        runs >= count && all.loaded_hours() >= hours
+    });
 }
 
 /// One seed, `SIM_SEED`, with every event printed; with the sabotage named by `SIM_SABOTAGE`.
@@ -188,7 +241,12 @@ fn one() {
         Some(_) => Telling::Printed,
         None => Telling::Kept,
     };
-    let run = Run::new(seed.unwrap_or(1), sabotage, telling);
+    let plan = Plan {
+        seed: seed.unwrap_or(1),
+        sabotage,
+        times: number("SIM_TIMES").unwrap_or(1),
+    };
+    let run = Run::new(plan, telling);
     println!("{:?}, hash {:016x}", run.stats, run.hash);
     run.check();
 }
@@ -196,7 +254,7 @@ fn one() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in 100..105 {
-        let [a, b] = [(); 2].map(|()| Run::new(seed, Sabotage::None, Telling::Kept));
+        let [a, b] = [(); 2].map(|()| Run::new(Plan::of(seed), Telling::Kept));
         assert_eq!(
             (a.hash, a.stats.frames),
             (b.hash, b.stats.frames),
@@ -211,7 +269,11 @@ fn sabotages_are_caught() {
     const SEEDS: u64 = 40;
     for (sabotage, groups) in sabotage::ALL {
         let caught = (1..=SEEDS).find_map(|seed| {
-            let violation = Run::new(seed, *sabotage, Telling::Nothing).violation?;
+            let plan = Plan {
+                sabotage: *sabotage,
+                ..Plan::of(seed)
+            };
+            let violation = Run::new(plan, Telling::Nothing).violation?;
             Some((seed, violation))
         });
         let Some((seed, violation)) = caught else {

@@ -1,6 +1,8 @@
 //! The parameters of a run, all drawn from its seed ("swarm": runs differ in kind, not only in
 //! order; a fault that is always there hides others).
 
+use std::fmt;
+
 use zkraft::engine::LogKept;
 use zkraft::machine::FEATURE_LEVEL;
 use zkraft::proto::log::Membership;
@@ -9,9 +11,44 @@ use crate::check::Rules;
 use crate::client::{Client, Manners};
 use crate::mix::SUPER;
 use crate::rng::Rng;
+use crate::sabotage::Sabotage;
 use crate::workload::{
     Anything, Bank, Counter, Holder, Idle, Lock, Operator, Queue, Quota, Syncer, Workload,
 };
+
+/// Which run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub sabotage: Sabotage,
+    /// How many times as long as the seed says there are faults.
+    pub times: u64,
+}
+
+impl Plan {
+    /// What the seed says.
+    pub fn of(seed: u64) -> Self {
+        Self {
+            seed,
+            sabotage: Sabotage::None,
+            times: 1,
+        }
+    }
+}
+
+/// As variables that repeat it.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SIM_SEED={}", self.seed)?;
+        if self.sabotage != Sabotage::None {
+            write!(f, " SIM_SABOTAGE={:?}", self.sabotage)?;
+        }
+        match self.times {
+            1 => Ok(()),
+            times => write!(f, " SIM_TIMES={times}"),
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct Params {

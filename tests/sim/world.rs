@@ -15,7 +15,7 @@ use zkraft::wire::SessionId;
 
 use crate::check::{Checks, ConnId, Group, Verdict, Violation, broken};
 use crate::client::Client;
-use crate::params::Params;
+use crate::params::{Params, Plan};
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
 use crate::stats::Stats;
@@ -118,6 +118,10 @@ enum What {
     Replace {
         server: usize,
     },
+    /// Another client takes the place of one that died.
+    Inherit {
+        client: usize,
+    },
     Fault(Trouble),
 }
 
@@ -191,6 +195,8 @@ struct Link {
 pub struct World {
     pub params: Params,
     sabotage: Sabotage,
+    /// It takes longer than its seed says: clients that die are replaced, or none would be left.
+    is_long: bool,
     rng: Rng,
     /// For what not all runs have: the others do not depend on it.
     rest: Rng,
@@ -216,12 +222,18 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, sabotage: Sabotage, telling: Telling) -> Self {
+    pub fn new(plan: Plan, telling: Telling) -> Self {
+        let Plan {
+            seed,
+            sabotage,
+            times,
+        } = plan;
         let mut rng = Rng::new(seed);
         let mut params = Params::draw(&mut rng);
         let mut rest = Rng::new(seed ^ REST);
         params.draw_rest(&mut rest.fork());
         sabotage.arrange(&mut params);
+        params.faulty_us *= times;
         let mut clients = params.clients(&mut rng);
         params.draw_manners(&mut clients, &mut rest.clone().fork());
         let host = |place| Host::new(place, &params, &mut rng);
@@ -229,6 +241,7 @@ impl World {
         let founders = params.membership();
         let mut world = Self {
             sabotage,
+            is_long: times > 1,
             rng: rng.fork(),
             rest,
             now_us: 0,
@@ -508,6 +521,7 @@ impl World {
                 self.replace(server);
                 Ok(())
             }
+            What::Inherit { client } => self.inherit(client),
             What::Fault(trouble) => self.trouble(trouble),
         }
     }

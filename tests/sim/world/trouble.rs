@@ -196,7 +196,21 @@ impl World {
             if let Some(conn) = self.present[client].take() {
                 self.close_client_side(conn, true);
             }
+            if self.is_long {
+                let at = self.now_us + self.rng.between(1_000_000, 10_000_000);
+                self.at(at, What::Inherit { client });
+            }
         }
+    }
+
+    pub(super) fn inherit(&mut self, client: usize) -> Verdict {
+        if self.healed || !self.clients[client].is_dead() {
+            return Ok(());
+        }
+        note!(self, "client {client} is replaced");
+        let mut actions = Vec::new();
+        self.clients[client].is_replaced(self.now_us, &mut actions);
+        self.act(client, actions)
     }
 
     fn disk_trouble(&mut self, server: usize, faults: Faults) {
