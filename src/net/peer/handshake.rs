@@ -10,6 +10,7 @@
 //! ```
 //!
 //! Either side may refuse instead of its next step, with a text for the operators of the other one.
+//! Instead of a welcome there is the proof with it, so that who is refused knows by whom.
 //! What a server says of itself is believed only after its proof: a stranger is told which server
 //! this is, but cannot stir anything.
 
@@ -171,9 +172,10 @@ pub(in crate::net) async fn dial(
         .say(Step::Proof(party.proof(Role::Dialler, said)))
         .await?;
 
-    let (_, step) = socket.hear().await?;
-    let Step::Welcome(proof) = step else {
-        return Err(out_of_turn(&step));
+    let (proof, refused) = match socket.hear_any().await?.1 {
+        Step::Welcome(proof) => (proof, None),
+        Step::Refusal(Refusal { text, proof }) => (proof.unwrap_or_default(), Some(refusal(&text))),
+        step => return Err(out_of_turn(&step)),
     };
     let checked = party.check(Role::Acceptor, said, &proof).and_then(|told| {
         if other.server != target {
@@ -181,6 +183,9 @@ pub(in crate::net) async fn dial(
         }
         (party.vet)(&other, &told)
     });
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
     if let Err(text) = checked {
         return Err(socket.refuse(text).await);
     }
@@ -227,24 +232,23 @@ pub(in crate::net) async fn accept(
         challenge: &challenge,
     };
     let lane = Lane::try_from(hello.lane).unwrap_or(Lane::Unspecified);
-    let checked = party.check(Role::Dialler, said, &proof).and_then(|told| {
-        if hello.target != party.me.server {
-            return Err(wrong_target(party.me.server, hello.target));
-        }
-        if lane == Lane::Unspecified {
-            return Err(format!(
-                "server {} knows no lane {}",
-                party.me.server, hello.lane
-            ));
-        }
-        (party.vet)(&other, &told)
-    });
-    if let Err(text) = checked {
-        return Err(socket.refuse(text).await);
+    let told = match party.check(Role::Dialler, said, &proof) {
+        Ok(told) => told,
+        Err(text) => return Err(socket.refuse(text).await),
+    };
+    let vetted = match lane {
+        _ if hello.target != party.me.server => Err(wrong_target(party.me.server, hello.target)),
+        Lane::Unspecified => Err(format!(
+            "server {} knows no lane {}",
+            party.me.server, hello.lane
+        )),
+        _ => (party.vet)(&other, &told),
+    };
+    let proof = party.proof(Role::Acceptor, said);
+    if let Err(text) = vetted {
+        return Err(socket.refuse_with(text, Some(proof)).await);
     }
-    socket
-        .say(Step::Welcome(party.proof(Role::Acceptor, said)))
-        .await?;
+    socket.say(Step::Welcome(proof)).await?;
     match socket.hear().await? {
         (_, Step::Ready(Ready {})) => Ok(socket.greeted(me, other, lane)),
         (_, step) => Err(out_of_turn(&step)),
@@ -272,7 +276,14 @@ impl Socket {
 
     /// Tells the other side why not, and returns what happened here.
     pub async fn refuse(&mut self, text: String) -> Failure {
-        let refusal = Step::Refusal(Refusal { text: text.clone() });
+        self.refuse_with(text, None).await
+    }
+
+    async fn refuse_with(&mut self, text: String, proof: Option<Proof>) -> Failure {
+        let refusal = Step::Refusal(Refusal {
+            text: text.clone(),
+            proof,
+        });
         if self.say(refusal).await.is_ok() && self.write.shutdown().await.is_ok() {
             // Closed with something unread, the connection would be reset, and the refusal lost.
             let _ = timeout(LINGER, async {
@@ -297,6 +308,14 @@ impl Socket {
 
     /// The next step of the other side, and its bytes. A refusal is a failure.
     async fn hear(&mut self) -> Result<(Bytes, Step), Failure> {
+        match self.hear_any().await? {
+            (_, Step::Refusal(Refusal { text, .. })) => Err(refusal(&text)),
+            heard => Ok(heard),
+        }
+    }
+
+    /// The same, with refusals.
+    async fn hear_any(&mut self) -> Result<(Bytes, Step), Failure> {
         let Some(body) = self.read.next().await? else {
             return Err(cut_off());
         };
@@ -341,17 +360,18 @@ pub fn version_of(start: &[u8]) -> Result<Option<u32>, String> {
 /// Reads a step of a handshake.
 ///
 /// # Errors
-/// It is none, or a refusal.
+/// It is none.
 pub(super) fn decode(body: Bytes) -> Result<Step, Failure> {
     let handshake = Handshake::decode(body)
         .map_err(|error| Failure::other(format!("a handshake that cannot be read: {error}")))?;
     match handshake.step {
-        Some(Step::Refusal(Refusal { text })) => {
-            Err(Failure::new(FailureKind::Refused, printable(&text)))
-        }
         Some(step) => Ok(step),
         None => Err(Failure::other("a handshake of no known kind")),
     }
+}
+
+pub(super) fn refusal(text: &str) -> Failure {
+    Failure::new(FailureKind::Refused, printable(text))
 }
 
 fn encode(step: Step) -> Bytes {

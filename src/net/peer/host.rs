@@ -21,8 +21,8 @@ pub trait Host: Send + Sync + 'static {
     /// What other servers are told of the ensemble.
     fn tell(&self) -> Told;
 
-    /// Whether a server may be connected, in either direction; asked for each connection.
-    /// `told`: what the other one knows.
+    /// Whether a server may be connected, in either direction; asked for each connection, and also
+    /// if the other one has refused this one. `told`: what the other one knows.
     ///
     /// # Errors
     /// Why not and how to go on: told to the other side, and logged there.

@@ -23,7 +23,8 @@ use super::presence::{Gate, Place};
 use super::queue::Queue;
 use super::{Introduction, Over, Peer, Shared, stopped};
 use crate::engine::PeerMessage;
-use crate::proto::peer::Lane;
+use crate::proto::peer::handshake::Step;
+use crate::proto::peer::{Lane, Refusal};
 
 /// The pause after the first failed attempt; it doubles
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -353,6 +354,7 @@ async fn closed<R: tokio::io::AsyncRead + Unpin>(read: &mut FrameReader<R>) -> S
         Ok(None) => "it closed the connection".to_owned(),
         Ok(Some(body)) => match handshake::decode(body) {
             Err(failure) => failure.text,
+            Ok(Step::Refusal(Refusal { text, .. })) => handshake::refusal(&text).text,
             Ok(_) => "it says something where it has nothing to say".to_owned(),
         },
         Err(error) => error.to_string(),

@@ -379,6 +379,32 @@ async fn the_side_that_dials_may_refuse_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_learns_by_whom() {
+    let secrets = [
+        "the same on all servers",
+        "the same on all servers",
+        "not the same as there",
+    ];
+    let [one, two, other] = secrets.map(with_secret);
+    let one = TestServer::start_with(me(1), 0, one).await;
+    *one.host.refuses.lock() = Some("its disk is not bound");
+    let two = TestServer::start_with(me(2), 0, two).await;
+    two.dial(1, one.port);
+    until("a refusal", || two.status().error.is_some()).await;
+    let text = two.status().error.unwrap();
+    assert!(text.ends_with(": its disk is not bound"), "{text}");
+    assert_eq!(two.told().admitted[0], introduction(me(1)));
+    assert!(two.told().linked.is_empty());
+    // Who does not prove itself tells nothing.
+    let other = TestServer::start_with(me(3), 0, other).await;
+    other.dial(1, one.port);
+    until("a refusal", || other.status().error.is_some()).await;
+    assert!(other.told().admitted.is_empty());
+    let admitted = one.told().admitted;
+    assert!(admitted.iter().all(|other| other.server == 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_versions_refuse_each_other() {
     let one = TestServer::start(1).await;
     let mut stream = TcpStream::connect(("127.0.0.1", one.port)).await.unwrap();
@@ -398,7 +424,7 @@ async fn other_versions_refuse_each_other() {
     let (mut stream, _) = later.accept().await.unwrap();
     let mut out = BytesMut::from(&b"zkraftPR\x09\0\0\0"[..]);
     let text = "too old: update it".to_owned();
-    let step = Some(Step::Refusal(Refusal { text }));
+    let step = Some(Step::Refusal(Refusal { text, proof: None }));
     frame::put(
         &prost::Message::encode_to_vec(&Handshake { step }),
         &mut out,

@@ -136,6 +136,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }),
         handshake::Step::Refusal(Refusal {
             text: "no".to_owned(),
+            proof: Some(Proof::default()),
         }),
     ];
     let handshake = steps.map(|step| Handshake { step: Some(step) }.encode_to_vec());
