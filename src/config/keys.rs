@@ -849,9 +849,9 @@ pub static TABLE: &[Key] = &[
         "foundWithMajority",
         "false",
         "true: a new ensemble is founded as soon as a majority of its servers is there, not only \
-         once all are. For a first start only: if the data of a majority is ever lost while this \
-         is set, the empty servers found a second cluster, and what only the others have is lost. \
-         Not in ZooKeeper",
+         once all are. For a first start only: if a majority is ever empty while this is set, and \
+         has met no server with data since it was started, it founds a second cluster, and what \
+         only the others have is lost. Not in ZooKeeper",
         |draft, value| boolean(value).map(|on| draft.config.found_with_majority = on),
         |config| config.found_with_majority.to_string(),
     ),

@@ -6,8 +6,14 @@
 //! So an empty server takes no part at all until some server that knows the cluster says that this
 //! very disk is bound, or until all the others are there and as empty as it is: then the cluster is
 //! new. Operators may say that a majority is enough for that. Then they must know that whoever is
-//! not there has nothing: a majority of wiped servers would begin a second cluster, and what only
+//! not there has nothing: a majority of empty servers would begin a second cluster, and what only
 //! the others have would be lost.
+//!
+//! An empty server that has met one with a log is aware that there is a cluster, even if it was
+//! refused by it. It founds none any more, unless all are there and empty, and whomever it meets is
+//! aware as well. That ends with its process: written down, it would not help those who have met
+//! nobody yet. So what remains is that a majority of the voters is empty, and that these meet each
+//! other before one of them meets anyone who is aware.
 //!
 //! When a leader's process is gone, which a refused connection tells at once, the others need not
 //! wait for an election timeout: they forget it and campaign one after the other. Raft's pre-vote
@@ -99,12 +105,14 @@ impl Standing {
         self.admitted
     }
 
-    /// A server is linked: may this one take part from now on?
+    /// A server is linked: may this one take part from now on? `aware`: it knows that there is a
+    /// cluster.
     pub fn linked(
         &mut self,
         id: u64,
         introduction: Introduction,
         voters: &[u64],
+        aware: bool,
     ) -> Option<Admission> {
         self.linked.insert(id, introduction);
         if self.admitted {
@@ -117,9 +125,8 @@ impl Standing {
             *voter == self.id || self.linked.get(voter).is_some_and(|other| !other.formed)
         };
         let new = voters.iter().filter(|voter| is_new(voter)).count();
-        let is_known_to_be_formed = self.linked.values().any(|other| other.formed);
-        let are_enough = match self.by_majority {
-            true => new > voters.len() / 2 && !is_known_to_be_formed,
+        let are_enough = match self.by_majority && !aware {
+            true => new > voters.len() / 2,
             false => new == voters.len(),
         };
         self.admitted = voters.contains(&self.id) && are_enough;
@@ -258,7 +265,9 @@ impl Engine {
 
     pub(super) fn linked(&mut self, id: u64, introduction: Introduction) {
         let voters = self.replica.membership().voters;
-        let admission = self.standing.linked(id, introduction, &voters);
+        self.shared.met(&introduction);
+        let aware = self.shared.is_aware();
+        let admission = self.standing.linked(id, introduction, &voters, aware);
         self.levels.heard(id, introduction);
         self.admitted(id, admission);
         if id == self.replica.leader() {
@@ -286,6 +295,7 @@ impl Engine {
 
     /// A server said who it is.
     pub(super) fn introduced(&mut self, id: u64, introduction: Introduction) {
+        self.shared.met(&introduction);
         let admission = self.standing.introduced(introduction);
         self.levels.heard(id, introduction);
         self.admitted(id, admission);
@@ -369,11 +379,14 @@ mod tests {
     #[test]
     fn a_new_cluster_begins_once_all_are_there_and_empty() {
         let mut standing = Standing::new(1, 7, false, false);
-        assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3]), None);
+        assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3], false), None);
         standing.unlinked(2);
-        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
+        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3], false), None);
         let founder = Some(Admission::Founder);
-        assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3]), founder);
+        assert_eq!(
+            standing.linked(2, other(false, 0), &[1, 2, 3], false),
+            founder
+        );
         assert!(standing.is_admitted());
     }
 
@@ -381,39 +394,48 @@ mod tests {
     fn a_majority_founds_if_it_may_and_nobody_has_anything() {
         let mut standing = Standing::new(1, 7, false, true);
         let five = [1, 2, 3, 4, 5];
-        assert_eq!(standing.linked(2, other(false, 0), &five), None);
-        // This one has a log, and may soon be able to say what is in it.
-        assert_eq!(standing.linked(4, other(true, 0), &five), None);
-        assert_eq!(standing.linked(3, other(false, 0), &five), None);
+        assert_eq!(standing.linked(2, other(false, 0), &five, false), None);
+        // One with a log was met, and may soon be able to say what is in it.
+        assert_eq!(standing.linked(4, other(true, 0), &five, true), None);
         standing.unlinked(4);
+        assert_eq!(standing.linked(3, other(false, 0), &five, true), None);
         let founder = Some(Admission::Founder);
-        assert_eq!(standing.linked(3, other(false, 0), &five), founder);
+        assert_eq!(standing.linked(3, other(false, 0), &five, false), founder);
+        let mut aware = Standing::new(1, 7, false, true);
+        for id in [2, 3, 4] {
+            assert_eq!(aware.linked(id, other(false, 0), &five, true), None);
+        }
+        let all = aware.linked(5, other(false, 0), &five, true);
+        assert_eq!(all, founder, "nobody has anything any more");
         let mut of_two = Standing::new(1, 7, false, true);
-        assert_eq!(of_two.linked(3, other(false, 0), &[1, 2]), None);
-        assert_eq!(of_two.linked(2, other(false, 0), &[1, 2]), founder);
+        assert_eq!(of_two.linked(3, other(false, 0), &[1, 2], false), None);
+        assert_eq!(of_two.linked(2, other(false, 0), &[1, 2], false), founder);
     }
 
     #[test]
     fn an_empty_server_waits_until_its_disk_is_bound() {
         let mut standing = Standing::new(1, 7, false, false);
-        assert_eq!(standing.linked(2, other(true, 0), &[1, 2, 3]), None);
-        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3]), None);
+        assert_eq!(standing.linked(2, other(true, 0), &[1, 2, 3], false), None);
+        assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3], false), None);
         let older = other(true, 8);
         assert_eq!(
-            standing.linked(2, older, &[1, 2, 3]),
+            standing.linked(2, older, &[1, 2, 3], false),
             None,
             "an older disk of its own"
         );
         let joiner = Some(Admission::Joiner);
-        assert_eq!(standing.linked(2, other(true, 7), &[1, 2, 3]), joiner);
+        assert_eq!(
+            standing.linked(2, other(true, 7), &[1, 2, 3], false),
+            joiner
+        );
     }
 
     #[test]
     fn one_that_is_no_voter_founds_nothing() {
         let mut standing = Standing::new(4, 7, false, false);
-        assert_eq!(standing.linked(1, other(false, 0), &[1]), None);
+        assert_eq!(standing.linked(1, other(false, 0), &[1], false), None);
         let joiner = Some(Admission::Joiner);
-        assert_eq!(standing.linked(1, other(true, 7), &[1]), joiner);
+        assert_eq!(standing.linked(1, other(true, 7), &[1], false), joiner);
     }
 
     #[test]

@@ -110,6 +110,7 @@ pub struct Shared {
     clamped: Mutex<BTreeSet<(IpAddr, i32)>>,
     pub(super) status: Mutex<Status>,
     formed: AtomicBool,
+    aware: AtomicBool,
     cluster: AtomicU64,
     level: AtomicU32,
     /// Random number of this server's directory.
@@ -172,6 +173,7 @@ impl Shared {
             clamped: Mutex::default(),
             status: Mutex::default(),
             formed: AtomicBool::new(false),
+            aware: AtomicBool::new(false),
             cluster: AtomicU64::new(0),
             level: AtomicU32::new(0),
             disk: origin.disk,
@@ -272,6 +274,20 @@ impl Shared {
         self.formed.store(formed, Ordering::Release);
     }
 
+    /// Whether this server knows that there is a cluster: it has a log, or has met a server that
+    /// knows it since it was started.
+    pub fn is_aware(&self) -> bool {
+        self.is_formed() || self.aware.load(Ordering::Acquire)
+    }
+
+    /// Another server says this of itself, whatever comes of that.
+    pub(super) fn met(&self, other: &Introduction) {
+        // The first builds do not say whether they are aware.
+        if other.aware || other.formed || other.cluster != 0 {
+            self.aware.store(true, Ordering::Release);
+        }
+    }
+
     /// The cluster's random number; 0 while it has none, or none that is known here.
     pub fn cluster(&self) -> u64 {
         self.cluster.load(Ordering::Acquire)
@@ -303,9 +319,10 @@ impl Shared {
 
     /// Another server says who the servers are. It is believed if it is of the same cluster, or
     /// holds this disk to be that of this server, which may be new.
-    pub fn learn(&self, cluster: u64, knows: u64, told: &Told) {
-        let is_same = cluster != 0 && cluster == self.cluster();
-        if is_same || (knows != 0 && knows == self.disk) {
+    pub fn learn(&self, other: &Introduction, told: &Told) {
+        self.met(other);
+        let is_same = other.cluster != 0 && other.cluster == self.cluster();
+        if is_same || (other.knows != 0 && other.knows == self.disk) {
             self.acquaintance.lock().learn(told);
         }
     }

@@ -92,6 +92,10 @@ impl Host for Local {
         self.shared.is_formed()
     }
 
+    fn is_aware(&self) -> bool {
+        self.shared.is_aware()
+    }
+
     fn knows(&self, server: u32) -> u64 {
         self.shared.bound_disk(server)
     }
@@ -101,7 +105,7 @@ impl Host for Local {
     }
 
     fn admit(&self, other: &Introduction, told: &Told) -> Result<(), String> {
-        self.shared.learn(other.cluster, other.knows, told);
+        self.shared.learn(other, told);
         let id = u64::from(other.server);
         let refuse = |text: String| {
             let introduction = *other;

@@ -126,6 +126,7 @@ impl Node {
             level: self.build.level,
             level_max: self.build.level_max,
             formed: self.engine.replica.last_index() > 0,
+            aware: self.shared.is_aware(),
             knows,
             ..Introduction::default()
         }
@@ -1835,6 +1836,84 @@ fn a_majority_founds_a_cluster_without_the_others_if_it_may() {
     cluster.agree();
 }
 
+/// Three servers, of which the first two have founded a cluster; one of these came back with an
+/// empty disk. The disk of the third one is bound, but it has not heard of that.
+fn founded_by_two() -> (Cluster, [u64; 3]) {
+    let change = |options: &mut Options| options.found_with_majority = true;
+    let builds = [Build::of(FEATURE_LEVEL); 3];
+    let built = |disks_from| Cluster::built(&[1, 2, 3], &builds, disks_from, false, &change);
+    let mut cluster = built(100);
+    cluster.kill(3);
+    cluster.pass_linking(3_000);
+    let full = cluster.leader();
+    let empty = 3 - full;
+    let (client, _) = cluster.client(full);
+    cluster.send(&client, 1, &create("/a", 0));
+    cluster.node(3).up = true;
+    cluster.lost_appends = Some(3);
+    cluster.introduce(3, full);
+    cluster.pass(500);
+    assert!(cluster.has(1, "/a") && cluster.has(2, "/a"));
+    assert_eq!(cluster.shared(full).bound_disk(3), 103);
+    std::mem::swap(cluster.node(empty), built(200).node(empty));
+    (cluster, [full, empty, 3])
+}
+
+/// The one that has the data comes back, and finds no cluster beside its own.
+fn comes_back(mut cluster: Cluster, full: u64) {
+    cluster.pass_linking(3_000);
+    for server in cluster.running() {
+        assert_eq!(cluster.node(server).engine.replica.last_index(), 0);
+    }
+    cluster.node(full).up = true;
+    cluster.lost_appends = None;
+    cluster.pass_linking(10_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    assert!([1, 2, 3].iter().all(|server| cluster.has(*server, "/a")));
+    cluster.agree();
+}
+
+#[test]
+fn a_server_that_was_refused_founds_nothing_with_one_that_is_new() {
+    let (mut cluster, [full, empty, _]) = founded_by_two();
+    let introduction = cluster.node(full).introduction(100 + empty);
+    cluster.shared(empty).learn(&introduction, &Told::default());
+    let introduction = cluster.node(empty).introduction(0);
+    let refused = NotAdmitted::OtherDisk { bound: 100 + empty };
+    let server = empty as u32;
+    let introduction = Introduction {
+        server,
+        ..introduction
+    };
+    assert_eq!(cluster.shared(full).admit(&introduction), Err(refused));
+    cluster.kill(full);
+    comes_back(cluster, full);
+}
+
+#[test]
+fn a_server_founds_nothing_with_one_that_has_met_another() {
+    let (mut cluster, [full, _, new]) = founded_by_two();
+    // It was there for a moment.
+    cluster.introduce(full, new);
+    cluster.kill(full);
+    comes_back(cluster, full);
+}
+
+#[test]
+fn servers_that_have_met_others_begin_anew_once_all_are_empty() {
+    let (mut cluster, [full, empty, new]) = founded_by_two();
+    let introduction = cluster.node(full).introduction(100 + empty);
+    cluster.shared(empty).learn(&introduction, &Told::default());
+    cluster.lost_appends = None;
+    let change = |options: &mut Options| options.found_with_majority = true;
+    let builds = [Build::of(FEATURE_LEVEL); 3];
+    let mut others = Cluster::built(&[1, 2, 3], &builds, 300, false, &change);
+    std::mem::swap(cluster.node(full), others.node(full));
+    cluster.pass_linking(5_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    assert!(!cluster.has(new, "/a") && cluster.shared(new).is_serving());
+}
+
 #[test]
 fn a_leader_that_is_removed_asks_nobody_without_a_vote_to_lead() {
     let mut cluster = Cluster::configured(&[1, 2], 3, 100, false);
@@ -1962,14 +2041,18 @@ fn a_server_that_was_away_knows_those_who_joined_as_soon_as_it_is_told() {
     let told = cluster.shared(leader).tell();
     let number = cluster.shared(leader).cluster();
     let shared = cluster.shared(away).clone();
-    shared.learn(number + 1, 0, &told);
+    let of = |cluster| Introduction {
+        cluster,
+        ..Introduction::default()
+    };
+    shared.learn(&of(number + 1), &told);
     assert!(!shared.is_member(4), "that was another cluster");
-    shared.learn(number, 0, &told);
+    shared.learn(&of(number), &told);
     let older = Told {
         ensemble: "server.1=a:1:2\nversion=1".to_owned(),
         ..Told::default()
     };
-    shared.learn(number, 0, &older);
+    shared.learn(&of(number), &older);
     assert!(shared.is_member(4));
     // And where they are.
     let now_ms = cluster.now_ms;
@@ -2005,13 +2088,17 @@ fn a_server_that_was_away_lets_in_one_that_came_back_with_another_disk() {
         Err(NotAdmitted::OtherDisk { bound })
     );
     let told = cluster.shared(leader).tell();
-    shared.learn(cluster.shared(leader).cluster(), 0, &told);
+    let same = Introduction {
+        cluster: shared.cluster(),
+        ..Introduction::default()
+    };
+    shared.learn(&same, &told);
     assert_eq!(shared.admit(&introduction), Ok(()));
     // Who knows less is not believed.
     let mut older = told;
     older.index -= 1;
     older.disks.clear();
-    shared.learn(shared.cluster(), 0, &older);
+    shared.learn(&same, &older);
     assert_eq!(shared.bound_disk(back as u32), 200 + back);
 }
 
@@ -2051,7 +2138,11 @@ fn a_server_that_joins_is_linked_to_those_who_are_about_to_go() {
     };
     // The others have applied what this one is not told by the log before it has followed.
     let shared = cluster.shared(4).clone();
-    shared.learn(0, 104, &told);
+    let other = Introduction {
+        knows: 104,
+        ..Introduction::default()
+    };
+    shared.learn(&other, &told);
     assert!(!shared.is_member(leader as u32));
     let now_ms = cluster.now_ms;
     let mut out = Outputs::default();

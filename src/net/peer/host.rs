@@ -8,12 +8,16 @@ use crate::storage::{Fault, SnapshotReader, SnapshotWriter};
 /// must not block, and must not wait for the links. The exception is what has to do with snapshots:
 /// these calls may block, in threads that are made for it.
 pub trait Host: Send + Sync + 'static {
-    /// 0: not known yet. When that changes, or [`Host::is_formed`] or [`Host::knows`] does, this
-    /// server introduces itself again to its peers before anything else is sent.
+    /// 0: not known yet. When that changes, or [`Host::is_formed`], [`Host::is_aware`] or
+    /// [`Host::knows`] does, this server introduces itself again to its peers before anything else
+    /// is sent.
     fn cluster(&self) -> u64;
 
     /// Whether this server has any log or snapshot.
     fn is_formed(&self) -> bool;
+
+    /// Whether this server knows that there is a cluster.
+    fn is_aware(&self) -> bool;
 
     /// The disk that this server holds to be that of another one; 0: it knows of none.
     fn knows(&self, server: u32) -> u64;

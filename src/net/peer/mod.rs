@@ -276,6 +276,7 @@ impl Shared {
         Introduction {
             cluster: self.host.cluster(),
             formed: self.host.is_formed(),
+            aware: self.host.is_aware(),
             knows: self.host.knows(other),
             ..self.me
         }

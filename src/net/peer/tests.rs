@@ -58,6 +58,10 @@ impl Host for TestHost {
         true
     }
 
+    fn is_aware(&self) -> bool {
+        true
+    }
+
     fn tell(&self) -> Told {
         Told::default()
     }
@@ -241,6 +245,7 @@ fn introduction(me: Introduction) -> Introduction {
     Introduction {
         cluster: CLUSTER,
         formed: true,
+        aware: true,
         ..me
     }
 }

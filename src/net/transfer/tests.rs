@@ -48,6 +48,10 @@ impl Host for TestHost {
         true
     }
 
+    fn is_aware(&self) -> bool {
+        true
+    }
+
     fn tell(&self) -> Told {
         Told::default()
     }
@@ -211,6 +215,7 @@ fn party(me: Introduction) -> Party<'static> {
         me: Introduction {
             cluster: 7,
             formed: true,
+            aware: true,
             ..me
         },
         secret: None,

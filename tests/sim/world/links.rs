@@ -129,6 +129,7 @@ impl World {
             level_max: build.level_max,
             cluster: self.sabotage.cluster(process.shared.cluster()),
             formed: process.shared.is_formed(),
+            aware: process.shared.is_aware(),
             knows: process.shared.bound_disk(self.hosts[to].id),
         })
     }
@@ -160,7 +161,7 @@ impl World {
             && let Some(told) = self.hosts[of].process.as_ref()
         {
             let told = told.shared.tell();
-            shared.learn(other.cluster, other.knows, &told);
+            shared.learn(other, &told);
         }
         if self.sabotage == Sabotage::AdmitAnyDisk {
             return Ok(true);
@@ -221,8 +222,9 @@ impl World {
         else {
             return Ok(());
         };
-        // The side that was dialled looks first.
-        if !self.lets_in(to, server, &me)? || !self.lets_in(server, to, &other)? {
+        // The side that was dialled looks first. Whoever it refuses learns of it all the same.
+        let is_let_in = self.lets_in(to, server, &me)?;
+        if !self.lets_in(server, to, &other)? || !is_let_in {
             return self.dial_failed(server, to, Failure::Refused);
         }
         self.enter(to, server, &me)?;
