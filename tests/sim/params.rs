@@ -331,10 +331,6 @@ impl Params {
                 late: rng.between(1, (voters as u64 - 1) / 2) as usize,
                 by_majority: rng.percent(70),
             };
-            if self.founding.by_majority {
-                // Operators vouch for it that who is not there has nothing.
-                self.wipe_every_us = 0;
-            }
         }
     }
 

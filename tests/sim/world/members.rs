@@ -87,6 +87,8 @@ impl World {
         // Who is configured to be alone would found another cluster with its empty disk.
         let is_told_of_others = self.params.servers > 1 || server > 0;
         // Nor does a founder count that lost power before it had anything: its disk is as empty.
+        // Two such may be a majority that founds another cluster, where that is enough, if they
+        // have met nobody else since they were started.
         let mut others = self.members().into_iter().filter(|other| *other != server);
         let have_others = others.all(|other| self.checks.logs[other].durable() > 0)
             // Those who have applied it let in no other disk anyway.
