@@ -193,6 +193,7 @@ impl Sabotage {
                 // A start would serve before it has caught up, which is noticed first.
                 (params.crash_every_us, params.restart_every_us) = (0, 0);
                 (params.disk_fault_every_us, params.full_disk_every_us) = (0, 0);
+                params.wipe_every_us = 0;
             }
             Self::ForgetHeard => params.servers = 3,
             Self::StaleReads => {
@@ -208,7 +209,13 @@ impl Sabotage {
                 params.settings.retain(|(name, _)| *name != HIDDEN);
                 params.settings.push((HIDDEN, 1));
             }
-            Self::AdmitEmpty | Self::AdmitAnyDisk => {
+            Self::AdmitEmpty => {
+                params.servers = 3;
+                // Early: who has applied that a disk is bound lets in no other one.
+                params.wipe_every_us = 100_000;
+                params.partition_every_us = 500_000;
+            }
+            Self::AdmitAnyDisk => {
                 params.servers = 3;
                 params.wipe_every_us = 1_000_000;
             }

@@ -75,7 +75,10 @@ impl World {
                 self.checks.said(from, self.hosts[from].disk_id, message)?;
             }
             let message = self.sabotage.message(message);
-            if let Some(message) = self.sabotage.forged_answer(&message) {
+            // The start after all is well would serve before it has caught up.
+            if let Some(message) = self.sabotage.forged_answer(&message)
+                && !self.healed
+            {
                 let (now_ms, from_leader) = (self.clock_ms(from), leader);
                 let event = Event::Peer {
                     from: from_leader,
