@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use prost::Message as _;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::machine::LogId;
@@ -359,7 +359,10 @@ impl Replica {
 
             let new_term = (self.hard_state.term, self.hard_state.vote)
                 != (self.hard_state_written.term, self.hard_state_written.vote);
-            let empty = entries.is_empty() && !new_term && ready.snapshot().is_empty();
+            // A start goes by the last change that it knows to be committed. In an idle ensemble
+            // nothing else would write that down, and whom an earlier one counts on may be gone.
+            let changes = ready.committed_entries().iter().any(is_change);
+            let empty = entries.is_empty() && !new_term && !changes && ready.snapshot().is_empty();
             if !empty {
                 let first = self.first_membership.take();
                 let record = log::Record {
@@ -374,7 +377,7 @@ impl Replica {
                 turn.append.push(Append {
                     number,
                     record,
-                    sync: ready.must_sync(),
+                    sync: ready.must_sync() || changes,
                 });
             }
 
@@ -519,4 +522,9 @@ fn mix(a: u64, b: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// Whether an entry changes who has a say.
+fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }

@@ -80,6 +80,9 @@ pub enum Group {
     Recipes,
     /// 25: after the last fault everything works again.
     Liveness,
+    /// Not a violation: the run is over, since a change of the membership that was on its way when
+    /// a disk was lost has left no majority (README, limits).
+    BeyondRepair,
     /// A server noticed by itself that its state is not that of the others.
     Alarm,
     /// An assertion of the server itself.

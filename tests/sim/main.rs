@@ -7,7 +7,8 @@
 //! * `cargo test --test sim`: the fixed seeds, fresh ones, and the sabotages that must be caught.
 //! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search. `SIM_HOURS=10` goes
 //!   on until there were so many hours under load; `SIM_TIMES=10` makes each run's load and faults
-//!   last ten times as long, which is another run than the seed's own.
+//!   last ten times as long, which is another run than the seed's own. So is one whose faults are
+//!   aimed as well, as those of every other fresh seed are: `SIM_AIMED=1` aims all, `0` none.
 //! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed; with
 //!   `SIM_SABOTAGE=StaleReads` one that is sabotaged.
 
@@ -109,6 +110,11 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
+/// Whether faults are aimed as well, if that is said.
+fn is_aimed() -> Option<bool> {
+    number("SIM_AIMED").map(|aimed| aimed != 0)
+}
+
 /// Not a test of its own: what a range of seeds finds, one line per violation.
 #[test]
 fn survey() {
@@ -116,12 +122,13 @@ fn survey() {
         return;
     };
     let first = number("SIM_FIRST").unwrap_or(1);
-    let times = number("SIM_TIMES").unwrap_or(1);
+    let (times, aimed) = (number("SIM_TIMES").unwrap_or(1), is_aimed());
     std::panic::set_hook(Box::new(|_| {}));
     let mut all = Stats::default();
     for seed in first..first + count {
         let plan = Plan {
             times,
+            aimed: aimed.unwrap_or(false),
             ..Plan::of(seed)
         };
         let run = Run::new(plan, Telling::Nothing);
@@ -207,6 +214,11 @@ impl<P> Search<P> {
 fn fixed_seeds() {
     // Runs in which nothing happens would prove nothing.
     let plans = seeds::FIXED.iter().map(|seed| Plan::of(*seed));
+    let aimed = seeds::AIMED.iter().map(|seed| Plan {
+        aimed: true,
+        ..Plan::of(*seed)
+    });
+    let plans = plans.chain(aimed);
     let missing = run_all(plans, |_, _| false).missing();
     assert!(missing.is_empty(), "no run had any {missing:?}");
 }
@@ -219,8 +231,10 @@ fn fresh_seeds() {
     let times = number("SIM_TIMES").unwrap_or(1);
     let hours = number("SIM_HOURS").unwrap_or(0) as f64;
     let count = number("SIM_SEEDS").unwrap_or(FRESH);
+    let aimed = is_aimed();
     let plans = (first..).map(|seed| Plan {
         times,
+        aimed: aimed.unwrap_or(seed % 2 == 1),
         ..Plan::of(seed)
     });
     run_all(plans, |runs, all| {
@@ -245,6 +259,7 @@ fn one() {
         seed: seed.unwrap_or(1),
         sabotage,
         times: number("SIM_TIMES").unwrap_or(1),
+        aimed: is_aimed().unwrap_or(false),
     };
     let run = Run::new(plan, telling);
     println!("{:?}, hash {:016x}", run.stats, run.hash);

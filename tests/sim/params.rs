@@ -23,6 +23,8 @@ pub struct Plan {
     pub sabotage: Sabotage,
     /// How many times as long as the seed says there are faults.
     pub times: u64,
+    /// Faults come also in moments that they seldom meet by chance.
+    pub aimed: bool,
 }
 
 impl Plan {
@@ -32,6 +34,7 @@ impl Plan {
             seed,
             sabotage: Sabotage::None,
             times: 1,
+            aimed: false,
         }
     }
 }
@@ -42,6 +45,9 @@ impl fmt::Display for Plan {
         write!(f, "SIM_SEED={}", self.seed)?;
         if self.sabotage != Sabotage::None {
             write!(f, " SIM_SABOTAGE={:?}", self.sabotage)?;
+        }
+        if self.aimed {
+            write!(f, " SIM_AIMED=1")?;
         }
         match self.times {
             1 => Ok(()),

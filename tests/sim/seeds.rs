@@ -12,6 +12,7 @@
 //! | 1795680173760 | after a start in a change, who was to go could not be found | engine |
 //! | 1795681000271 | a server was removed though the next reconfig kept it | engine |
 //! | 1795681001011 | what a lost leader had confirmed kept a server from serving | engine |
+//! | 1795730002959 | after a start, a change that was committed did not count | engine |
 //!
 //! 1795657133028 is of the checker itself: an acknowledgement of an earlier term may leave after
 //! what it acknowledged was replaced. So is 1795668845170: a server that caught up last had no time
@@ -19,7 +20,7 @@
 //! fired before the server knew who its reader is; and 1795721000234: a leader raised the level as
 //! soon as it had removed who was too old for it. 38 is there for its torn tails, 48
 //! for a server that is too old, 61 for servers that only let read, 5025 and 5059 for leaders that
-//! hand over.
+//! hand over, 31540 for a change that leaves no majority since a disk is lost.
 //!
 //! A run with a sabotage of touches found that what was heard between two ticks counted from the
 //! earlier one, so that a session could end a tick too early.
@@ -69,6 +70,7 @@ pub const FIXED: &[u64] = &[
     5109,
     10043,
     31450,
+    31540,
     1795657133028,
     1795668845170,
     1795677000604,
@@ -78,4 +80,8 @@ pub const FIXED: &[u64] = &[
     1795681001011,
     1795720000276,
     1795721000234,
+    1795730002959,
 ];
+
+/// Those that found something when their faults were aimed as well, and a few more.
+pub const AIMED: &[u64] = &[1, 2, 3, 4];

@@ -62,6 +62,8 @@ pub struct Stats {
     /// Lost disks, and servers that were refused for their disk.
     pub wipes: u64,
     pub strangers: u64,
+    /// Runs that ended since a majority had lost its disks.
+    pub beyond_repair: u64,
     /// Changes of the ensemble by clients, and of the membership.
     pub reconfigs: u64,
     pub changes: u64,
@@ -88,11 +90,13 @@ pub struct Stats {
     pub read_only_refusals: u64,
     /// Founders that were started when the others had begun.
     pub late_founders: u64,
+    /// Faults that were meant for a certain moment.
+    pub aimed: u64,
     pub met: Met,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 52] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 54] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -128,6 +132,7 @@ impl Stats {
             ("snapshots installed", &mut self.installs),
             ("lost disks", &mut self.wipes),
             ("refused disks", &mut self.strangers),
+            ("beyond repair", &mut self.beyond_repair),
             ("reconfigs", &mut self.reconfigs),
             ("changed memberships", &mut self.changes),
             ("hand-overs", &mut self.hand_overs),
@@ -144,6 +149,7 @@ impl Stats {
             ("read-only sessions", &mut self.read_only),
             ("read-only refusals", &mut self.read_only_refusals),
             ("late founders", &mut self.late_founders),
+            ("aimed faults", &mut self.aimed),
             ("ms under load", &mut self.loaded_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]

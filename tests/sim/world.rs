@@ -40,6 +40,7 @@ macro_rules! note {
     };
 }
 
+mod aim;
 mod builds;
 mod host;
 mod links;
@@ -51,6 +52,7 @@ mod transfer;
 mod trouble;
 mod wires;
 
+use aim::Aim;
 use host::{Host, Process};
 use network::Network;
 
@@ -123,6 +125,11 @@ enum What {
         client: usize,
     },
     Fault(Trouble),
+    /// One that is meant for this server.
+    Aimed {
+        trouble: Trouble,
+        server: usize,
+    },
 }
 
 /// What the threads of a process do.
@@ -197,6 +204,8 @@ pub struct World {
     sabotage: Sabotage,
     /// It takes longer than its seed says: clients that die are replaced, or none would be left.
     is_long: bool,
+    /// Faults come also when something begins that they seldom meet by chance.
+    aim: Option<Aim>,
     rng: Rng,
     /// For what not all runs have: the others do not depend on it.
     rest: Rng,
@@ -227,6 +236,7 @@ impl World {
             seed,
             sabotage,
             times,
+            aimed,
         } = plan;
         let mut rng = Rng::new(seed);
         let mut params = Params::draw(&mut rng);
@@ -241,6 +251,7 @@ impl World {
         let founders = params.membership();
         let mut world = Self {
             sabotage,
+            aim: aimed.then(|| Aim::new(seed, hosts.len())),
             is_long: times > 1,
             rng: rng.fork(),
             rest,
@@ -274,7 +285,13 @@ impl World {
     pub fn run(&mut self) -> Verdict {
         let verdict = self.run_to_the_end();
         self.count();
-        verdict
+        match verdict {
+            Err(Violation { group, .. }) if group == Group::BeyondRepair => {
+                self.stats.beyond_repair += 1;
+                Ok(())
+            }
+            verdict => verdict,
+        }
     }
 
     fn run_to_the_end(&mut self) -> Verdict {
@@ -523,13 +540,24 @@ impl World {
             }
             What::Inherit { client } => self.inherit(client),
             What::Fault(trouble) => self.trouble(trouble),
+            What::Aimed { trouble, server } => self.meet(trouble, server),
         }
+    }
+
+    /// Something happened, or will until then, that all is well only some time after.
+    fn stirred(&mut self, until_us: u64) {
+        self.calm_us = self.calm_us.max(until_us);
     }
 
     /// Whether all has been well for so long that nothing may remind of what went wrong.
     fn is_calm(&self) -> bool {
         let after_us = self.calm_us + CALM_AFTER_US;
-        self.healed && self.now_us > after_us && self.is_membership_settled()
+        let Checks { members, model, .. } = &self.checks;
+        // Whoever has an empty disk is taken back only when it was there for some time.
+        self.healed
+            && self.now_us > after_us
+            && self.is_membership_settled()
+            && !members.lacks_disk(model)
     }
 
     /// A server's monotonic clock, in ms.

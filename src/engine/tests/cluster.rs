@@ -2201,6 +2201,34 @@ fn who_is_to_go_is_linked_until_the_change_is_through() {
 }
 
 #[test]
+fn a_change_that_was_committed_counts_after_a_start() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let lost = cluster.leader();
+    let mut others = cluster.servers();
+    others.retain(|other| *other != lost);
+    let (client, _) = cluster.client(lost);
+    cluster.send(&client, 1, &reconfig("", &others[1].to_string()));
+    cluster.pass_linking(1_000);
+    assert_eq!(cluster.members().0.len(), 2);
+    cluster.send(
+        &client,
+        2,
+        &reconfig(&format!("{};2181", line(others[1])), ""),
+    );
+    cluster.pass_linking(3_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    // Nothing was written since. All lose power, and one its disk.
+    cluster.kill(lost);
+    for other in others {
+        cluster.replace(other, Build::of(FEATURE_LEVEL));
+    }
+    cluster.pass_linking(5_000);
+    let leader = cluster.leader();
+    assert!(leader != lost && cluster.shared(leader).is_serving());
+}
+
+#[test]
 fn a_server_may_campaign_before_its_log_knows_of_the_snapshot_it_was_sent() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();

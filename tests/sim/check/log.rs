@@ -62,6 +62,11 @@ impl LogCheck {
         self.durable.len() as u64
     }
 
+    /// The last entry that a start would know to be committed.
+    pub fn known_committed(&self) -> u64 {
+        self.durable_state.commit
+    }
+
     /// The last index that was ever applied.
     pub fn applied(&self) -> u64 {
         self.applied

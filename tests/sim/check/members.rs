@@ -131,6 +131,11 @@ impl MemberCheck {
         members
     }
 
+    /// The entry of the last change.
+    pub fn changed(&self) -> u64 {
+        self.history.keys().last().copied().unwrap_or(0)
+    }
+
     /// The membership by which the entry that comes next may have been decided: the present one or,
     /// if the leader had not applied the last change yet, the one before.
     pub fn deciding(&self) -> impl Iterator<Item = &Members> {
@@ -230,6 +235,15 @@ impl MemberCheck {
             let disk = self.replaced.get(id);
             disk.is_some_and(|disk| *disk != Self::bound_disk(*id, model))
         })
+    }
+
+    /// Whether those whose disks are counted on are no majority any more.
+    pub fn is_beyond_repair(&self, model: &Model) -> bool {
+        let has_disk = |id| {
+            let disk = self.replaced.get(&id);
+            disk.is_none_or(|disk| *disk == Self::bound_disk(id, model))
+        };
+        !self.present().is_majority(has_disk)
     }
 
     fn bound_disk(id: u64, model: &Model) -> u64 {

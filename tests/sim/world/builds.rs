@@ -95,7 +95,7 @@ impl World {
         self.stats.outdated += 1;
         self.checks.outdated(server)?;
         self.hosts[server].is_too_old = true;
-        self.calm_us = self.now_us;
+        self.stirred(self.now_us);
         self.stop_cleanly(server)
     }
 

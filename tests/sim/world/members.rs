@@ -6,6 +6,7 @@ use zkraft::engine::{Event, Role};
 use zkraft::proto::log::Membership;
 
 use super::*;
+use crate::check::log::LogCheck;
 
 /// How long a leader waits for another one before it stops, in µs, and how often it looks.
 const HAND_OVER_US: u64 = 1_500_000;
@@ -90,7 +91,10 @@ impl World {
         // Two such may be a majority that founds another cluster, where that is enough, if they
         // have met nobody else since they were started.
         let mut others = self.members().into_iter().filter(|other| *other != server);
-        let have_others = others.all(|other| self.checks.logs[other].durable() > 0)
+        // And who does not know yet of the last change goes by the membership before it.
+        let changed = self.checks.members.changed();
+        let has_enough = |log: &LogCheck| log.durable() > 0 && log.known_committed() >= changed;
+        let have_others = others.all(|other| has_enough(&self.checks.logs[other]))
             // Those who have applied it let in no other disk anyway.
             || self.sabotage == Sabotage::AdmitEmpty;
         if !is_quiet

@@ -127,7 +127,7 @@ impl World {
         if let Some(since) = host.down_since_us.take() {
             host.not_run_us += self.now_us - since;
         }
-        self.calm_us = self.now_us;
+        self.stirred(self.now_us);
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
         self.step_at(self.now_us + SEAL_US, server, Step::Seal);
         let peers = peers.into_iter().map(|id| id as usize - 1).collect();
@@ -330,6 +330,7 @@ impl World {
         self.start_write(server)?;
         self.introduce_anew(server);
         self.look_at_wakes(server);
+        self.take_aim(server);
         Ok(())
     }
 
@@ -344,7 +345,7 @@ impl World {
                 return broken(Group::Liveness, "25: another leader without any cause");
             }
             self.stats.elections += u64::from(self.hosts.len() > 1);
-            self.calm_us = self.now_us;
+            self.stirred(self.now_us);
         }
         Ok(())
     }
@@ -360,7 +361,10 @@ impl World {
         self.checks.applied(server, &process.engine, ran_ms, deep)?;
         if self.checks.members.changes() > changes {
             note!(self, "members: {:?}", self.checks.members.present());
-            self.calm_us = self.now_us;
+            self.stirred(self.now_us);
+            if self.checks.members.is_beyond_repair(&self.checks.model) {
+                return broken(Group::BeyondRepair, "a majority has lost its disks");
+            }
         }
         Ok(())
     }
@@ -409,7 +413,7 @@ impl World {
             self.stats.installs += 1;
             let now_us = self.now_us;
             self.process(server).installed_us = Some(now_us);
-            self.calm_us = now_us;
+            self.stirred(now_us);
         }
         let when = When {
             ran_ms: self.ran_ms(server),

@@ -53,6 +53,15 @@ impl World {
             return Ok(());
         }
         let server = self.rng.below(self.hosts.len() as u64) as usize;
+        self.meet(trouble, server)?;
+        self.schedule_trouble(trouble);
+        Ok(())
+    }
+
+    pub(super) fn meet(&mut self, trouble: Trouble, server: usize) -> Verdict {
+        if self.healed {
+            return Ok(());
+        }
         let (situations, wipes) = (self.situations(trouble, server), self.stats.wipes);
         match trouble {
             Trouble::Crash => self.crash(server),
@@ -104,7 +113,6 @@ impl World {
         if !matches!(trouble, Trouble::Wipe) || self.stats.wipes > wipes {
             self.stats.met.count(trouble as usize, &situations);
         }
-        self.schedule_trouble(trouble);
         Ok(())
     }
 
@@ -336,7 +344,16 @@ impl World {
         }
         self.settle_builds();
         self.healed = true;
-        self.calm_us = self.now_us;
+        // What is on its way to a slow disk still takes its time.
+        let is_writing = |host: &Host| {
+            let process = host.process.as_ref();
+            process.is_some_and(|process| process.written.is_some())
+        };
+        let left_us = match self.hosts.iter().any(is_writing) {
+            true => self.params.slow_sync_us,
+            false => 0,
+        };
+        self.stirred(self.now_us + left_us);
         for client in 0..self.clients.len() {
             let mut actions = Vec::new();
             let now_us = self.now_us;

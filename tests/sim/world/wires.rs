@@ -110,8 +110,12 @@ impl World {
                 let host = &self.hosts[server];
                 let heard_ms = self.checks.levels.heard_last(server);
                 let since_ms = served_ms.max(heard_ms).max(host.awoke_ms);
-                self.checks
-                    .turned_away(conn, now_ms.saturating_sub(since_ms))?;
+                // Who leads has a majority, and only waits for the disk.
+                let process = host.process.as_ref();
+                if process.is_some_and(|process| process.engine.leader() != u64::from(host.id)) {
+                    self.checks
+                        .turned_away(conn, now_ms.saturating_sub(since_ms))?;
+                }
                 let is_known = match self.params.read_only_after_ms {
                     Some(_) => REFUSALS.contains(&refused.0),
                     None => refused.0 == REFUSALS[0],
