@@ -1,5 +1,5 @@
-//! Faults that are aimed: they come when a server is about something that lasts so short a time that
-//! faults which come by chance hardly ever meet it.
+//! Faults that are aimed: they come when a server is about something that lasts so short a time
+//! that faults which come by chance hardly ever meet it.
 
 use super::*;
 
