@@ -142,6 +142,7 @@ impl Client<'_> {
                 Ok(left) => left,
                 Err(end) => return end,
             };
+            self.turn = None;
             if !left.is_nothing()
                 && let Err(end) = Box::pin(self.send(left, &mut input)).await
             {
@@ -304,7 +305,6 @@ impl Client<'_> {
     /// Sends what is left, and what is queued behind it. An error: nothing can or will follow.
     async fn send(&mut self, mut left: Left, input: &mut BytesMut) -> Result<(), End> {
         loop {
-            self.turn = None;
             if !left.output.is_empty() {
                 self.write(&left.output, input).await?;
             }
@@ -314,7 +314,8 @@ impl Client<'_> {
                 _ => {
                     left = self
                         .sender
-                        .exchange(self.connection, |_| Ok::<_, End>(()))?
+                        .exchange(self.connection, |_| Ok::<_, End>(()))?;
+                    self.turn = None;
                 }
             }
         }

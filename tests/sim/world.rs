@@ -286,7 +286,10 @@ impl World {
         let verdict = self.run_to_the_end();
         self.count();
         match verdict {
-            Err(Violation { group, .. }) if group == Group::BeyondRepair => {
+            Err(Violation {
+                group: Group::BeyondRepair,
+                ..
+            }) => {
                 self.stats.beyond_repair += 1;
                 Ok(())
             }
