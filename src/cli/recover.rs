@@ -2,6 +2,9 @@
 //! that what only the others had may be lost.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -15,6 +18,8 @@ use crate::storage::Progress;
 use super::args::{Flags, Target};
 use super::{log_progress, logging, say};
 
+/// How long a server that runs may take to let others connect.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// What must be typed.
 const WORDS: &str = "lose what only the others have";
 
@@ -28,6 +33,9 @@ pub struct RecoverArguments {
     /// For scripts: the words that would have to be typed
     #[arg(long, value_name = "WORDS")]
     pub confirm: Option<String>,
+    /// Go on though something answers where a server is said to be lost
+    #[arg(long)]
+    pub although_others_answer: bool,
 }
 
 /// Asks for a line; `None`: nobody can be asked.
@@ -74,6 +82,19 @@ fn recover(
     say(out, &shown(&facts, config));
     if arguments.show {
         return Ok(stopped.leave()?);
+    }
+    let answering = match arguments.although_others_answer {
+        true => None,
+        false => answering(&facts, config),
+    };
+    if let Some((id, address)) = answering {
+        stopped.leave()?;
+        bail!(
+            "server {id} answers at {address}, so it is not lost, and may make up a majority with \
+             another one. Stop it, and compare `zkraft recover --show` there: it may have more \
+             than this one. If what answers there is something else, add \
+             --although-others-answer. Nothing was changed"
+        );
     }
     say(out, &warning(&facts));
     let typed = match &arguments.confirm {
@@ -228,6 +249,31 @@ fn others(facts: &SurvivorFacts) -> Vec<u64> {
     others
 }
 
+/// One of the others that runs, and where it answers: whatever is configured of them is tried at
+/// the same time.
+fn answering(facts: &SurvivorFacts, config: &Config) -> Option<(u64, String)> {
+    let others = others(facts);
+    let answers = |member: &Member| {
+        let mut peers = member.peers.iter();
+        let peer = peers.find(|peer| {
+            let addresses = (&*peer.host, peer.quorum_port).to_socket_addrs();
+            let mut addresses = addresses.into_iter().flatten();
+            addresses.any(|address| TcpStream::connect_timeout(&address, ANSWERS_WITHIN).is_ok())
+        })?;
+        let (host, port) = (&peer.host, peer.quorum_port);
+        Some((u64::from(member.id), format!("{host} port {port}")))
+    };
+    let members = config.members.iter();
+    let members = members.filter(|member| others.contains(&u64::from(member.id)));
+    thread::scope(|scope| {
+        let tried: Vec<_> = members
+            .map(|member| scope.spawn(move || answers(member)))
+            .collect();
+        let tried = tried.into_iter();
+        tried.filter_map(|tried| tried.join().ok().flatten()).next()
+    })
+}
+
 fn listed(ids: &[u64]) -> String {
     let mut ids = ids.to_vec();
     ids.sort_unstable();
@@ -247,12 +293,17 @@ mod tests {
     use crate::proto::log;
     use crate::storage::{Storage, StorageConfig};
 
-    const LINES: &str = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\n";
+    // Nobody listens there.
+    const LINES: &str = "server.1=a:1:2\nserver.2=127.0.0.1:1:2\nserver.3=127.0.0.1:3:4\n";
 
     fn config(dir: &Path) -> Config {
+        configured(dir, LINES)
+    }
+
+    fn configured(dir: &Path, lines: &str) -> Config {
         std::fs::write(dir.join("myid"), "1\n").unwrap();
         let dir = dir.display();
-        let text = format!("dataDir={dir}\nclientPort=2181\nclusterSecretFile=/secret\n{LINES}");
+        let text = format!("dataDir={dir}\nclientPort=2181\nclusterSecretFile=/secret\n{lines}");
         let loaded = Loaded::text("zoo.cfg", text.as_bytes(), &[], false);
         loaded.unwrap().config
     }
@@ -303,7 +354,7 @@ mod tests {
     fn run(config: &Config, arguments: &[&str], typed: Option<&str>) -> (String, Option<String>) {
         let words: Vec<&str> = arguments
             .iter()
-            .filter(|a| **a != "--show")
+            .filter(|a| !a.starts_with("--"))
             .copied()
             .collect();
         let arguments = RecoverArguments {
@@ -317,6 +368,7 @@ mod tests {
             },
             show: arguments.contains(&"--show"),
             confirm: words.first().map(|words| (*words).to_owned()),
+            although_others_answer: arguments.contains(&"--although-others-answer"),
         };
         let mut out = Vec::new();
         let mut ask = || typed.map(str::to_owned);
@@ -369,6 +421,25 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_done_while_another_server_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let lines = LINES.replace("127.0.0.1:3:4", &format!("127.0.0.1:{port}:4"));
+        let config = configured(dir.path(), &lines);
+        write_log(dir.path());
+        let error = run(&config, &[WORDS], None).1.unwrap();
+        let expected = format!("server 3 answers at 127.0.0.1 port {port}, so it is not lost");
+        assert!(error.starts_with(&expected), "{error}");
+        // Who only asks is told.
+        let (shown, error) = run(&config, &["--show"], None);
+        assert_eq!(error, None);
+        assert!(shown.contains("term 3, index 2\n"), "{shown}");
+        let (_, error) = run(&config, &[WORDS, "--although-others-answer"], None);
+        assert_eq!(error, None);
+    }
+
+    #[test]
     fn with_the_words_it_is_done_once() {
         for (arguments, typed) in [(&[WORDS][..], None), (&[], Some(WORDS))] {
             let dir = tempfile::tempdir().unwrap();
@@ -376,7 +447,7 @@ mod tests {
             write_log(dir.path());
             let (said, error) = run(&config, arguments, typed);
             assert_eq!(error, None);
-            let next = "reconfig -add \"server.2=b:1:2:participant;2181\"";
+            let next = "reconfig -add \"server.2=127.0.0.1:1:2:participant;2181\"";
             assert!(said.contains(next), "{said}");
             let (shown, _) = run(&config, &["--show"], None);
             for line in [
