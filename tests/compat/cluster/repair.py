@@ -158,8 +158,11 @@ def recovers(kind: lab.Kind) -> None:
 
         refused = zkraft("recover", servers[1], "--show")
         assert refused.returncode == 1 and "in use by another zkraft" in refused.stderr, refused
-        for server in servers.values():
-            server.kill9()
+        for number in (1, 2):
+            servers[number].kill9()
+        refused = zkraft("recover", servers[1], "--confirm", WORDS)
+        assert refused.returncode == 1 and "server 3 answers at" in refused.stderr, refused
+        servers[3].kill9()
         ledger.join()
 
         # The one that has most. (With three alive, the two others together have all there is.)
