@@ -193,8 +193,7 @@ impl<'a> Drive<'a> {
         for number in 0..self.clients.len() {
             self.refill(number)?;
         }
-        while self.start.elapsed() < self.plan.warm_up {
-            let left = self.plan.warm_up - self.start.elapsed();
+        while let Some(left) = self.plan.warm_up.checked_sub(self.start.elapsed()) {
             self.step(left)?;
         }
 
