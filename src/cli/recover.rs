@@ -269,8 +269,8 @@ fn answering(facts: &SurvivorFacts, config: &Config) -> Option<(u64, String)> {
         let tried: Vec<_> = members
             .map(|member| scope.spawn(move || answers(member)))
             .collect();
-        let tried = tried.into_iter();
-        tried.filter_map(|tried| tried.join().ok().flatten()).next()
+        let mut tried = tried.into_iter();
+        tried.find_map(|tried| tried.join().expect("nothing there panics"))
     })
 }
 

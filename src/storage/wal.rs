@@ -331,13 +331,8 @@ impl Wal {
     /// Writes the encoded group, and zeros behind it when the prepared part is used up.
     fn put(&mut self, records: &[Record]) -> Result<u64, Fault> {
         let end = self.position + self.buffer.len() as u64;
-        let mut written = self.file.write_at(&self.buffer, self.position);
-        if end > self.prepared {
-            let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
-            self.prepared = segment::to_sectors(ahead.max(end));
-            written = written.and_then(|()| write_zeros(&*self.file, end, self.prepared));
-        }
-        written.map_err(|error| Fault::io("write to", &self.current().path, error))?;
+        self.write_buffer(end)
+            .map_err(|error| Fault::io("write to", &self.current().path, error))?;
         self.position = end;
         self.sealed = false;
         if self.buffer.capacity() > BUFFER_BYTES_KEPT {
@@ -349,6 +344,17 @@ impl Wal {
         let number = self.next_group;
         self.next_group += 1;
         Ok(number)
+    }
+
+    /// Writes the buffer, which ends there, and what is filled ahead.
+    fn write_buffer(&mut self, end: u64) -> std::io::Result<()> {
+        self.file.write_at(&self.buffer, self.position)?;
+        if end > self.prepared {
+            let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
+            self.prepared = segment::to_sectors(ahead.max(end));
+            write_zeros(&*self.file, end, self.prepared)?;
+        }
+        Ok(())
     }
 
     /// How far to fill a segment ahead. On a disk that is nearly full not at all: what is full of

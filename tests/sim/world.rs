@@ -177,6 +177,23 @@ enum Trouble {
     Rebuild,
 }
 
+impl Trouble {
+    const ALL: [Self; 12] = [
+        Self::Crash,
+        Self::Restart,
+        Self::Pause,
+        Self::Reset,
+        Self::Disk,
+        Self::Full,
+        Self::ClockJump,
+        Self::Partition,
+        Self::Flap,
+        Self::ClientCut,
+        Self::Wipe,
+        Self::Rebuild,
+    ];
+}
+
 /// A TCP connection of a client.
 struct Link {
     client: usize,

@@ -8,19 +8,6 @@ const AFTER_US: [u64; 4] = [1, 1_000, 10_000, 60_000];
 /// Between two of them something must go well, in µs.
 const PAUSE_US: u64 = 300_000;
 
-const TROUBLES: [Trouble; 10] = [
-    Trouble::Crash,
-    Trouble::Restart,
-    Trouble::Pause,
-    Trouble::Reset,
-    Trouble::Disk,
-    Trouble::Full,
-    Trouble::Partition,
-    Trouble::Flap,
-    Trouble::ClientCut,
-    Trouble::Wipe,
-];
-
 /// What servers are about, and when there may be the next fault.
 #[derive(Debug)]
 pub(super) struct Aim {
@@ -84,7 +71,11 @@ impl World {
             false => *aim.rng.pick(&AFTER_US),
         };
         let after_us = aim.rng.below(most_us);
-        let trouble = *aim.rng.pick(&TROUBLES);
+        let troubles = Trouble::ALL.into_iter();
+        let is_unaimed =
+            |trouble: &Trouble| matches!(trouble, Trouble::ClockJump | Trouble::Rebuild);
+        let troubles: Vec<_> = troubles.filter(|trouble| !is_unaimed(trouble)).collect();
+        let trouble = *aim.rng.pick(&troubles);
         let server = match aim.rng.percent(60) {
             true => server,
             false => aim.rng.below(servers) as usize,

@@ -9,20 +9,7 @@ use crate::met::Situation;
 
 impl World {
     pub(super) fn schedule_troubles(&mut self) {
-        for trouble in [
-            Trouble::Crash,
-            Trouble::Restart,
-            Trouble::Pause,
-            Trouble::Reset,
-            Trouble::Disk,
-            Trouble::Full,
-            Trouble::ClockJump,
-            Trouble::Partition,
-            Trouble::Flap,
-            Trouble::ClientCut,
-            Trouble::Wipe,
-            Trouble::Rebuild,
-        ] {
+        for trouble in Trouble::ALL {
             self.schedule_trouble(trouble);
         }
     }
@@ -130,62 +117,61 @@ impl World {
         let Checks { members, model, .. } = &self.checks;
         let (present, all) = (members.present(), self.members());
         let is_down = |place: &usize| self.hosts[*place].process.is_none() && *place != server;
-        let mut situations = Vec::new();
-        let mut note = |situation, is: bool| {
-            if is && !met.is_empty() {
-                situations.push(situation);
-            }
-        };
-        note(
-            Situation::Leads,
-            any(&|_, _, process| process.shared.status().role == Role::Leader),
-        );
-        note(
-            Situation::Leaderless,
-            any(&|_, _, process| process.engine.leader() == 0),
-        );
-        note(
-            Situation::Writes,
-            any(&|_, _, process| process.written.is_some()),
-        );
-        note(
-            Situation::Snapshots,
-            any(&|_, _, process| process.snapshot.is_some()),
-        );
-        note(Situation::Sends, any(&|_, _, process| process.is_sending()));
-        note(
-            Situation::Receives,
-            any(&|_, _, process| process.desk.is_receiving()),
-        );
-        note(
-            Situation::HandsOver,
-            any(&|_, _, process| process.stops_us.is_some()),
-        );
-        note(
-            Situation::ReadOnly,
-            any(&|_, _, process| process.shared.is_read_only()),
-        );
-        note(Situation::Joint, !present.outgoing.is_empty());
-        note(
-            Situation::Learner,
-            any(&|_, host, _| present.learners.contains(&u64::from(host.id))),
-        );
-        note(Situation::OneDown, all.iter().any(is_down));
-        note(Situation::DiskLost, members.lacks_disk(model));
-        note(
-            Situation::Cut,
-            any(&|place, _, _| self.network.has_cut(place, self.now_us)),
-        );
-        note(
-            Situation::BadDisk,
-            any(&|_, host, _| host.disk_trouble_until_us > self.now_us),
-        );
         let mut pairs = self.hosts.windows(2);
-        note(
-            Situation::Mixed,
-            pairs.any(|pair| pair[0].build != pair[1].build),
-        );
-        situations
+        let situations = [
+            (
+                Situation::Leads,
+                any(&|_, _, process| process.shared.status().role == Role::Leader),
+            ),
+            (
+                Situation::Leaderless,
+                any(&|_, _, process| process.engine.leader() == 0),
+            ),
+            (
+                Situation::Writes,
+                any(&|_, _, process| process.written.is_some()),
+            ),
+            (
+                Situation::Snapshots,
+                any(&|_, _, process| process.snapshot.is_some()),
+            ),
+            (Situation::Sends, any(&|_, _, process| process.is_sending())),
+            (
+                Situation::Receives,
+                any(&|_, _, process| process.desk.is_receiving()),
+            ),
+            (
+                Situation::HandsOver,
+                any(&|_, _, process| process.stops_us.is_some()),
+            ),
+            (
+                Situation::ReadOnly,
+                any(&|_, _, process| process.shared.is_read_only()),
+            ),
+            (Situation::Joint, !present.outgoing.is_empty()),
+            (
+                Situation::Learner,
+                any(&|_, host, _| present.learners.contains(&u64::from(host.id))),
+            ),
+            (Situation::OneDown, all.iter().any(is_down)),
+            (Situation::DiskLost, members.lacks_disk(model)),
+            (
+                Situation::Cut,
+                any(&|place, _, _| self.network.has_cut(place, self.now_us)),
+            ),
+            (
+                Situation::BadDisk,
+                any(&|_, host, _| host.disk_trouble_until_us > self.now_us),
+            ),
+            (
+                Situation::Mixed,
+                pairs.any(|pair| pair[0].build != pair[1].build),
+            ),
+        ];
+        let situations = situations
+            .into_iter()
+            .filter(|(_, is)| *is && !met.is_empty());
+        situations.map(|(situation, _)| situation).collect()
     }
 
     fn crash(&mut self, server: usize) {
