@@ -97,8 +97,7 @@ static void ephemerals_go_with_their_session_and_have_no_children(void)
     CHECK_RC(ZNOCHILDRENFOREPHEMERALS,
              create(other, bench_path("ephemeral/child"), ZOO_PERSISTENT, NULL, 0));
     client_close(owner);
-    client_sync(other, path);
-    CHECK_RC(ZNONODE, zoo_exists(other->handle, path, 0, &stat));
+    client_wait_gone(other, path);
     client_close(other);
 }
 

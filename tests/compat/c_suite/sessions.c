@@ -52,7 +52,7 @@ static void a_new_handle_takes_over_a_session(void)
     CHECK_INT(id.client_id, stat.ephemeralOwner);
     client_close(second);
     struct client *other = client_open(bench_address, SESSION_MS, NULL);
-    CHECK_RC(ZNONODE, zoo_exists(other->handle, path, 0, NULL));
+    client_wait_gone(other, path);
     client_close(other);
 }
 
@@ -134,8 +134,7 @@ static void session_and_ephemeral_survive_a_killed_server(void)
 
     struct client *other = client_open(bench_address, SESSION_MS, NULL);
     client_close(client);
-    client_sync(other, path);
-    CHECK_RC(ZNONODE, zoo_exists(other->handle, path, 0, NULL));
+    client_wait_gone(other, path);
     client_close(other);
 }
 

@@ -133,6 +133,18 @@ class Bench:
             client.close()
 
 
+def expect_gone(reader: KazooClient, path: str) -> None:
+    """The ephemeral of a session that its client has closed is gone.
+
+    At once from one server. Of several, one that is killed may take the request to close with it,
+    and the session is left to its timeout.
+    """
+    if isinstance(reader, Fresh):
+        lab.wait_until(lambda: reader.exists(path) is None, f"{path} to go")
+    else:
+        equal(reader.exists(path), None, "the ephemeral of a closed session")
+
+
 class Events:
     """Watch events in the order of their arrival; an instance is a kazoo watch function."""
 

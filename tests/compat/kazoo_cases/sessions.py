@@ -32,6 +32,7 @@ from .bench import (
     above,
     case,
     equal,
+    expect_gone,
     in_threads,
     steady,
 )
@@ -81,7 +82,7 @@ def restarting_a_client_ends_its_session(bench: Bench) -> None:
     old = client.client_id[0]
     client.restart()
     equal(client.client_id[0] != old, True, "a new session")
-    equal(client.exists(path), None, "the ephemeral of the old session")
+    expect_gone(client, path)
 
 
 @case
@@ -182,7 +183,7 @@ def another_process_takes_over_a_session_by_id_and_password(bench: Bench) -> Non
     equal(heir.exists(path).owner_session_id, session, "owner")
     heir.stop()
     watcher.sync(path)
-    equal(watcher.exists(path), None, "the ephemeral once the heir closed")
+    expect_gone(watcher, path)
 
 
 @case
