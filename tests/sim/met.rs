@@ -51,6 +51,7 @@ pub enum Situation {
 
 use Situation::*;
 
+/// In the order of the enumeration.
 const SITUATIONS: [(Situation, &str); 15] = [
     (Leads, "leads"),
     (Leaderless, "no leader"),
@@ -68,6 +69,18 @@ const SITUATIONS: [(Situation, &str); 15] = [
     (BadDisk, "bad disk"),
     (Mixed, "mixed"),
 ];
+
+impl Situation {
+    pub const ALL: [Self; SITUATIONS.len()] = {
+        let mut all = [Leads; SITUATIONS.len()];
+        let mut at = 0;
+        while at < all.len() {
+            all[at] = SITUATIONS[at].0;
+            at += 1;
+        }
+        all
+    };
+}
 
 /// How often a trouble met a situation.
 #[derive(Clone, Copy, Default)]

@@ -47,6 +47,7 @@ mod links;
 mod members;
 mod network;
 mod process;
+mod situation;
 mod storage;
 mod transfer;
 mod trouble;

@@ -2,7 +2,17 @@
 //! that faults which come by chance hardly ever meet it.
 
 use super::*;
+use crate::met::Situation;
 
+/// What faults are aimed at. The first lasts no longer than an entry takes.
+const TARGETS: [Situation; 6] = [
+    Situation::Joint,
+    Situation::Learner,
+    Situation::DiskLost,
+    Situation::HandsOver,
+    Situation::Sends,
+    Situation::Receives,
+];
 /// Such a fault comes so long after what it is aimed at began, at most, in µs.
 const AFTER_US: [u64; 4] = [1, 1_000, 10_000, 60_000];
 /// Between two of them something must go well, in µs.
@@ -13,28 +23,7 @@ const PAUSE_US: u64 = 300_000;
 pub(super) struct Aim {
     rng: Rng,
     next_us: u64,
-    seen: Vec<Moment>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Moment {
-    joint: bool,
-    learner: bool,
-    disk_lost: bool,
-    hands_over: bool,
-    sends: bool,
-    receives: bool,
-}
-
-impl Moment {
-    fn begins(self, before: Self) -> bool {
-        (self.joint && !before.joint)
-            || (self.learner && !before.learner)
-            || (self.disk_lost && !before.disk_lost)
-            || (self.hands_over && !before.hands_over)
-            || (self.sends && !before.sends)
-            || (self.receives && !before.receives)
-    }
+    seen: Vec<[bool; TARGETS.len()]>,
 }
 
 impl Aim {
@@ -42,7 +31,7 @@ impl Aim {
         Self {
             rng: Rng::new(!seed),
             next_us: 0,
-            seen: vec![Moment::default(); servers],
+            seen: vec![Default::default(); servers],
         }
     }
 }
@@ -53,16 +42,17 @@ impl World {
         if self.aim.is_none() || self.healed {
             return;
         }
-        let moment = self.moment(server);
+        let present = TARGETS.map(|target| self.is_about(target, server));
         let (now_us, servers) = (self.now_us, self.hosts.len() as u64);
         let Some(aim) = &mut self.aim else {
             return;
         };
-        let before = std::mem::replace(&mut aim.seen[server], moment);
-        // It lasts no longer than an entry takes, and what leads to it may have been aimed at.
-        let is_joint = moment.joint && !before.joint;
+        let before = std::mem::replace(&mut aim.seen[server], present);
+        let begins: [bool; TARGETS.len()] = std::array::from_fn(|at| present[at] && !before[at]);
+        // What leads to it may have been aimed at.
+        let is_joint = begins[0];
         let is_soon = now_us < aim.next_us && !is_joint;
-        if !moment.begins(before) || is_soon || aim.rng.percent(30) {
+        if !begins.contains(&true) || is_soon || aim.rng.percent(30) {
             return;
         }
         aim.next_us = now_us + PAUSE_US;
@@ -82,21 +72,5 @@ impl World {
         };
         self.stats.aimed += 1;
         self.at(now_us + after_us, What::Aimed { trouble, server });
-    }
-
-    fn moment(&self, server: usize) -> Moment {
-        let (host, Checks { members, model, .. }) = (&self.hosts[server], &self.checks);
-        let Some(process) = &host.process else {
-            return Moment::default();
-        };
-        let present = members.present();
-        Moment {
-            joint: !present.outgoing.is_empty(),
-            learner: present.learners.contains(&u64::from(host.id)),
-            disk_lost: members.lacks_disk(model),
-            hands_over: process.stops_us.is_some(),
-            sends: process.is_sending(),
-            receives: process.desk.is_receiving(),
-        }
     }
 }

@@ -1,7 +1,5 @@
 //! What goes wrong, and the end of it.
 
-use zkraft::engine::Role;
-
 use super::*;
 use crate::client::Action;
 use crate::disk::Faults;
@@ -106,72 +104,15 @@ impl World {
     /// What the running servers that a trouble meets are about: all of them if it is the network's.
     fn situations(&self, trouble: Trouble, server: usize) -> Vec<Situation> {
         let is_of_network = matches!(trouble, Trouble::Reset | Trouble::Partition | Trouble::Flap);
-        let is_met = |place: usize| is_of_network || place == server;
-        let hosts = self.hosts.iter().enumerate();
-        let met = hosts.filter_map(|(place, host)| Some((place, host, host.process.as_ref()?)));
-        let met: Vec<_> = met.filter(|(place, ..)| is_met(*place)).collect();
-        let any = |is: &dyn Fn(usize, &Host, &Process) -> bool| {
-            met.iter()
-                .any(|(place, host, process)| is(*place, host, process))
+        let met = match is_of_network {
+            true => 0..self.hosts.len(),
+            false => server..server + 1,
         };
-        let Checks { members, model, .. } = &self.checks;
-        let (present, all) = (members.present(), self.members());
-        let is_down = |place: &usize| self.hosts[*place].process.is_none() && *place != server;
-        let mut pairs = self.hosts.windows(2);
-        let situations = [
-            (
-                Situation::Leads,
-                any(&|_, _, process| process.shared.status().role == Role::Leader),
-            ),
-            (
-                Situation::Leaderless,
-                any(&|_, _, process| process.engine.leader() == 0),
-            ),
-            (
-                Situation::Writes,
-                any(&|_, _, process| process.written.is_some()),
-            ),
-            (
-                Situation::Snapshots,
-                any(&|_, _, process| process.snapshot.is_some()),
-            ),
-            (Situation::Sends, any(&|_, _, process| process.is_sending())),
-            (
-                Situation::Receives,
-                any(&|_, _, process| process.desk.is_receiving()),
-            ),
-            (
-                Situation::HandsOver,
-                any(&|_, _, process| process.stops_us.is_some()),
-            ),
-            (
-                Situation::ReadOnly,
-                any(&|_, _, process| process.shared.is_read_only()),
-            ),
-            (Situation::Joint, !present.outgoing.is_empty()),
-            (
-                Situation::Learner,
-                any(&|_, host, _| present.learners.contains(&u64::from(host.id))),
-            ),
-            (Situation::OneDown, all.iter().any(is_down)),
-            (Situation::DiskLost, members.lacks_disk(model)),
-            (
-                Situation::Cut,
-                any(&|place, _, _| self.network.has_cut(place, self.now_us)),
-            ),
-            (
-                Situation::BadDisk,
-                any(&|_, host, _| host.disk_trouble_until_us > self.now_us),
-            ),
-            (
-                Situation::Mixed,
-                pairs.any(|pair| pair[0].build != pair[1].build),
-            ),
-        ];
-        let situations = situations
-            .into_iter()
-            .filter(|(_, is)| *is && !met.is_empty());
-        situations.map(|(situation, _)| situation).collect()
+        let is_met = |situation: &Situation| {
+            let mut met = met.clone();
+            met.any(|server| self.is_about(*situation, server))
+        };
+        Situation::ALL.into_iter().filter(is_met).collect()
     }
 
     fn crash(&mut self, server: usize) {
