@@ -10,6 +10,8 @@ import lab
 
 from .bench import ONE_SERVER, TICK_MS, Bench, Events, at_least, case, contains, equal, steady
 
+WORDS = "a word is asked on a connection of its own, which is not made again"
+
 # What monitoring agents rely on, of those that a single server has.
 MNTR_NUMBERS = (
     "zk_avg_latency",
@@ -29,6 +31,7 @@ MNTR_NUMBERS = (
 
 
 @case
+@steady(WORDS)
 def ruok_and_isro_answer_one_word(bench: Bench) -> None:
     client = bench.client()
     equal(client.command(b"ruok"), "imok", "ruok")
@@ -36,6 +39,7 @@ def ruok_and_isro_answer_one_word(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def server_version_is_read_from_envi(bench: Bench) -> None:
     client = bench.client()
     version = client.server_version()
@@ -50,6 +54,7 @@ def server_version_is_read_from_envi(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def srvr_has_the_lines_that_tools_parse(bench: Bench) -> None:
     client = bench.client()
     client.create(bench.root)
@@ -71,6 +76,7 @@ def srvr_has_the_lines_that_tools_parse(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def node_count_follows_creates_and_deletes(bench: Bench) -> None:
     client = bench.client()
     root = bench.folder(client)
@@ -111,6 +117,7 @@ def mntr_has_the_numbers_that_agents_read(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def conf_shows_the_configuration(bench: Bench) -> None:
     client = bench.client()
     values = dict(line.split("=", 1) for line in _ask(client, "conf").splitlines() if "=" in line)
@@ -138,6 +145,7 @@ def cons_shows_each_connection_with_its_session(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def dump_lists_sessions_and_their_ephemerals(bench: Bench) -> None:
     client = bench.client()
     path = f"{bench.folder(client)}/ephemeral"
@@ -179,6 +187,7 @@ def statistics_can_be_reset(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def dirs_gives_two_sizes(bench: Bench) -> None:
     client = bench.client()
     text = _ask(client, "dirs")
@@ -187,6 +196,7 @@ def dirs_gives_two_sizes(bench: Bench) -> None:
 
 
 @case
+@steady(WORDS)
 def words_outside_the_whitelist_are_refused_and_unknown_ones_dropped(bench: Bench) -> None:
     with lab.Server(bench.server.kind, {"4lw.commands.whitelist": "ruok, isro"}) as server:
         equal(lab.four_letter(server.port, "ruok"), "imok", "an enabled word")
