@@ -36,6 +36,7 @@ const IDENTITY: Identity = Identity {
 const OPTIONS: WalOptions = WalOptions {
     segment_bytes: 16 << 10,
     prepare_bytes: 4 << 10,
+    unbuffered: true,
 };
 
 /// What a replica should find in its files.

@@ -13,6 +13,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::unbuffered::{self, Unbuffered};
+
 /// A directory tree. All calls block.
 pub trait Disk: Send + Sync {
     /// Makes a directory and its missing parents, durably; fine if it exists.
@@ -24,6 +26,11 @@ pub trait Disk: Send + Sync {
     /// Makes a new, empty file; an error if the name is taken. The name is durable only after
     /// [`Disk::sync_dir`].
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// The same for a file whose every write is synced at once: what is written in whole sectors
+    /// may go to the disk without a copy in the page cache.
+    fn create_unbuffered(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        self.create(path)
+    }
     /// Renames a file within a directory, replacing the target.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -85,17 +92,20 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile::open(path)?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile(create_new(path)?)))
+    }
+
+    fn create_unbuffered(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        let file = RealFile(create_new(path)?);
+        Ok(match unbuffered::open(path) {
+            Ok(direct) => Box::new(Unbuffered::new(file, direct)),
+            // The file system cannot do that.
+            Err(_) => Box::new(file),
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -115,7 +125,20 @@ impl Disk for RealDisk {
     }
 }
 
-struct RealFile(fs::File);
+fn create_new(path: &Path) -> io::Result<fs::File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).open(path)
+}
+
+pub(super) struct RealFile(fs::File);
+
+impl RealFile {
+    /// Of an existing file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        Ok(Self(options.read(true).write(true).open(path)?))
+    }
+}
 
 impl File for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -10,6 +10,7 @@
 //! wal         segments in a row      segment   one file of the log
 //! snapshot    snapshot files         catalog   a second witness, in sled
 //! disk        the file system as a trait: all of the above but catalog and locks run over it
+//! unbuffered  how the log is written on a real one
 //! fault       why this server cannot go on, and what to do
 //! ```
 //!
@@ -26,6 +27,7 @@ mod replay;
 mod segment;
 mod snapshot;
 mod thread;
+mod unbuffered;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -239,6 +241,7 @@ impl Storage {
         let known = directory.known();
         let options = WalOptions {
             segment_bytes: config.segment_bytes,
+            unbuffered: config.sync,
             ..WalOptions::default()
         };
         let progress = config.progress.as_ref();

@@ -47,6 +47,8 @@ pub struct WalOptions {
     /// file size to write. Segments start empty and grow in these steps: many short starts
     /// leave little behind.
     pub prepare_bytes: u64,
+    /// Every write is followed by a sync, so that nothing is won by a copy in the page cache.
+    pub unbuffered: bool,
 }
 
 impl Default for WalOptions {
@@ -54,6 +56,7 @@ impl Default for WalOptions {
         Self {
             segment_bytes: 64 << 20,
             prepare_bytes: 1 << 20,
+            unbuffered: true,
         }
     }
 }
@@ -165,7 +168,7 @@ impl Wal {
             first_index: past.last_index + 1,
             previous: past.segments.last().map_or(0, |segment| segment.checksum),
         };
-        let (file, current) = create_segment(&*disk, dir, &header)?;
+        let (file, current) = create_segment(&*disk, dir, options, &header)?;
         past.segments.push(current);
         let mut wal = Self {
             disk,
@@ -408,7 +411,7 @@ impl Wal {
             first_index: self.last_index + 1,
             previous: closed.checksum,
         };
-        let (file, current) = create_segment(&*self.disk, &self.dir, &header)?;
+        let (file, current) = create_segment(&*self.disk, &self.dir, self.options, &header)?;
         self.file = file;
         self.segments.push(current);
         self.position = SECTOR;
@@ -445,11 +448,14 @@ impl Wal {
 
 /// In pieces of what is always there: an idle server has better uses for a mebibyte.
 fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    /// Where the disk can take them from without a copy.
+    #[repr(align(4096))]
+    struct Zeros([u8; 64 << 10]);
+    static ZEROS: Zeros = Zeros([0; 64 << 10]);
     let mut offset = from;
     while offset < to {
-        let length = ZEROS.len().min((to - offset) as usize);
-        file.write_at(&ZEROS[..length], offset)?;
+        let length = ZEROS.0.len().min((to - offset) as usize);
+        file.write_at(&ZEROS.0[..length], offset)?;
         offset += length as u64;
     }
     Ok(())
@@ -458,12 +464,15 @@ fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
 fn create_segment(
     disk: &dyn Disk,
     dir: &Path,
+    options: WalOptions,
     header: &segment::Header,
 ) -> Result<(Box<dyn File>, Segment), Fault> {
     let path = dir.join(format!("segment.{:016x}", header.segment));
-    let file = disk
-        .create(&path)
-        .map_err(|error| Fault::io("create", &path, error))?;
+    let file = match options.unbuffered {
+        true => disk.create_unbuffered(&path),
+        false => disk.create(&path),
+    };
+    let file = file.map_err(|error| Fault::io("create", &path, error))?;
     let (sector, checksum) = header.encode();
     file.write_at(&sector, 0)
         .map_err(|error| Fault::io("write to", &path, error))?;
@@ -508,6 +517,7 @@ mod tests {
             let options = WalOptions {
                 segment_bytes: 8 << 10,
                 prepare_bytes: 2 << 10,
+                ..WalOptions::default()
             };
             let disk = Arc::new(RealDisk);
             Wal::open(disk, self.0.path(), options, start, &mut |_, _| {})

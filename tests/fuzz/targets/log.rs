@@ -30,6 +30,7 @@ const IDENTITY: Identity = Identity {
 const OPTIONS: WalOptions = WalOptions {
     segment_bytes: 16 << 10,
     prepare_bytes: 512,
+    unbuffered: true,
 };
 
 /// Bits of an input's first byte.
