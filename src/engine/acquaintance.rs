@@ -70,6 +70,10 @@ impl Acquaintance {
                 bound: disks.collect(),
             };
         }
+        let going = told.going.iter();
+        for line in going.filter_map(|line| ServerLine::parse_whole(line).ok()) {
+            self.lines.entry(line.id).or_insert(line);
+        }
         let Ok(ensemble) = Ensemble::parse(&told.ensemble) else {
             return;
         };
@@ -94,15 +98,18 @@ impl Acquaintance {
         self.disks().bound.get(&server).copied().unwrap_or(0)
     }
 
-    /// What others are told.
-    pub fn tell(&self, ensemble: Option<&Ensemble>) -> Told {
+    /// What others are told. `going`: who is not in this ensemble and needed until a change is
+    /// through. Of those, whoever starts anew in the middle of it may only know the numbers.
+    pub fn tell(&self, ensemble: Option<&Ensemble>, going: &[u64]) -> Told {
         let Disks { index, bound } = self.disks();
+        let going = going.iter().filter_map(|id| self.line(*id));
         let disks = bound.iter();
         let disks = disks.map(|(&server, &disk)| BoundDisk { server, disk });
         Told {
             ensemble: ensemble.map_or_else(String::new, ToString::to_string),
             index: *index,
             disks: disks.collect(),
+            going: going.map(ToString::to_string).collect(),
         }
     }
 
@@ -126,6 +133,7 @@ mod tests {
             disks: disks
                 .map(|&(server, disk)| BoundDisk { server, disk })
                 .collect(),
+            going: Vec::new(),
         }
     }
 
@@ -137,7 +145,7 @@ mod tests {
         assert_eq!([known.disk(1), known.disk(2), known.disk(3)], [7, 8, 0]);
         known.learn(&told(6, &[(2, 9)], ""));
         assert_eq!([known.disk(1), known.disk(2)], [0, 9]);
-        assert_eq!(known.tell(None), told(6, &[(2, 9)], ""));
+        assert_eq!(known.tell(None, &[]), told(6, &[(2, 9)], ""));
         known.apply(&Machine::default());
         assert_eq!(known.disk(2), 9);
     }
@@ -158,5 +166,14 @@ mod tests {
         assert_eq!(host(1).as_deref(), Some("a"));
         assert_eq!(host(2).as_deref(), Some("c"));
         assert_eq!(host(3), None);
+        // Others can be told of it by one whose newest ensemble does not have it.
+        let going = known.tell(Some(&newest), &[2, 3]).going;
+        assert_eq!(going, ["server.2=c:1:2:participant"]);
+        let mut anew = Acquaintance::default();
+        anew.learn(&Told {
+            going,
+            ..told(1, &[], newer)
+        });
+        assert_eq!(anew.line(2), known.line(2));
     }
 }

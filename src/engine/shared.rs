@@ -309,7 +309,8 @@ impl Shared {
     /// What other servers are told when they meet this one.
     pub fn tell(&self) -> Told {
         let ensemble = self.newest_ensemble();
-        self.acquaintance.lock().tell(ensemble.as_ref())
+        let going = self.going.lock().clone();
+        self.acquaintance.lock().tell(ensemble.as_ref(), &going)
     }
 
     /// Servers that are members until a change is through.

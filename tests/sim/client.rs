@@ -312,6 +312,8 @@ impl Client {
         (manners.drops, manners.vanishes, manners.moves) = (0, 0, 0);
         (manners.closes, manners.intrudes, manners.garbage) = (0, 0, 0);
         manners.restarts = 0;
+        // A server that was removed and does not know it serves those who only read, for ever.
+        manners.reads_only = false;
         self.finishing = Some(Finish::Wanted);
         if let Phase::Away { until_us } = &mut self.phase {
             *until_us = (*until_us).min(now_us + 100_000);

@@ -2184,6 +2184,8 @@ fn who_is_to_go_is_linked_until_the_change_is_through() {
     for other in &others {
         assert!(cluster.shared(leader).is_member(*other as u32));
     }
+    // Others are told where they are, too: of one that starts now they may dial nobody.
+    assert_eq!(cluster.shared(leader).tell().going.len(), 2);
     // After a start, too, which finds them in the log only.
     let node = &cluster.nodes[leader as usize - 1];
     let (origin, kept) = (next_start(leader, node), node.kept.clone());

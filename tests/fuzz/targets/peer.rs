@@ -116,6 +116,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ensemble: "server.1=a:1:2".to_owned(),
         index: 6,
         disks: vec![BoundDisk { server: 1, disk: 2 }],
+        going: vec!["server.2=b:1:2".to_owned()],
     };
     let steps = [
         handshake::Step::Hello(Hello {
