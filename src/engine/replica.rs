@@ -120,7 +120,7 @@ impl Replica {
     pub fn campaign_if_alone(&mut self) {
         if self.is_sole_voter()
             && self.raw.raft.state == StateRole::Follower
-            && self.unpersisted.is_empty()
+            && !self.must_not_lead()
         {
             let stepped = self.raw.campaign();
             debug_assert!(stepped.is_ok(), "a follower may always campaign");
@@ -128,7 +128,17 @@ impl Replica {
         }
     }
 
+    /// Whether raft must not elect this server now. It leads with a log that is durable, for which
+    /// it counts on the wait for the votes of others: they are asked when that is so. Who votes
+    /// alone waits for nobody.
+    fn must_not_lead(&self) -> bool {
+        self.is_sole_voter() && !self.is_leader() && !self.unpersisted.is_empty()
+    }
+
     pub fn tick(&mut self) {
+        if self.must_not_lead() {
+            return;
+        }
         self.raw.tick();
         self.fix_election_timeout();
     }
@@ -137,6 +147,15 @@ impl Replica {
     pub fn step(&mut self, message: Message) {
         // Proposals are never forwarded through raft: it has no identity for them.
         if message.get_msg_type() == MessageType::MsgPropose {
+            return;
+        }
+        let elects = matches!(
+            message.get_msg_type(),
+            MessageType::MsgTimeoutNow
+                | MessageType::MsgRequestPreVoteResponse
+                | MessageType::MsgRequestVoteResponse
+        );
+        if elects && self.must_not_lead() {
             return;
         }
         if let Err(error) = self.raw.step(message) {
@@ -158,7 +177,7 @@ impl Replica {
 
     /// Asks for votes, if this server may have any.
     pub fn campaign(&mut self) {
-        if self.is_voter() && !self.is_leader() {
+        if self.is_voter() && !self.is_leader() && !self.must_not_lead() {
             // Refused while a change of membership is not applied yet: it is tried again.
             if let Err(error) = self.raw.campaign() {
                 tracing::debug!(%error, "no campaign");

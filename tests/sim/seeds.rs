@@ -11,6 +11,7 @@
 //! | 1795679793050 | a server that was linked before it was a member never took part | engine |
 //! | 1795680173760 | after a start in a change, who was to go could not be found | engine |
 //! | 1795705995549 (aimed) | the same, of a start from a snapshot of the change | engine |
+//! | 1795706622220 | who was left alone led before its log was durable, and stopped | engine |
 //! | 1795681000271 | a server was removed though the next reconfig kept it | engine |
 //! | 1795681001011 | what a lost leader had confirmed kept a server from serving | engine |
 //! | 1795730002959 | after a start, a change that was committed did not count | engine |
@@ -86,6 +87,7 @@ pub const FIXED: &[u64] = &[
     1795720000276,
     1795721000234,
     1795730002959,
+    1795706622220,
 ];
 
 /// Those that found something when their faults were aimed as well, and a few more.

@@ -2277,6 +2277,100 @@ fn a_leader_that_finds_itself_removed_leads_no_more() {
     cluster.agree();
 }
 
+/// With it, it may be the only one that votes before what it was sent last is durable.
+#[test]
+fn who_is_left_alone_leads_only_once_its_log_is_durable() {
+    let removal = proto::log::Entry {
+        time_ms: 1,
+        change: Some(proto::log::MembershipChange {
+            steps: vec![step(Kind::Remove, 2)],
+        }),
+        ..Default::default()
+    };
+    let of = |index, kind, context: Vec<u8>| proto::log::LogEntry {
+        term: 1,
+        index,
+        kind,
+        context: context.into(),
+        ..Default::default()
+    };
+    let kept = Kept {
+        hard_state: proto::log::HardState {
+            term: 1,
+            vote: 2,
+            commit: 1,
+        },
+        membership: Some(proto::log::Membership {
+            voters: vec![1, 2],
+            ..Default::default()
+        }),
+        entries: vec![of(1, 0, Vec::new()), of(2, 2, removal.encode_to_vec())],
+    };
+    let origin = OriginId {
+        server: 1,
+        disk: 7,
+        incarnation: 2,
+    };
+    let build = Build::of(FEATURE_LEVEL);
+    let mut node = Node::start(origin, &[], true, build, kept, 0, &|_| ());
+    turn_and_write(&mut node);
+
+    // The leader's last words: the removal is committed, and there is one more entry.
+    let mut last = raft::eraftpb::Message {
+        from: 2,
+        to: 1,
+        term: 1,
+        log_term: 1,
+        index: 2,
+        commit: 2,
+        entries: vec![entry::entry_to_raft(of(3, 0, Vec::new()))].into(),
+        ..Default::default()
+    };
+    last.set_msg_type(MessageType::MsgAppend);
+    let last = PeerMessage::Raft(last);
+    let mut out = Outputs::default();
+    let heard = Event::Peer {
+        from: 2,
+        message: last,
+    };
+    node.engine.handle(heard, 100, &mut out);
+    node.engine.turn(100, 1_000_000, &mut out);
+    let number = out.append.last().expect("there is an entry").number;
+    assert!(node.engine.replica.is_sole_voter());
+
+    let lose = Event::PeerLost(2);
+    node.engine.handle(lose, 100, &mut Outputs::default());
+    let mut hand_over = raft::eraftpb::Message {
+        from: 2,
+        to: 1,
+        term: 1,
+        ..Default::default()
+    };
+    hand_over.set_msg_type(MessageType::MsgTimeoutNow);
+    let handed = Event::Peer {
+        from: 2,
+        message: PeerMessage::Raft(hand_over),
+    };
+    node.engine.handle(handed, 100, &mut Outputs::default());
+    for tick in 1..=100 {
+        let mut out = Outputs::default();
+        let now_ms = 100 + tick * 50;
+        node.engine.handle(Event::Tick, now_ms, &mut out);
+        node.engine.turn(now_ms, 1_000_000, &mut out);
+        assert!(!node.engine.replica.is_leader(), "tick {tick}");
+    }
+    let persisted = Event::Persisted(number + 100);
+    node.engine
+        .handle(persisted, 6_000, &mut Outputs::default());
+    for tick in 1..=50 {
+        let now_ms = 6_000 + tick * 50;
+        node.engine
+            .handle(Event::Tick, now_ms, &mut Outputs::default());
+        turn_and_write(&mut node);
+    }
+    assert!(node.shared.is_serving());
+}
+
 /// A server on its own, which has chosen this number for its cluster and has an observer.
 fn lone_voter(cluster: i64) -> Node {
     let content = proto::log::Entry {
