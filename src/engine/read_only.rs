@@ -23,8 +23,7 @@ impl Engine {
             && self
                 .deserted_ms
                 .is_some_and(|since_ms| self.now_ms >= since_ms + after_ms);
-        if is_read_only != self.shared.is_read_only() {
-            self.shared.set_read_only(is_read_only);
+        if self.shared.set_read_only(is_read_only) != is_read_only {
             match is_read_only {
                 true => tracing::warn!("no majority: read-only clients are served what is here"),
                 false => tracing::info!("read-only clients are not served any more"),

@@ -214,8 +214,9 @@ impl Shared {
         self.read_only.load(Ordering::Acquire) && !self.is_serving()
     }
 
-    pub(super) fn set_read_only(&self, read_only: bool) {
-        self.read_only.store(read_only, Ordering::Release);
+    /// Returns what was set before, whether it counted or not: it does not while all are served.
+    pub(super) fn set_read_only(&self, read_only: bool) -> bool {
+        self.read_only.swap(read_only, Ordering::AcqRel)
     }
 
     /// Sessions that no other server knows, with their timeouts in ms.

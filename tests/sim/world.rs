@@ -424,9 +424,12 @@ impl World {
         }
     }
 
-    /// Connections that are open though their sessions went elsewhere.
+    /// Connections that are open though their sessions went elsewhere. Not those at a server that
+    /// was removed and does not know it: it closes them once it serves nobody.
     fn superseded(&self) -> impl Iterator<Item = ConnId> {
+        let members = self.members();
         let open = self.links.iter().filter(|(_, link)| link.server.is_some());
+        let open = open.filter(move |(_, link)| members.contains(&link.to));
         open.filter(|(conn, link)| {
             let process = self.hosts[link.to].process.as_ref();
             let serves_all = process.is_some_and(|process| process.serving);

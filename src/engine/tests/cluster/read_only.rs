@@ -206,6 +206,22 @@ fn a_server_that_hears_a_leader_or_knows_nothing_is_not_read_only() {
     assert!(!alone.shared(1).is_read_only(), "it has nothing to show");
 }
 
+/// Whoever is elected may serve before the next tick.
+#[test]
+fn who_serves_again_is_not_read_only_again_as_soon_as_it_does_not() {
+    let mut cluster = cluster();
+    let leader = cluster.leader();
+    let shared = cluster.shared(leader).clone();
+    assert!(shared.is_serving());
+    shared.set_read_only(true);
+    cluster.pass(200);
+    cluster.isolate(leader);
+    while shared.is_serving() {
+        cluster.pass_finely(1);
+    }
+    assert!(!shared.is_read_only());
+}
+
 #[test]
 fn a_leader_without_followers_becomes_read_only_too() {
     let mut cluster = cluster();
