@@ -358,7 +358,8 @@ def full_by_a_foreign_file(disk: Disk) -> None:
 def full_but_for_the_reserve(disk: Disk) -> None:
     """The reserve lets a server start on a full disk, so that its clients can make room."""
     data = disk.path / "data"
-    ledger = Ledger(pad=8_000, keep=10**9)
+    # So large that the log of their deletion takes no more than a quarter of the reserve.
+    ledger = Ledger(pad=32_000, keep=10**9)
     with server_on(data, ledger, {"snapCount": "2000"}) as server:
         assert (data / "ballast").exists(), "there is no reserve"
         ledger.start(server.port)
@@ -380,7 +381,7 @@ def full_but_for_the_reserve(disk: Disk) -> None:
             server.start()
             starts += 1
             with contextlib.suppress(TimeoutError):
-                lab.wait_until(lambda: disk.free() > 32 * MIB, "room", seconds_max=2)
+                lab.wait_until(lambda: disk.free() > 32 * MIB, "room", seconds_max=5)
         print(f"  after {starts} more starts {disk.free() // 1024} KiB are free", flush=True)
         check(server, ledger)
         server.kill9()
