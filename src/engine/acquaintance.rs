@@ -11,14 +11,22 @@ use crate::machine::{Ensemble, Machine};
 use crate::proto::peer::{BoundDisk, Told};
 use crate::wire::ServerLine;
 
-use super::members::disk_setting;
+use super::members::{changed_setting, disk_setting};
 
 /// The disks that servers must come with, by server; one that is missing may come with any.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Disks {
     /// Of the last entry with which these were applied, or of a later one.
     index: u64,
-    bound: BTreeMap<u32, u64>,
+    bound: BTreeMap<u32, Bound>,
+}
+
+/// The disk of a server.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Bound {
+    disk: u64,
+    /// It had another one before.
+    changed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -36,8 +44,11 @@ impl Acquaintance {
     /// The state has other settings than before.
     pub fn apply(&mut self, machine: &Machine) {
         let disks = (1..=u32::from(u8::MAX)).filter_map(|server| {
-            let disk = machine.setting(&disk_setting(server.into())) as u64;
-            (disk != 0).then_some((server, disk))
+            let bound = Bound {
+                disk: machine.setting(&disk_setting(server.into())) as u64,
+                changed: machine.setting(&changed_setting(server.into())) != 0,
+            };
+            (bound != Bound::default()).then_some((server, bound))
         });
         self.applied = Disks {
             index: machine.applied().index,
@@ -64,7 +75,10 @@ impl Acquaintance {
     /// Another server of this cluster says what it knows.
     pub fn learn(&mut self, told: &Told) {
         if told.index > self.disks().index {
-            let disks = told.disks.iter().map(|bound| (bound.server, bound.disk));
+            let disks = told.disks.iter().map(|&told| {
+                let BoundDisk { disk, changed, .. } = told;
+                (told.server, Bound { disk, changed })
+            });
             self.told = Disks {
                 index: told.index,
                 bound: disks.collect(),
@@ -95,7 +109,17 @@ impl Acquaintance {
 
     /// The disk that a server must come with; 0: any.
     pub fn disk(&self, server: u32) -> u64 {
-        self.disks().bound.get(&server).copied().unwrap_or(0)
+        self.bound(server).disk
+    }
+
+    /// Whether a server is known to have had another disk than the one that it must come with.
+    pub fn has_other_disk(&self, server: u32) -> bool {
+        self.bound(server).changed
+    }
+
+    fn bound(&self, server: u32) -> Bound {
+        let bound = self.disks().bound.get(&server);
+        bound.copied().unwrap_or_default()
     }
 
     /// What others are told. `going`: who is not in this ensemble and needed until a change is
@@ -104,7 +128,11 @@ impl Acquaintance {
         let Disks { index, bound } = self.disks();
         let going = going.iter().filter_map(|id| self.line(*id));
         let disks = bound.iter();
-        let disks = disks.map(|(&server, &disk)| BoundDisk { server, disk });
+        let disks = disks.map(|(&server, &Bound { disk, changed })| BoundDisk {
+            server,
+            disk,
+            changed,
+        });
         Told {
             ensemble: ensemble.map_or_else(String::new, ToString::to_string),
             index: *index,
@@ -131,7 +159,11 @@ mod tests {
             ensemble: ensemble.to_owned(),
             index,
             disks: disks
-                .map(|&(server, disk)| BoundDisk { server, disk })
+                .map(|&(server, disk)| BoundDisk {
+                    server,
+                    disk,
+                    changed: disk == 9,
+                })
                 .collect(),
             going: Vec::new(),
         }
@@ -145,6 +177,7 @@ mod tests {
         assert_eq!([known.disk(1), known.disk(2), known.disk(3)], [7, 8, 0]);
         known.learn(&told(6, &[(2, 9)], ""));
         assert_eq!([known.disk(1), known.disk(2)], [0, 9]);
+        assert!(known.has_other_disk(2) && !known.has_other_disk(1));
         assert_eq!(known.tell(None, &[]), told(6, &[(2, 9)], ""));
         known.apply(&Machine::default());
         assert_eq!(known.disk(2), 9);

@@ -117,5 +117,6 @@ impl Engine {
         self.snapshot.entries = 0;
         self.snapshot.bytes = 0;
         self.snapshot.due = false;
+        self.update_say();
     }
 }

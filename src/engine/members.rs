@@ -15,11 +15,23 @@
 //! nobody yet. So what remains is that a majority of the voters is empty, and that these meet each
 //! other before one of them meets anyone who is aware.
 //!
+//! What a server says counts for the disk that said it. A membership names servers by their numbers,
+//! and who is far behind goes by one that others have left. There, the number of a server that lost
+//! its disk stands for what was acknowledged with the lost one; counted for the new one, it could
+//! elect who was away, and what the others have committed without both would be lost. So a vote or
+//! an acknowledgement counts only if it comes from the disk that the state of who counts it binds to
+//! that number, and nobody elects itself on another disk. Then each disk is a server of its own, as
+//! Raft has it (Raft thesis §4), and a number goes from one to another only by a change of
+//! membership. Who is so far behind that nothing is bound yet counts no disk that it was told to be
+//! a number's second one.
+//!
 //! When a leader's process is gone, which a refused connection tells at once, the others need not
 //! wait for an election timeout: they forget it and campaign one after the other. Raft's pre-vote
 //! keeps that harmless: whoever still hears the leader gives no vote (Raft thesis §9.6).
 
 use std::collections::BTreeMap;
+
+use raft::eraftpb::{Message, MessageType};
 
 use crate::machine::Machine;
 use crate::proto::log;
@@ -53,6 +65,11 @@ pub fn disk_setting(server: u64) -> String {
     format!("disk.{server}")
 }
 
+/// Setting that is 1 if a server had another disk than the one that is bound now.
+pub fn changed_setting(server: u64) -> String {
+    format!("disk.{server}.changed")
+}
+
 /// How an empty server came to take part.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Admission {
@@ -72,6 +89,8 @@ pub struct Standing {
     /// Whether a majority may found a cluster without the others.
     by_majority: bool,
     linked: BTreeMap<u64, Introduction>,
+    /// The disks that servers came with when they dialled this one last.
+    came_with: BTreeMap<u64, u64>,
     strangers: BTreeMap<u64, Stranger>,
     /// Servers whose disks are being bound, and the term of the leader who does it.
     binding: BTreeMap<u64, u64>,
@@ -95,6 +114,7 @@ impl Standing {
             admitted,
             by_majority,
             linked: BTreeMap::new(),
+            came_with: BTreeMap::new(),
             strangers: BTreeMap::new(),
             binding: BTreeMap::new(),
         }
@@ -131,6 +151,19 @@ impl Standing {
         };
         self.admitted = voters.contains(&self.id) && are_enough;
         self.admitted.then_some(Admission::Founder)
+    }
+
+    /// Whether what a server says comes from this disk.
+    pub fn has_come_with(&self, id: u64, disk: u64) -> bool {
+        match id == self.id {
+            true => self.disk == disk,
+            false => self.came_with.get(&id).is_none_or(|with| *with == disk),
+        }
+    }
+
+    /// A server dialled this one, with this disk: all that it says from now on comes from that.
+    pub fn comes_with(&mut self, id: u64, disk: u64) {
+        self.came_with.insert(id, disk);
     }
 
     pub fn unlinked(&mut self, id: u64) {
@@ -296,9 +329,12 @@ impl Engine {
     /// A server said who it is.
     pub(super) fn introduced(&mut self, id: u64, introduction: Introduction) {
         self.shared.met(&introduction);
+        self.standing.comes_with(id, introduction.disk);
         let admission = self.standing.introduced(introduction);
         self.levels.heard(id, introduction);
         self.admitted(id, admission);
+        // It may have been told of its own number.
+        self.update_say();
     }
 
     fn admitted(&mut self, by: u64, admission: Option<Admission>) {
@@ -321,6 +357,50 @@ impl Engine {
             }
         }
         tracing::info!(by, "this server takes part from now on");
+    }
+
+    /// Whose say counts, after something was applied.
+    pub(super) fn update_say(&mut self) {
+        {
+            let state = self.shared.state.read();
+            let version = state.machine.settings_version();
+            if self.bound_version != Some(version) {
+                self.bound_version = Some(version);
+                let ids = (1..=u64::from(u8::MAX)).map(|id| (id, disk_setting(id)));
+                let disks = ids.map(|(id, name)| (id, state.machine.setting(&name) as u64));
+                self.bound = disks.filter(|(_, disk)| *disk != 0).collect();
+            }
+        }
+        let has_say = self.has_say(self.id);
+        self.replica.set_say(has_say);
+    }
+
+    /// Whether what a server says counts here.
+    fn has_say(&self, id: u64) -> bool {
+        match self.bound_disk(id) {
+            0 => !self.shared.has_other_disk(id),
+            disk => self.standing.has_come_with(id, disk),
+        }
+    }
+
+    /// Whether a message says something that does not count, since it comes from another disk than
+    /// the one that the state binds to its sender. That there is a later term counts all the same.
+    pub(super) fn is_of_other_disk(&self, from: u64, message: &Message) -> bool {
+        let says = match message.get_msg_type() {
+            MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse => {
+                !message.reject
+            }
+            MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
+                message.term <= self.replica.term()
+            }
+            _ => false,
+        };
+        says && !self.has_say(from)
+    }
+
+    /// The disk that the state binds to a server; 0: none yet.
+    pub(super) fn bound_disk(&self, id: u64) -> u64 {
+        self.bound.get(&id).copied().unwrap_or(0)
     }
 
     pub(super) fn peer_lost(&mut self, id: u64) {

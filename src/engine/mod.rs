@@ -395,8 +395,14 @@ pub struct Engine {
     links_due: bool,
     /// The digest of the settings that others were told of.
     introduced_version: Option<u64>,
+    /// The disks that the state binds to servers, as of the settings with this digest.
+    bound: BTreeMap<u64, u64>,
+    bound_version: Option<u64>,
     /// A snapshot of another server, until this one has a leader to be given it by.
     received: Option<Box<(SnapshotMeta, Machine)>>,
+    /// As the leader: what those who follow without a vote must have before they are given one (see
+    /// [`Self::note_learners`]).
+    entry_of: BTreeMap<u64, u64>,
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
     applied: LogId,
@@ -497,11 +503,15 @@ impl Engine {
             linked: Vec::new(),
             links_due: true,
             introduced_version: None,
+            bound: BTreeMap::new(),
+            bound_version: None,
             received: None,
+            entry_of: BTreeMap::new(),
             transfers: BTreeMap::new(),
             applied,
             now_ms,
         };
+        engine.update_say();
         // Before anybody is told who this server is.
         engine.update_status();
         engine
@@ -837,6 +847,7 @@ impl Engine {
             PeerMessage::Raft(message) if message.get_msg_type() == MessageType::MsgSnapshot => {}
             // Whoever is not let in promises nothing.
             PeerMessage::Raft(_) if !self.standing.is_admitted() => {}
+            PeerMessage::Raft(message) if self.is_of_other_disk(from, &message) => {}
             PeerMessage::Raft(message) => self.replica.step(message),
             // Who takes this server for the leader will hear who is, or sends it again.
             PeerMessage::Forward(batch) if self.replica.is_leader() => self.inbound.push(batch),
@@ -911,6 +922,7 @@ impl Engine {
     fn leadership_changed(&mut self) {
         if !self.replica.is_leader() {
             self.transfers.clear();
+            self.entry_of.clear();
         }
         self.forward.resend();
         self.proposed.clear();
@@ -947,6 +959,7 @@ impl Engine {
     }
 
     fn apply(&mut self, committed: Vec<Entry>) {
+        let has_entries = !committed.is_empty();
         let mut entries = committed.into_iter().peekable();
         while entries.peek().is_some() && self.outdated().is_none() {
             // Who waits for an answer before those that are only told of a change.
@@ -1026,6 +1039,9 @@ impl Engine {
             wake(&answered);
         }
         self.replica.applied(self.applied.index);
+        if has_entries {
+            self.update_say();
+        }
     }
 
     fn release_syncs(&mut self) {

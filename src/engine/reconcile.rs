@@ -14,7 +14,7 @@ use crate::machine::Ensemble;
 use crate::proto::log::{self, MembershipChange};
 
 use super::forward::is_reconfig;
-use super::members::disk_setting;
+use super::members::{changed_setting, disk_setting};
 use super::status::PeerStatus;
 use super::{Engine, Outputs, set_command};
 
@@ -40,6 +40,8 @@ pub struct Facts<'a> {
     pub committed: u64,
     /// Servers that came with another disk than the one that is bound, and that disk.
     pub strangers: &'a BTreeMap<u64, u64>,
+    /// What those without a vote must have in their logs before they are given one.
+    pub entry_of: &'a BTreeMap<u64, u64>,
 }
 
 /// One step of a change of membership.
@@ -50,6 +52,12 @@ pub fn step(kind: Kind, server: u64) -> MembershipStep {
     }
 }
 
+/// A server's number is free for another disk.
+fn unbind(server: u64) -> [log::Command; 2] {
+    let settings = [(disk_setting(server), 0), (changed_setting(server), 1)];
+    settings.map(|setting| set_command(&setting))
+}
+
 /// The next step, if one is wanted and can be taken now.
 pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
     let Facts {
@@ -58,6 +66,7 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
         peers,
         committed,
         strangers,
+        entry_of,
     } = *facts;
     let voters: BTreeSet<u64> = membership.voters.iter().copied().collect();
     let learners: BTreeSet<u64> = membership.learners.iter().copied().collect();
@@ -78,10 +87,13 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
     {
         return Some(step(Kind::Remove, *server));
     }
+    let has_nearly_caught_up = |peer: &PeerStatus| {
+        let has_entry = entry_of.get(&peer.id).is_some_and(|e| peer.matched >= *e);
+        peer.active && !peer.snapshot && has_entry && peer.matched + NEARLY >= committed
+    };
     let nearly = |server: &u64| {
         let found = peers.iter().find(|peer| peer.id == *server);
-        found
-            .is_some_and(|peer| peer.active && !peer.snapshot && peer.matched + NEARLY >= committed)
+        found.is_some_and(has_nearly_caught_up)
     };
     if let Some(server) = target
         .voters
@@ -133,6 +145,7 @@ impl Engine {
             return;
         }
         let membership = self.replica.membership();
+        self.note_learners(&membership);
         if self.replica.is_changing() {
             // raft leaves a joint membership by itself, unless the leader changed in between.
             if !membership.voters_outgoing.is_empty() {
@@ -173,6 +186,7 @@ impl Engine {
             peers: &self.peers(),
             committed: self.replica.committed(),
             strangers: &strangers,
+            entry_of: &self.entry_of,
         };
         let Some(step) = next_step(&target, &facts) else {
             self.hand_over_if_unwanted(&target);
@@ -183,7 +197,7 @@ impl Engine {
             let gone: Vec<u64> = gone.collect();
             for id in gone {
                 self.standing.unbinds(id);
-                self.internal.push(set_command(&(disk_setting(id), 0)));
+                self.internal.extend(unbind(id));
             }
             return;
         };
@@ -194,13 +208,14 @@ impl Engine {
         );
         let mut internal = Vec::new();
         if let Some(disk) = strangers.get(&step.server) {
-            let bound = match step.kind() {
-                Kind::Remove => 0,
-                Kind::AddLearner | Kind::AddVoter => *disk,
-            };
             self.standing.unbinds(step.server);
-            internal.push(set_command(&(disk_setting(step.server), bound as i64)));
-            self.standing.bound(step.server, bound);
+            match step.kind() {
+                Kind::Remove => internal.extend(unbind(step.server)),
+                Kind::AddLearner | Kind::AddVoter => {
+                    internal.push(set_command(&(disk_setting(step.server), *disk as i64)));
+                    self.standing.bound(step.server, *disk);
+                }
+            }
         }
         let entry = log::Entry {
             time_ms: wall_ms,
@@ -210,6 +225,21 @@ impl Engine {
         };
         // The same.
         let _ = self.propose_entry(entry);
+    }
+
+    /// Who follows without a vote is given one once it has what was committed when it was first
+    /// seen here with its disk bound. Before that it may have nothing, not even the entry that
+    /// binds its disk, and could be counted on for nothing. In a short log, that is close to the
+    /// end.
+    fn note_learners(&mut self, membership: &Membership) {
+        let learners = &membership.learners;
+        self.entry_of.retain(|id, _| learners.contains(id));
+        let committed = self.replica.committed();
+        for id in learners {
+            if self.bound_disk(*id) != 0 {
+                self.entry_of.entry(*id).or_insert(committed);
+            }
+        }
     }
 
     /// A leader that is to leave lets another one lead, which then removes it.
@@ -338,6 +368,7 @@ mod tests {
         membership: Membership,
         peers: Vec<PeerStatus>,
         strangers: BTreeMap<u64, u64>,
+        entry_of: BTreeMap<u64, u64>,
     }
 
     fn case(target: &[u64], voters: &[u64], learners: &[u64]) -> Case {
@@ -363,6 +394,7 @@ mod tests {
                 })
                 .collect(),
             strangers: BTreeMap::new(),
+            entry_of: learners.iter().map(|id| (*id, 4_000)).collect(),
         }
     }
 
@@ -380,6 +412,7 @@ mod tests {
                 peers: &self.peers,
                 committed: 5_000,
                 strangers: &self.strangers,
+                entry_of: &self.entry_of,
             };
             next_step(&self.target, &facts).map(|step| (step.kind(), step.server))
         }
@@ -404,6 +437,18 @@ mod tests {
             case(&[1, 2, 3], &[1], &[2, 3]).silent(2).step(),
             Some((Kind::AddVoter, 3))
         );
+    }
+
+    #[test]
+    fn who_has_nothing_is_given_no_vote_in_a_short_log_either() {
+        let mut short = case(&[1, 2, 3], &[1, 2], &[3]);
+        short.entry_of.insert(3, 5_000);
+        short.peers[1].matched = 4_999;
+        assert_eq!(short.step(), None);
+        short.peers[1].matched = 5_000;
+        assert_eq!(short.step(), Some((Kind::AddVoter, 3)));
+        short.entry_of.clear();
+        assert_eq!(short.step(), None, "its disk is not bound");
     }
 
     #[test]

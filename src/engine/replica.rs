@@ -62,6 +62,8 @@ pub struct Replica {
     /// The membership that a new log begins with, until it is written: a later start must not take
     /// it from a configuration that was edited meanwhile.
     first_membership: Option<log::Membership>,
+    /// See [`Self::set_say`].
+    has_say: bool,
     last_seen: (u64, u64),
 }
 
@@ -110,10 +112,17 @@ impl Replica {
             hard_state,
             hard_state_written: hard_state,
             first_membership,
+            has_say: true,
             last_seen: (0, 0),
         };
         replica.fix_election_timeout();
         Ok(replica)
+    }
+
+    /// Whether this server's disk is the one that its number stands for in the membership. If not,
+    /// it has no vote for itself.
+    pub fn set_say(&mut self, has_say: bool) {
+        self.has_say = has_say;
     }
 
     /// A sole voter needs no one's vote: it need not wait for an election timeout.
@@ -132,7 +141,8 @@ impl Replica {
     /// it counts on the wait for the votes of others: they are asked when that is so. Who votes
     /// alone waits for nobody.
     fn must_not_lead(&self) -> bool {
-        self.is_sole_voter() && !self.is_leader() && !self.unpersisted.is_empty()
+        let is_early = self.is_sole_voter() && !self.unpersisted.is_empty();
+        !self.is_leader() && (is_early || !self.has_say)
     }
 
     pub fn tick(&mut self) {

@@ -352,6 +352,12 @@ impl Shared {
         self.acquaintance.lock().disk(server)
     }
 
+    /// Whether that is known not to be the first one that it came with.
+    pub(super) fn has_other_disk(&self, server: u64) -> bool {
+        let server = u32::try_from(server);
+        server.is_ok_and(|server| self.acquaintance.lock().has_other_disk(server))
+    }
+
     /// The feature level that a server must know to be let in.
     pub fn level(&self) -> u32 {
         self.level.load(Ordering::Acquire)

@@ -218,7 +218,12 @@ fn fixed_seeds() {
         aimed: true,
         ..Plan::of(*seed)
     });
-    let plans = plans.chain(aimed);
+    let long = seeds::LONG.iter().map(|(seed, aimed)| Plan {
+        times: 10,
+        aimed: *aimed,
+        ..Plan::of(*seed)
+    });
+    let plans = plans.chain(aimed).chain(long);
     let missing = run_all(plans, |_, _| false).missing();
     assert!(missing.is_empty(), "no run had any {missing:?}");
 }

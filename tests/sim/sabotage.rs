@@ -227,8 +227,10 @@ impl Sabotage {
                 params.log_kept.in_transfer = 32 << 10;
             }
             Self::TellNothing => {
-                (params.servers, params.spares) = (3, 4);
+                // Most of those that join are away while others do.
+                (params.servers, params.spares) = (1, 4);
                 params.reconfigures = true;
+                params.faulty_us *= 3;
             }
             Self::TellOfLocal | Self::KeepLocal | Self::ForgetLocal => {
                 params.local = LocalParams {

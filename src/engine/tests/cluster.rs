@@ -1,5 +1,6 @@
 //! Several engines that hear each other, with a network that can be cut and disks that are fast.
 
+mod disks;
 mod linearizable;
 mod local;
 mod read_only;
@@ -263,10 +264,7 @@ impl Cluster {
 
     /// `server` is linked to `id`.
     fn introduce(&mut self, id: u64, server: u64) {
-        let knows = {
-            let state = self.shared(id).state.read();
-            state.machine.setting(&disk_setting(server)) as u64
-        };
+        let knows = self.shared(id).bound_disk(server as u32);
         let disk = self.node(server).disk;
         let is_old = |old: u64, other: u64| {
             self.nodes[old as usize - 1].build.level < self.shared(other).level()
@@ -292,6 +290,13 @@ impl Cluster {
             self.event(id, Event::Stranger { id: server, disk });
             return;
         }
+        let known = self.shared(server).bound_disk(id as u32);
+        let introduction = self.node(server).introduction(known);
+        let introduced = Event::Introduced {
+            id: server,
+            introduction,
+        };
+        self.event(id, introduced);
         let introduction = self.node(id).introduction(knows);
         self.event(server, Event::Linked { id, introduction });
     }

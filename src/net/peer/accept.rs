@@ -121,7 +121,8 @@ async fn welcome(shared: &Arc<Shared>, mut greeted: Greeted) {
             return;
         }
     };
-    shared.host.introduced(&other);
+    // Nothing that a newer start has said may come before it.
+    gate.pass(|| shared.host.introduced(&other));
     let peer = shared.peer(other.server.into());
     if let Some(peer) = &peer {
         peer.call.now();

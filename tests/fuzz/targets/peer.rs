@@ -115,7 +115,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let told = Told {
         ensemble: "server.1=a:1:2".to_owned(),
         index: 6,
-        disks: vec![BoundDisk { server: 1, disk: 2 }],
+        disks: vec![BoundDisk {
+            server: 1,
+            disk: 2,
+            changed: true,
+        }],
         going: vec!["server.2=b:1:2".to_owned()],
     };
     let steps = [

@@ -16,7 +16,9 @@ import java.util.concurrent.ConcurrentHashMap;
  * and of no other.
  *
  * <p>While cut, it closes every connection at once. While mute, requests reach the server but
- * nothing comes back, so a client cannot know what became of its request.
+ * nothing comes back, so a client cannot know what became of its request. Only the answer to its
+ * connect request does: should its server be killed meanwhile, the client must be able to send its
+ * request again.
  */
 final class Link implements AutoCloseable {
     private final ServerSocket listener;
@@ -107,10 +109,12 @@ final class Link implements AutoCloseable {
         try (from; to) {
             InputStream in = from.getInputStream();
             OutputStream out = to.getOutputStream();
+            boolean first = true;
             for (int count = in.read(buffer); count >= 0; count = in.read(buffer)) {
-                if (!(mayBeMute && mute)) {
+                if (first || !(mayBeMute && mute)) {
                     out.write(buffer, 0, count);
                 }
+                first = false;
             }
         } catch (IOException closed) {
             // Either end closed; try-with-resources closes the other.
