@@ -37,7 +37,8 @@
 //! lead; that strangers were never forgotten; that a server whose new disk was just being bound was
 //! removed for that disk. The tests of these are in `engine::tests::cluster`.
 //!
-//! 1795706034034 (long) is of the checker as well: a client which only reads may stay, to the end
+//! 1795718068944 (long) is of the simulator: what came just when a pause ended passed what had come
+//! before. 1795706034034 (long) is of the checker as well: a client which only reads may stay, to the end
 //! of a run, with a server that was removed and does not know it. None does that any more once all
 //! is well.
 //!
@@ -99,4 +100,8 @@ pub const FIXED: &[u64] = &[
 pub const AIMED: &[u64] = &[1, 2, 3, 4, 1795705995549, 1795706810487];
 
 /// Those that found something in ten times the usual length, and whether their faults were aimed.
-pub const LONG: &[(u64, bool)] = &[(1795706034034, false), (1795713365019, true)];
+pub const LONG: &[(u64, bool)] = &[
+    (1795706034034, false),
+    (1795713365019, true),
+    (1795718068944, false),
+];

@@ -550,10 +550,7 @@ impl World {
                 }
                 Ok(())
             }
-            What::Awake { server } => {
-                self.awake(server);
-                Ok(())
-            }
+            What::Awake { server } => self.awake(server),
             What::Resume { server } => {
                 self.resume(server);
                 Ok(())

@@ -175,15 +175,17 @@ impl World {
     }
 
     /// The end of a pause: what came meanwhile is found in the order it came.
-    pub(super) fn awake(&mut self, server: usize) {
+    pub(super) fn awake(&mut self, server: usize) -> Verdict {
         let host = &mut self.hosts[server];
         if host.is_paused(self.now_us) {
-            return;
+            return Ok(());
         }
         host.awoke_ms = host.clock_ms(self.now_us);
+        // Now, since what comes in this very moment comes behind it.
         for what in std::mem::take(&mut host.asleep) {
-            self.at(self.now_us, what);
+            self.happen(what)?;
         }
+        Ok(())
     }
 
     /// Nothing passes between a server and clients; nobody is told.
