@@ -7,6 +7,7 @@
 //! undo, sums counted again each time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -210,15 +211,16 @@ impl Model {
     /// The state of a path at a zxid that was reached.
     pub fn at(&self, zxid: Zxid, path: &str) -> Option<&Rc<Znode>> {
         let versions = self.history.get(if path.is_empty() { "/" } else { path })?;
-        let after = versions.partition_point(|version| version.from <= zxid);
-        versions[..after].last()?.znode.as_ref()
+        version_at(versions, zxid)
     }
 
-    /// All znodes at a zxid, by path.
-    pub fn all_at(&self, zxid: Zxid) -> impl Iterator<Item = (&str, &Rc<Znode>)> {
+    /// All znodes at a zxid whose paths begin like this, by path.
+    pub fn all_at(&self, zxid: Zxid, prefix: &str) -> impl Iterator<Item = (&str, &Rc<Znode>)> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
         self.history
-            .keys()
-            .filter_map(move |path| Some((path.as_str(), self.at(zxid, path)?)))
+            .range::<str, _>(from)
+            .take_while(move |(path, _)| path.starts_with(prefix))
+            .filter_map(move |(path, versions)| Some((path.as_str(), version_at(versions, zxid)?)))
     }
 
     /// The log index that a server had applied, at least, if it was at this zxid; `None`: it
@@ -462,6 +464,12 @@ impl Model {
         }
         self.reached.entry(self.zxid).or_insert(self.index);
     }
+}
+
+/// The one of these versions that was there at a zxid.
+fn version_at(versions: &[Version], zxid: Zxid) -> Option<&Rc<Znode>> {
+    let after = versions.partition_point(|version| version.from <= zxid);
+    versions[..after].last()?.znode.as_ref()
 }
 
 impl Znode {

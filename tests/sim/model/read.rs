@@ -47,8 +47,8 @@ impl Model {
                 } else {
                     format!("{path}/")
                 };
-                let below = |other: &str| other.starts_with(&prefix) && other != "/";
-                let count = self.all_at(at).filter(|(other, _)| below(other)).count();
+                let below = self.all_at(at, &prefix).filter(|(other, _)| *other != "/");
+                let count = below.count();
                 // By its empty name the root is counted itself, as ZooKeeper 3.9.5 was seen to do.
                 Ok(Answer::Number(count as i32 + i32::from(path.is_empty())))
             }
@@ -68,9 +68,7 @@ impl Model {
                     .map(|prefix| prefix.trim())
                     .unwrap_or_default();
                 let own = |znode: &Znode| znode.kind == Kind::Ephemeral(session);
-                let paths = self.all_at(at).filter(|(path, znode)| {
-                    own(znode) && (prefix.is_empty() || prefix == "/" || path.starts_with(prefix))
-                });
+                let paths = self.all_at(at, prefix).filter(|(_, znode)| own(znode));
                 Ok(Answer::Children(
                     paths.map(|(path, _)| path.into()).collect(),
                 ))
