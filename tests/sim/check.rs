@@ -514,8 +514,9 @@ impl Checks {
         }
     }
 
-    /// A frame left the server for the client of this connection.
-    pub fn frame(&mut self, conn: ConnId, frame: Bytes) -> Verdict {
+    /// A frame left the server for the client of this connection, after its process had run for so
+    /// long.
+    pub fn frame(&mut self, conn: ConnId, frame: Bytes, ran_ms: u64) -> Verdict {
         let conn_id = conn;
         let conn = self
             .conns
@@ -534,6 +535,10 @@ impl Checks {
             timeouts_ms: self.rules.timeouts_ms,
             read_only_after_ms: self.rules.read_only_after_ms,
         };
+        // Who waits for an answer may be silent until it comes.
+        if let Some(session) = conn.local().filter(|_| conn.owes()) {
+            self.local.answered(session, conn_id, ran_ms);
+        }
         let shown = conn.frame(frame, &view)?;
         let is_given = shown.attached;
         self.read_only.0 += u64::from(is_given && conn.is_read_only);

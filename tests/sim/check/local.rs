@@ -39,6 +39,8 @@ struct Local {
     holder: ConnId,
     /// In ms of the time that the process ran.
     heard_ms: u64,
+    /// When it waited for an answer last: the server may not have read on until then.
+    owed_ms: u64,
     is_over: bool,
     /// Its connection was lost while requests were not answered: the server may not have read on,
     /// and then the silence was not the client's.
@@ -69,6 +71,7 @@ impl LocalCheck {
             timeout_ms: timeout_ms as u64,
             holder,
             heard_ms,
+            owed_ms: 0,
             is_over: false,
             is_owed: false,
         };
@@ -94,7 +97,7 @@ impl LocalCheck {
             let what = format!("§8.7: {holder:?} got {id} at {at:?}, which has no such session");
             return broken(Group::Local, what);
         };
-        let silent_ms = came_ms.saturating_sub(known.heard_ms);
+        let silent_ms = came_ms.saturating_sub(known.heard_ms.max(known.owed_ms));
         let limit_ms = known.timeout_ms + 2 * bucket_ms + NOTICED_MS;
         let is_owed = std::mem::take(&mut known.is_owed);
         known.holder = holder;
@@ -121,6 +124,14 @@ impl LocalCheck {
     pub fn heard(&mut self, id: SessionId, ran_ms: u64) {
         if let Some(known) = self.sessions.get_mut(&id) {
             known.heard_ms = ran_ms;
+        }
+    }
+
+    /// Something that its client waited for is sent on this connection.
+    pub fn answered(&mut self, id: SessionId, conn: ConnId, ran_ms: u64) {
+        let known = self.sessions.get_mut(&id);
+        if let Some(known) = known.filter(|known| known.holder == conn) {
+            known.owed_ms = ran_ms;
         }
     }
 

@@ -160,10 +160,11 @@ impl World {
                 frames.push(frame);
             }
             self.sabotage.frames(&mut frames, &mut self.rng);
+            let ran_ms = self.ran_ms(server);
             for frame in frames {
                 note!(self, "{conn:?} < {server}: {}", short(&frame));
                 self.stats.frames += 1;
-                self.checks.frame(conn, frame.clone())?;
+                self.checks.frame(conn, frame.clone(), ran_ms)?;
                 self.send_down(conn, frame);
             }
             match remaining {
