@@ -139,14 +139,18 @@ impl Engine {
 
     /// The state is of this level now.
     pub(super) fn at_level(&mut self, level: u32) {
-        if level != self.level {
+        if level == self.level {
+            return;
+        }
+        // What a start applies again was told when it happened.
+        if self.applied.index > self.committed_before {
             tracing::info!(
                 from = self.level,
                 to = level,
                 "the feature level was raised"
             );
-            self.level = level;
         }
+        self.level = level;
     }
 
     /// Whether this server must stop.

@@ -406,6 +406,8 @@ pub struct Engine {
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
     applied: LogId,
+    /// The last entry that was known to be committed when this server started.
+    committed_before: u64,
     now_ms: u64,
 }
 
@@ -509,6 +511,7 @@ impl Engine {
             entry_of: BTreeMap::new(),
             transfers: BTreeMap::new(),
             applied,
+            committed_before: hard_state.commit,
             now_ms,
         };
         engine.update_say();

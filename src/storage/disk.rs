@@ -103,8 +103,10 @@ impl Disk for RealDisk {
         let file = RealFile(create_new(path)?);
         Ok(match unbuffered::open(path) {
             Ok(direct) => Box::new(Unbuffered::new(file, direct)),
-            // The file system cannot do that.
-            Err(_) => Box::new(file),
+            Err(error) => {
+                tracing::debug!(%error, "the file system cannot do without the page cache");
+                Box::new(file)
+            }
         })
     }
 

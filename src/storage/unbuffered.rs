@@ -76,6 +76,7 @@ impl Unbuffered {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.refused.store(true, Ordering::Relaxed);
+                    tracing::debug!(%error, "the disk wants larger blocks: through the page cache");
                     break;
                 }
                 Err(error) => return Err(error),

@@ -206,6 +206,29 @@ fn a_server_that_hears_a_leader_or_knows_nothing_is_not_read_only() {
     assert!(!alone.shared(1).is_read_only(), "it has nothing to show");
 }
 
+#[test]
+fn a_server_that_was_told_of_its_removal_is_not_read_only_any_more() {
+    let mut cluster = cluster();
+    let leader = cluster.leader();
+    let removed = cluster.follower();
+    cluster.isolate(removed);
+    let (client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &reconfig("", &removed.to_string()));
+    cluster.pass(DESERTED_MS + 1_000);
+    assert!(!cluster.members().0.contains(&removed));
+    let shared = cluster.shared(removed).clone();
+    assert!(shared.is_read_only());
+    // As those do who refuse it.
+    let told = cluster.shared(leader).tell();
+    let of_same = Introduction {
+        cluster: shared.cluster(),
+        ..Introduction::default()
+    };
+    shared.learn(&of_same, &told);
+    cluster.pass(100);
+    assert!(!shared.is_read_only());
+}
+
 /// Whoever is elected may serve before the next tick.
 #[test]
 fn who_serves_again_is_not_read_only_again_as_soon_as_it_does_not() {
