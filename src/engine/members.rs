@@ -18,12 +18,17 @@
 //! What a server says counts for the disk that said it. A membership names servers by their numbers,
 //! and who is far behind goes by one that others have left. There, the number of a server that lost
 //! its disk stands for what was acknowledged with the lost one; counted for the new one, it could
-//! elect who was away, and what the others have committed without both would be lost. So a vote or
-//! an acknowledgement counts only if it comes from the disk that the state of who counts it binds to
-//! that number, and nobody elects itself on another disk. Then each disk is a server of its own, as
-//! Raft has it (Raft thesis §4), and a number goes from one to another only by a change of
-//! membership. Who is so far behind that nothing is bound yet counts no disk that it was told to be
-//! a number's second one.
+//! elect who was away, and what the others have committed without both would be lost. So:
+//!
+//! * A vote or an acknowledgement counts only if it comes from the disk that the state of who counts
+//!   it binds to that number. Who has no disk bound to it yet, counts any but one that it was told
+//!   to be there in the place of another.
+//! * Nobody is elected on another disk than the one that its own state binds to its number.
+//! * Who came later than the founders gives no vote before it knows from its state, or was told
+//!   since it started, that its disk is bound.
+//!
+//! Then each disk is a server of its own, as Raft has it (Raft thesis §4), and a number goes from
+//! one to another only while it is that of no member.
 //!
 //! When a leader's process is gone, which a refused connection tells at once, the others need not
 //! wait for an election timeout: they forget it and campaign one after the other. Raft's pre-vote
@@ -40,7 +45,7 @@ use crate::proto::log;
 pub use crate::proto::peer::Introduction;
 
 use super::log::MemLog;
-use super::replica::Replica;
+use super::replica::{Replica, Say};
 use super::status::PeerStatus;
 use super::{Engine, Outputs, set_command};
 
@@ -65,7 +70,7 @@ pub fn disk_setting(server: u64) -> String {
     format!("disk.{server}")
 }
 
-/// Setting that is 1 if a server had another disk than the one that is bound now.
+/// Setting that is 1 once a server's number was made free for another disk.
 pub fn changed_setting(server: u64) -> String {
     format!("disk.{server}.changed")
 }
@@ -86,6 +91,8 @@ pub struct Standing {
     id: u64,
     disk: u64,
     admitted: bool,
+    /// Whether it is of those that the first membership means.
+    founder: bool,
     /// Whether a majority may found a cluster without the others.
     by_majority: bool,
     linked: BTreeMap<u64, Introduction>,
@@ -105,13 +112,14 @@ struct Stranger {
 }
 
 impl Standing {
-    /// `admitted`: this server has a log of its own, or is alone. `by_majority`: a majority may
-    /// found a cluster without the others.
-    pub fn new(id: u64, disk: u64, admitted: bool, by_majority: bool) -> Self {
+    /// `admitted`: this server has a log of its own, or is alone. `founder`: it has a vote there.
+    /// `by_majority`: a majority may found a cluster without the others.
+    pub fn new(id: u64, disk: u64, admitted: bool, founder: bool, by_majority: bool) -> Self {
         Self {
             id,
             disk,
             admitted,
+            founder: admitted && founder,
             by_majority,
             linked: BTreeMap::new(),
             came_with: BTreeMap::new(),
@@ -150,20 +158,37 @@ impl Standing {
             false => new == voters.len(),
         };
         self.admitted = voters.contains(&self.id) && are_enough;
+        self.founder = self.admitted;
         self.admitted.then_some(Admission::Founder)
+    }
+
+    /// What this server may do for an election. `bound`: the disk that its state binds to its
+    /// number. `known`: the same as far as it was told. 0: none.
+    pub fn say(&self, bound: u64, known: u64, is_member: bool) -> Say {
+        // Who was removed gives its vote only to those who know that.
+        let has_place = self.founder || !is_member;
+        if bound == self.disk || (bound == 0 && has_place) {
+            Say::Full
+        } else if known == self.disk {
+            Say::Vote
+        } else {
+            Say::None
+        }
     }
 
     /// Whether what a server says comes from this disk.
     pub fn has_come_with(&self, id: u64, disk: u64) -> bool {
-        match id == self.id {
-            true => self.disk == disk,
-            false => self.came_with.get(&id).is_none_or(|with| *with == disk),
-        }
+        self.came_with.get(&id) == Some(&disk)
     }
 
     /// A server dialled this one, with this disk: all that it says from now on comes from that.
     pub fn comes_with(&mut self, id: u64, disk: u64) {
         self.came_with.insert(id, disk);
+    }
+
+    /// There are no other links than to these servers.
+    pub fn keep(&mut self, is_server: impl Fn(u64) -> bool) {
+        self.linked.retain(|id, _| is_server(*id));
     }
 
     pub fn unlinked(&mut self, id: u64) {
@@ -195,7 +220,7 @@ impl Standing {
     pub fn strangers(&self, now_ms: u64) -> BTreeMap<u64, u64> {
         let strangers = self.strangers.iter();
         strangers
-            .filter(|(_, stranger)| now_ms >= stranger.since_ms + STRANGER_MS)
+            .filter(|(_, stranger)| stranger.last_ms >= stranger.since_ms + STRANGER_MS)
             .filter(|(_, stranger)| stranger.is_there(now_ms))
             .map(|(id, stranger)| (*id, stranger.disk))
             .collect()
@@ -333,13 +358,12 @@ impl Engine {
         let admission = self.standing.introduced(introduction);
         self.levels.heard(id, introduction);
         self.admitted(id, admission);
-        // It may have been told of its own number.
-        self.update_say();
     }
 
     fn admitted(&mut self, by: u64, admission: Option<Admission>) {
         match admission {
-            None => return,
+            // It may have been told something of its own number all the same.
+            None => return self.update_say(),
             Some(Admission::Founder) => {}
             // It must not count votes by members that it only believes in. The first entries, or
             // a snapshot, tell who they are.
@@ -356,10 +380,11 @@ impl Engine {
                     .expect("an empty log is in order");
             }
         }
+        self.update_say();
         tracing::info!(by, "this server takes part from now on");
     }
 
-    /// Whose say counts, after something was applied.
+    /// Whose say counts, after something was applied or told.
     pub(super) fn update_say(&mut self) {
         {
             let state = self.shared.state.read();
@@ -371,12 +396,15 @@ impl Engine {
                 self.bound = disks.filter(|(_, disk)| *disk != 0).collect();
             }
         }
-        let has_say = self.has_say(self.id);
-        self.replica.set_say(has_say);
+        let is_member = self.replica.members().contains(&self.id);
+        let known = u32::try_from(self.id).map_or(0, |id| self.shared.bound_disk(id));
+        let bound = self.bound_disk(self.id);
+        let say = self.standing.say(bound, known, is_member);
+        self.replica.set_say(say);
     }
 
-    /// Whether what a server says counts here.
-    fn has_say(&self, id: u64) -> bool {
+    /// Whether what another server says counts here.
+    pub(super) fn counts(&self, id: u64) -> bool {
         match self.bound_disk(id) {
             0 => !self.shared.has_other_disk(id),
             disk => self.standing.has_come_with(id, disk),
@@ -395,7 +423,7 @@ impl Engine {
             }
             _ => false,
         };
-        says && !self.has_say(from)
+        says && !self.counts(from)
     }
 
     /// The disk that the state binds to a server; 0: none yet.
@@ -458,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_new_cluster_begins_once_all_are_there_and_empty() {
-        let mut standing = Standing::new(1, 7, false, false);
+        let mut standing = Standing::new(1, 7, false, false, false);
         assert_eq!(standing.linked(2, other(false, 0), &[1, 2, 3], false), None);
         standing.unlinked(2);
         assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3], false), None);
@@ -472,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_majority_founds_if_it_may_and_nobody_has_anything() {
-        let mut standing = Standing::new(1, 7, false, true);
+        let mut standing = Standing::new(1, 7, false, false, true);
         let five = [1, 2, 3, 4, 5];
         assert_eq!(standing.linked(2, other(false, 0), &five, false), None);
         // One with a log was met, and may soon be able to say what is in it.
@@ -481,20 +509,20 @@ mod tests {
         assert_eq!(standing.linked(3, other(false, 0), &five, true), None);
         let founder = Some(Admission::Founder);
         assert_eq!(standing.linked(3, other(false, 0), &five, false), founder);
-        let mut aware = Standing::new(1, 7, false, true);
+        let mut aware = Standing::new(1, 7, false, false, true);
         for id in [2, 3, 4] {
             assert_eq!(aware.linked(id, other(false, 0), &five, true), None);
         }
         let all = aware.linked(5, other(false, 0), &five, true);
         assert_eq!(all, founder, "nobody has anything any more");
-        let mut of_two = Standing::new(1, 7, false, true);
+        let mut of_two = Standing::new(1, 7, false, false, true);
         assert_eq!(of_two.linked(3, other(false, 0), &[1, 2], false), None);
         assert_eq!(of_two.linked(2, other(false, 0), &[1, 2], false), founder);
     }
 
     #[test]
     fn an_empty_server_waits_until_its_disk_is_bound() {
-        let mut standing = Standing::new(1, 7, false, false);
+        let mut standing = Standing::new(1, 7, false, false, false);
         assert_eq!(standing.linked(2, other(true, 0), &[1, 2, 3], false), None);
         assert_eq!(standing.linked(3, other(false, 0), &[1, 2, 3], false), None);
         let older = other(true, 8);
@@ -512,15 +540,32 @@ mod tests {
 
     #[test]
     fn one_that_is_no_voter_founds_nothing() {
-        let mut standing = Standing::new(4, 7, false, false);
+        let mut standing = Standing::new(4, 7, false, false, false);
         assert_eq!(standing.linked(1, other(false, 0), &[1], false), None);
         let joiner = Some(Admission::Joiner);
         assert_eq!(standing.linked(1, other(true, 7), &[1], false), joiner);
     }
 
     #[test]
+    fn who_came_later_has_a_say_once_its_disk_is_bound() {
+        let founder = Standing::new(1, 7, true, true, false);
+        let joiner = Standing::new(1, 7, true, false, false);
+        for (bound, known, is_member, expected) in [
+            (0, 0, true, [Say::Full, Say::None]),
+            (0, 7, true, [Say::Full, Say::Vote]),
+            (0, 0, false, [Say::Full; 2]),
+            (7, 7, true, [Say::Full; 2]),
+            (6, 6, true, [Say::None; 2]),
+            (6, 7, true, [Say::Vote; 2]),
+        ] {
+            let say = [&founder, &joiner].map(|server| server.say(bound, known, is_member));
+            assert_eq!(say, expected, "{bound} {known} {is_member}");
+        }
+    }
+
+    #[test]
     fn a_stranger_that_is_gone_is_forgotten() {
-        let mut standing = Standing::new(1, 7, true, false);
+        let mut standing = Standing::new(1, 7, true, true, false);
         let known = BTreeMap::from([(2, 8)]);
         for now_ms in (0..=3_000).step_by(1_000) {
             let expected = if now_ms < STRANGER_MS {
@@ -535,7 +580,8 @@ mod tests {
         assert_eq!(standing.strangers(8_000), known);
         assert!(standing.strangers(8_001).is_empty());
         standing.stranger(2, 8, 9_000);
-        assert!(standing.strangers(10_999).is_empty(), "it begins anew");
+        assert!(standing.strangers(11_000).is_empty(), "it begins anew");
+        standing.stranger(2, 8, 11_000);
         assert_eq!(standing.strangers(11_000), known);
         standing.stranger(2, 9, 11_000);
         assert!(standing.strangers(11_000).is_empty(), "yet another disk");

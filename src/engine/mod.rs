@@ -402,7 +402,7 @@ pub struct Engine {
     received: Option<Box<(SnapshotMeta, Machine)>>,
     /// As the leader: what those who follow without a vote must have before they are given one (see
     /// [`Self::note_learners`]).
-    entry_of: BTreeMap<u64, u64>,
+    vote_from: BTreeMap<u64, u64>,
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
     applied: LogId,
@@ -494,7 +494,13 @@ impl Engine {
                 due: snapshot_due,
                 ..SnapshotState::default()
             },
-            standing: Standing::new(id, origin.disk, admitted || !is_new, by_majority),
+            standing: Standing::new(
+                id,
+                origin.disk,
+                admitted || !is_new,
+                membership.voters.contains(&id),
+                by_majority,
+            ),
             levels: Levels::default(),
             level,
             heard_ms: BTreeMap::new(),
@@ -508,15 +514,15 @@ impl Engine {
             bound: BTreeMap::new(),
             bound_version: None,
             received: None,
-            entry_of: BTreeMap::new(),
+            vote_from: BTreeMap::new(),
             transfers: BTreeMap::new(),
             applied,
             committed_before: hard_state.commit,
             now_ms,
         };
-        engine.update_say();
         // Before anybody is told who this server is.
         engine.update_status();
+        engine.update_say();
         engine
     }
 
@@ -925,7 +931,7 @@ impl Engine {
     fn leadership_changed(&mut self) {
         if !self.replica.is_leader() {
             self.transfers.clear();
-            self.entry_of.clear();
+            self.vote_from.clear();
         }
         self.forward.resend();
         self.proposed.clear();

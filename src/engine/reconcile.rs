@@ -40,8 +40,8 @@ pub struct Facts<'a> {
     pub committed: u64,
     /// Servers that came with another disk than the one that is bound, and that disk.
     pub strangers: &'a BTreeMap<u64, u64>,
-    /// What those without a vote must have in their logs before they are given one.
-    pub entry_of: &'a BTreeMap<u64, u64>,
+    /// The entry that each of those without a vote must have before it is given one.
+    pub vote_from: &'a BTreeMap<u64, u64>,
 }
 
 /// One step of a change of membership.
@@ -53,7 +53,7 @@ pub fn step(kind: Kind, server: u64) -> MembershipStep {
 }
 
 /// A server's number is free for another disk.
-fn unbind(server: u64) -> [log::Command; 2] {
+pub(super) fn unbind(server: u64) -> [log::Command; 2] {
     let settings = [(disk_setting(server), 0), (changed_setting(server), 1)];
     settings.map(|setting| set_command(&setting))
 }
@@ -66,7 +66,7 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
         peers,
         committed,
         strangers,
-        entry_of,
+        vote_from,
     } = *facts;
     let voters: BTreeSet<u64> = membership.voters.iter().copied().collect();
     let learners: BTreeSet<u64> = membership.learners.iter().copied().collect();
@@ -88,8 +88,8 @@ pub fn next_step(target: &Target, facts: &Facts<'_>) -> Option<MembershipStep> {
         return Some(step(Kind::Remove, *server));
     }
     let has_nearly_caught_up = |peer: &PeerStatus| {
-        let has_entry = entry_of.get(&peer.id).is_some_and(|e| peer.matched >= *e);
-        peer.active && !peer.snapshot && has_entry && peer.matched + NEARLY >= committed
+        let has_that = vote_from.get(&peer.id).is_some_and(|e| peer.matched >= *e);
+        peer.active && !peer.snapshot && has_that && peer.matched + NEARLY >= committed
     };
     let nearly = |server: &u64| {
         let found = peers.iter().find(|peer| peer.id == *server);
@@ -186,7 +186,7 @@ impl Engine {
             peers: &self.peers(),
             committed: self.replica.committed(),
             strangers: &strangers,
-            entry_of: &self.entry_of,
+            vote_from: &self.vote_from,
         };
         let Some(step) = next_step(&target, &facts) else {
             self.hand_over_if_unwanted(&target);
@@ -208,13 +208,18 @@ impl Engine {
         );
         let mut internal = Vec::new();
         if let Some(disk) = strangers.get(&step.server) {
-            self.standing.unbinds(step.server);
             match step.kind() {
-                Kind::Remove => internal.extend(unbind(step.server)),
-                Kind::AddLearner | Kind::AddVoter => {
+                Kind::Remove => {
+                    self.standing.unbinds(step.server);
+                    internal.extend(unbind(step.server));
+                }
+                // What a member has acknowledged, it has with the disk that is bound.
+                Kind::AddLearner if !self.replica.members().contains(&step.server) => {
+                    self.standing.unbinds(step.server);
                     internal.push(set_command(&(disk_setting(step.server), *disk as i64)));
                     self.standing.bound(step.server, *disk);
                 }
+                Kind::AddLearner | Kind::AddVoter => {}
             }
         }
         let entry = log::Entry {
@@ -233,11 +238,11 @@ impl Engine {
     /// end.
     fn note_learners(&mut self, membership: &Membership) {
         let learners = &membership.learners;
-        self.entry_of.retain(|id, _| learners.contains(id));
+        self.vote_from.retain(|id, _| learners.contains(id));
         let committed = self.replica.committed();
         for id in learners {
             if self.bound_disk(*id) != 0 {
-                self.entry_of.entry(*id).or_insert(committed);
+                self.vote_from.entry(*id).or_insert(committed);
             }
         }
     }
@@ -355,6 +360,8 @@ impl Engine {
             return;
         }
         self.linked.clone_from(&servers);
+        self.standing
+            .keep(|id| servers.iter().any(|line| u64::from(line.id) == id));
         out.servers = Some(servers);
     }
 }
@@ -368,7 +375,7 @@ mod tests {
         membership: Membership,
         peers: Vec<PeerStatus>,
         strangers: BTreeMap<u64, u64>,
-        entry_of: BTreeMap<u64, u64>,
+        vote_from: BTreeMap<u64, u64>,
     }
 
     fn case(target: &[u64], voters: &[u64], learners: &[u64]) -> Case {
@@ -394,7 +401,7 @@ mod tests {
                 })
                 .collect(),
             strangers: BTreeMap::new(),
-            entry_of: learners.iter().map(|id| (*id, 4_000)).collect(),
+            vote_from: learners.iter().map(|id| (*id, 4_000)).collect(),
         }
     }
 
@@ -412,7 +419,7 @@ mod tests {
                 peers: &self.peers,
                 committed: 5_000,
                 strangers: &self.strangers,
-                entry_of: &self.entry_of,
+                vote_from: &self.vote_from,
             };
             next_step(&self.target, &facts).map(|step| (step.kind(), step.server))
         }
@@ -442,12 +449,12 @@ mod tests {
     #[test]
     fn who_has_nothing_is_given_no_vote_in_a_short_log_either() {
         let mut short = case(&[1, 2, 3], &[1, 2], &[3]);
-        short.entry_of.insert(3, 5_000);
+        short.vote_from.insert(3, 5_000);
         short.peers[1].matched = 4_999;
         assert_eq!(short.step(), None);
         short.peers[1].matched = 5_000;
         assert_eq!(short.step(), Some((Kind::AddVoter, 3)));
-        short.entry_of.clear();
+        short.vote_from.clear();
         assert_eq!(short.step(), None, "its disk is not bound");
     }
 

@@ -19,7 +19,7 @@ use crate::proto::log::{self, HardState, LogEntry, Membership, MembershipChange,
 use crate::wire::{ServerLine, SessionId, Zxid};
 
 use super::members::{CLUSTER_SETTING, disk_setting};
-use super::reconcile::step;
+use super::reconcile::{step, unbind};
 use super::{Engine, Outputs, Setup, SnapshotMeta, entry, own_command, set_command};
 
 /// How many terms the others may have had without this server: one each second for half a year.
@@ -144,7 +144,7 @@ impl Survivor {
             return Err(Unfit::Empty);
         }
         let changes = changes(membership, *server);
-        if changes.is_empty() {
+        if changes.is_empty() && self.is_bound() {
             return Err(Unfit::Alone);
         }
         let term = self.term.max(last.term) + TERMS;
@@ -202,6 +202,13 @@ impl Survivor {
         })
     }
 
+    /// Whether the state binds this server's disk to its number. On another one it leads nobody.
+    fn is_bound(&self) -> bool {
+        let state = self.engine.shared.state.read();
+        let bound = state.machine.setting(&disk_setting(self.facts.server));
+        bound == 0 || bound as u64 == self.disk
+    }
+
     /// The state after these entries.
     fn after(&self, entries: &[LogEntry]) -> Image {
         let machine = &mut self.engine.shared.state.write().machine;
@@ -221,16 +228,14 @@ impl Survivor {
         let server = self.facts.server;
         let state = self.engine.shared.state.read();
         let machine = &state.machine;
-        // Never 0, which means that there is none.
-        let mut settings = vec![(CLUSTER_SETTING.to_owned(), (cluster | 1) as i64)];
-        for id in 1..=u64::from(u8::MAX) {
-            let disk = if id == server { self.disk as i64 } else { 0 };
-            let name = disk_setting(id);
-            if machine.setting(&name) != disk {
-                settings.push((name, disk));
-            }
-        }
-        let mut commands: Vec<_> = settings.iter().map(set_command).collect();
+        let mut commands = vec![
+            // Never 0, which means that there is none.
+            set_command(&(CLUSTER_SETTING.to_owned(), (cluster | 1) as i64)),
+            set_command(&(disk_setting(server), self.disk as i64)),
+        ];
+        let others = (1..=u64::from(u8::MAX)).filter(|id| *id != server);
+        let bound = others.filter(|id| machine.setting(&disk_setting(*id)) != 0);
+        commands.extend(bound.flat_map(unbind));
         // Where no leader has named the servers yet, the next one does.
         if let Some(ensemble) = machine.ensemble() {
             let mut lines = ensemble.members().iter();

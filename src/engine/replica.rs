@@ -49,6 +49,17 @@ pub struct Turn {
     pub installed: Option<u64>,
 }
 
+/// What a server may do for an election.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Say {
+    /// Follow.
+    None,
+    /// Give its vote to others.
+    Vote,
+    /// Be elected, too.
+    Full,
+}
+
 pub struct Replica {
     raw: RawNode<MemLog>,
     id: u64,
@@ -63,7 +74,7 @@ pub struct Replica {
     /// it from a configuration that was edited meanwhile.
     first_membership: Option<log::Membership>,
     /// See [`Self::set_say`].
-    has_say: bool,
+    say: Say,
     last_seen: (u64, u64),
 }
 
@@ -112,17 +123,16 @@ impl Replica {
             hard_state,
             hard_state_written: hard_state,
             first_membership,
-            has_say: true,
+            say: Say::Full,
             last_seen: (0, 0),
         };
         replica.fix_election_timeout();
         Ok(replica)
     }
 
-    /// Whether this server's disk is the one that its number stands for in the membership. If not,
-    /// it has no vote for itself.
-    pub fn set_say(&mut self, has_say: bool) {
-        self.has_say = has_say;
+    /// What this server may do for an election.
+    pub fn set_say(&mut self, say: Say) {
+        self.say = say;
     }
 
     /// A sole voter needs no one's vote: it need not wait for an election timeout.
@@ -142,11 +152,16 @@ impl Replica {
     /// alone waits for nobody.
     fn must_not_lead(&self) -> bool {
         let is_early = self.is_sole_voter() && !self.unpersisted.is_empty();
-        !self.is_leader() && (is_early || !self.has_say)
+        !self.is_leader() && (is_early || self.say != Say::Full)
     }
 
     pub fn tick(&mut self) {
-        if self.must_not_lead() {
+        let raft = &mut self.raw.raft;
+        let is_last = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if is_last && self.must_not_lead() {
+            // Its time to campaign, and for others to do so whom it would refuse for a leader's
+            // sake that it does not hear.
+            self.raw.raft.leader_id = raft::INVALID_ID;
             return;
         }
         self.raw.tick();
@@ -165,7 +180,18 @@ impl Replica {
                 | MessageType::MsgRequestPreVoteResponse
                 | MessageType::MsgRequestVoteResponse
         );
-        if elects && self.must_not_lead() {
+        let asks = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
+        );
+        if (elects && self.must_not_lead()) || (asks && self.say == Say::None) {
+            return;
+        }
+        // A leader of before speaks to the disk that was here then, and of what that one had. On the
+        // disk that is bound it would be a loss, for which raft stops the process.
+        let is_beyond = message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.commit > self.last_index();
+        if is_beyond && self.say != Say::Full {
             return;
         }
         if let Err(error) = self.raw.step(message) {

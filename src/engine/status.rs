@@ -64,7 +64,8 @@ impl Engine {
     pub(super) fn peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.replica.peers();
         for peer in &mut peers {
-            peer.active = self.is_active(peer.id);
+            // Who is there on another disk cannot do what is expected of this number.
+            peer.active = self.is_active(peer.id) && self.counts(peer.id);
         }
         peers
     }

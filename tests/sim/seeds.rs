@@ -13,6 +13,7 @@
 //! | 1795705995549 (aimed) | the same, of a start from a snapshot of the change | engine |
 //! | 1795706810487 (aimed) | who had been read-only was so again at once after it led | engine |
 //! | 1795713365019 (aimed, long) | an empty disk's vote elected who had been away | engine |
+//! | 1795720008130 (long) | a leader of before told an empty disk of what the lost one had | engine |
 //! | 1795706622220 | who was left alone led before its log was durable, and stopped | engine |
 //! | 1795681000271 | a server was removed though the next reconfig kept it | engine |
 //! | 1795681001011 | what a lost leader had confirmed kept a server from serving | engine |
@@ -105,4 +106,5 @@ pub const LONG: &[(u64, bool)] = &[
     (1795713365019, true),
     (1795718068944, false),
     (1795719092041, true),
+    (1795720008130, false),
 ];

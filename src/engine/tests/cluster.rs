@@ -290,13 +290,6 @@ impl Cluster {
             self.event(id, Event::Stranger { id: server, disk });
             return;
         }
-        let known = self.shared(server).bound_disk(id as u32);
-        let introduction = self.node(server).introduction(known);
-        let introduced = Event::Introduced {
-            id: server,
-            introduction,
-        };
-        self.event(id, introduced);
         let introduction = self.node(id).introduction(knows);
         self.event(server, Event::Linked { id, introduction });
     }
@@ -429,6 +422,8 @@ impl Cluster {
                 let message = PeerMessage::decode(message.encode().into()).unwrap();
                 let now_ms = self.now_ms;
                 let mut out = Outputs::default();
+                let disk = self.node(from).disk;
+                self.node(to).engine.standing.comes_with(from, disk);
                 let event = Event::Peer { from, message };
                 self.node(to).engine.handle(event, now_ms, &mut out);
                 sends.extend(out.sends.into_iter().map(|(whom, m)| (to, whom, m)));
@@ -1816,6 +1811,22 @@ fn only_one_of_several_can_become_a_cluster_of_its_own() {
     let node = &cluster.nodes[removed as usize - 1];
     let stale = Survivor::new(recovered(next_start(removed, node), &node.kept));
     assert_eq!(stale.alone(7, 0).err(), Some(Unfit::Removed));
+
+    // Who has seen that it was alone before it lost its disk does not lead on the new one.
+    let mut grown = Cluster::configured(&[1], 1, 100, true);
+    grown.pass(1_000);
+    let origin = OriginId {
+        disk: 201,
+        ..next_start(1, &grown.nodes[0])
+    };
+    let setup = recovered(origin, &grown.nodes[0].kept);
+    let alone = Survivor::new(setup).alone(7, 0).unwrap();
+    let mut kept = grown.nodes[0].kept.clone();
+    kept.write(&alone.record);
+    let build = Build::of(FEATURE_LEVEL);
+    grown.nodes[0] = Node::start(origin, &[1], false, build, kept, 0, &|_| ());
+    grown.pass(1_000);
+    assert!(grown.shared(1).is_serving());
 }
 
 #[test]

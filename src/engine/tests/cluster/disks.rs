@@ -3,6 +3,7 @@
 use raft::eraftpb::Message;
 
 use super::*;
+use crate::engine::replica::Say;
 use crate::proto::peer::BoundDisk;
 
 /// An empty disk in the place of what this server had.
@@ -195,4 +196,137 @@ fn what_another_disk_acknowledges_does_not_count() {
         cluster.settle();
         assert_eq!(client.frames(), frames, "disk {disk}");
     }
+}
+
+/// It has an entry, which says nothing of disks, and starts anew before it has more.
+#[test]
+fn who_lost_its_disk_gives_no_vote_before_it_knows_that_the_new_one_is_bound() {
+    let kept = Kept {
+        hard_state: proto::log::HardState {
+            term: 2,
+            vote: 0,
+            commit: 1,
+        },
+        // As one that came later writes it.
+        membership: Some(proto::log::Membership {
+            voters: vec![2],
+            learners: vec![1],
+            ..Default::default()
+        }),
+        entries: vec![proto::log::LogEntry {
+            term: 1,
+            index: 1,
+            ..Default::default()
+        }],
+    };
+    let mut cluster = Cluster::strangers(3, 200, false);
+    let origin = OriginId {
+        server: 1,
+        disk: 201,
+        incarnation: 2,
+    };
+    let build = Build::of(FEATURE_LEVEL);
+    *cluster.node(1) = Node::start(origin, &[1, 2, 3], false, build, kept, 0, &|_| ());
+    assert!(cluster.node(1).engine.standing.is_admitted());
+    let votes = |cluster: &mut Cluster| {
+        let term = cluster.node(1).engine.term() + 1;
+        let asks = Message {
+            log_term: 1,
+            index: 1,
+            ..message(MessageType::MsgRequestVote, 3, 1, term)
+        };
+        hears(cluster, 1, asks);
+        let is_vote = |message: &PeerMessage| match message {
+            PeerMessage::Raft(message) => {
+                message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject
+            }
+            _ => false,
+        };
+        let sends = cluster.turn(1);
+        sends.iter().any(|(_, _, message)| is_vote(message))
+    };
+    assert!(!votes(&mut cluster));
+    let told = Told {
+        index: 100,
+        disks: vec![BoundDisk {
+            server: 1,
+            disk: 201,
+            changed: true,
+        }],
+        ..Told::default()
+    };
+    let knows = Introduction {
+        knows: 201,
+        formed: true,
+        ..Introduction::default()
+    };
+    cluster.shared(1).learn(&knows, &told);
+    let introduced = Event::Introduced {
+        id: 2,
+        introduction: knows,
+    };
+    cluster.event(1, introduced);
+    assert!(votes(&mut cluster));
+}
+
+#[test]
+fn a_leader_that_speaks_to_the_disk_that_was_lost_is_not_believed() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let lost = cluster.follower();
+    let beat = Message {
+        commit: cluster.node(leader).engine.replica.committed(),
+        ..message(MessageType::MsgHeartbeat, leader, lost, 1_000)
+    };
+    lose_disk(&mut cluster, lost);
+    cluster.lost_appends = Some(lost);
+    cluster.broken_transfers = true;
+    cluster.pass_linking(6_000);
+    assert!(cluster.node(lost).engine.standing.is_admitted());
+    hears(&mut cluster, lost, beat.clone());
+    cluster.turn(lost);
+    let engine = &cluster.node(lost).engine;
+    assert_eq!(engine.replica.committed(), 0);
+    assert!(engine.term() < beat.term);
+}
+
+/// Who follows only does not keep to a leader that it does not hear.
+#[test]
+fn who_must_not_lead_still_gives_its_vote_when_the_leader_is_silent() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let other = cluster.follower();
+    let third = 6 - leader - other;
+    cluster.node(other).engine.replica.set_say(Say::Vote);
+    cluster.kill(leader);
+    for _ in 0..100 {
+        cluster.node(other).engine.replica.set_say(Say::Vote);
+        cluster.pass(50);
+    }
+    assert_eq!(cluster.leader(), third);
+}
+
+/// A member's disk is the one that it has acknowledged with, whoever knocks meanwhile.
+#[test]
+fn who_is_given_its_vote_keeps_its_disk() {
+    let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let (client, _) = cluster.client(leader);
+    let joining = format!("{};2181", line(4));
+    cluster.lost_appends = Some(4);
+    cluster.broken_transfers = true;
+    cluster.send(&client, 1, &reconfig(&joining, ""));
+    cluster.pass_linking(1_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![4]));
+    for _ in 0..3 {
+        cluster.event(leader, Event::Stranger { id: 4, disk: 7 });
+        cluster.pass_linking(1_000);
+    }
+    (cluster.lost_appends, cluster.broken_transfers) = (None, false);
+    cluster.pass(1_000);
+    assert_eq!(cluster.members(), (vec![1, 2, 3, 4], vec![]));
+    assert_eq!(cluster.shared(leader).bound_disk(4), 104);
 }
