@@ -180,6 +180,8 @@ struct Work {
     persisted: u64,
     /// When the engine wants a turn even if nothing happens, in ms.
     wake_at_ms: Option<u64>,
+    /// Until when the node's own thread waits, if nothing rings before.
+    waits_until_ms: u64,
     stopped: bool,
 }
 
@@ -253,6 +255,7 @@ pub fn start(
             on_outdated: Box::new(on_outdated),
             persisted: 0,
             wake_at_ms: None,
+            waits_until_ms: u64::MAX,
             stopped: false,
         }),
         clock,
@@ -272,9 +275,14 @@ impl Node {
         let mut next_tick = Instant::now() + tick;
         loop {
             let mut left = next_tick.saturating_duration_since(Instant::now());
-            if let Some(wake_at_ms) = self.work.lock().wake_at_ms {
-                let wanted_ms = wake_at_ms.saturating_sub(self.clock.now_ms());
-                left = left.min(Duration::from_millis(wanted_ms));
+            {
+                let mut work = self.work.lock();
+                let now_ms = self.clock.now_ms();
+                if let Some(wake_at_ms) = work.wake_at_ms {
+                    let wanted_ms = wake_at_ms.saturating_sub(now_ms);
+                    left = left.min(Duration::from_millis(wanted_ms));
+                }
+                work.waits_until_ms = now_ms + left.as_millis() as u64;
             }
             doorbell.wait(left);
             let mut work = self.work.lock();
@@ -306,9 +314,11 @@ impl Node {
             let Some(waiting) = doorbell.take_work() else {
                 break;
             };
-            let wake_at_ms = work.wake_at_ms;
             work.round(waiting, false, self.clock);
-            if work.wake_at_ms.is_some() && work.wake_at_ms != wake_at_ms {
+            if work
+                .wake_at_ms
+                .is_some_and(|at_ms| at_ms < work.waits_until_ms)
+            {
                 doorbell.wake();
             }
         }

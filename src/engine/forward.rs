@@ -109,6 +109,11 @@ impl Forward {
         })
     }
 
+    /// Whether there are commands that are not on their way.
+    pub fn has_more(&self) -> bool {
+        self.queue.len() > self.sent
+    }
+
     /// The batch from [`Self::next_batch`] is on its way.
     pub fn sent(&mut self, commands: usize) {
         self.sent += commands;
@@ -261,6 +266,10 @@ impl Inbound {
         for batch in batches.into_iter().rev() {
             self.batches.push_front(batch);
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
     }
 
     pub fn clear(&mut self) {

@@ -15,14 +15,14 @@
 //! nobody yet. So what remains is that a majority of the voters is empty, and that these meet each
 //! other before one of them meets anyone who is aware.
 //!
-//! What a server says counts for the disk that said it. A membership names servers by their numbers,
-//! and who is far behind goes by one that others have left. There, the number of a server that lost
-//! its disk stands for what was acknowledged with the lost one; counted for the new one, it could
-//! elect who was away, and what the others have committed without both would be lost. So:
+//! What a server says counts for the disk that said it. A membership names servers by their
+//! numbers, and who is far behind goes by one that others have left. There, the number of a server
+//! that lost its disk stands for what was acknowledged with the lost one; counted for the new one,
+//! it could elect who was away, and what the others have committed without both would be lost. So:
 //!
-//! * A vote or an acknowledgement counts only if it comes from the disk that the state of who counts
-//!   it binds to that number. Who has no disk bound to it yet, counts any but one that it was told
-//!   to be there in the place of another.
+//! * A vote or an acknowledgement counts only if it comes from the disk that the state of who
+//!   counts it binds to that number. Who has no disk bound to it yet counts any but one that it was
+//!   told to be there in the place of another.
 //! * Nobody is elected on another disk than the one that its own state binds to its number.
 //! * Who came later than the founders gives no vote before it knows from its state, or was told
 //!   since it started, that its disk is bound.
@@ -457,7 +457,7 @@ impl Engine {
         if failover.is_due(self.now_ms) {
             self.replica.campaign();
         }
-        out.wake_at_ms = Some(failover.next_ms);
+        out.wake_at(failover.next_ms);
     }
 
     /// Members that are linked and have no disk bound to their number yet, and their disks.

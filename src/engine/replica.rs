@@ -187,8 +187,8 @@ impl Replica {
         if (elects && self.must_not_lead()) || (asks && self.say == Say::None) {
             return;
         }
-        // A leader of before speaks to the disk that was here then, and of what that one had. On the
-        // disk that is bound it would be a loss, for which raft stops the process.
+        // A leader of before speaks to the disk that was here then, and of what that one had. On
+        // the disk that is bound it would be a loss, for which raft stops the process.
         let is_beyond = message.get_msg_type() == MessageType::MsgHeartbeat
             && message.commit > self.last_index();
         if is_beyond && self.say != Say::Full {

@@ -133,6 +133,9 @@ fn survey() {
         };
         let run = Run::new(plan, Telling::Nothing);
         all.add(&run.stats);
+        if run.stats.beyond_repair > 0 {
+            println!("{plan}: beyond repair");
+        }
         if let Some(Violation { group, what }) = run.violation {
             println!("{seed} {group:?}: {}", &what[..what.len().min(500)]);
         }
@@ -196,6 +199,9 @@ impl<P> Search<P> {
     /// A run is over. Says now and then how far the search has come.
     fn count(&mut self, run: Run) {
         self.all.add(&run.stats);
+        if run.stats.beyond_repair > 0 {
+            println!("{}: beyond repair", run.plan);
+        }
         if run.violation.is_some() {
             self.found.get_or_insert(run);
         }

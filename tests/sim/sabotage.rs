@@ -225,6 +225,7 @@ impl Sabotage {
                 params.snap_count = 20;
                 params.log_kept.usually = 1 << 10;
                 params.log_kept.in_transfer = 32 << 10;
+                params.faulty_us *= 3;
             }
             Self::TellNothing => {
                 // Most of those that join are away while others do.

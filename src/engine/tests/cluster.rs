@@ -679,6 +679,43 @@ fn a_minority_commits_nothing() {
 }
 
 #[test]
+fn what_comes_while_an_entry_is_on_its_way_shares_the_next_one() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    cluster.isolate(leader);
+    let last = |cluster: &Cluster| {
+        let engine = &cluster.nodes[leader as usize - 1].engine;
+        engine.replica.last_index()
+    };
+    let before = last(&cluster);
+    for xid in 1..=4 {
+        cluster.send(&client, xid, &create(&format!("/{xid}"), 0));
+    }
+    assert_eq!(last(&cluster), before + 1);
+    // Nobody waits for it for long.
+    let now_ms = cluster.now_ms;
+    let mut out = Outputs::default();
+    cluster
+        .node(leader)
+        .engine
+        .turn(now_ms, 1_000_000, &mut out);
+    assert_eq!(out.wake_at_ms, Some(now_ms + GATHER_MS));
+    cluster.now_ms += GATHER_MS - 1;
+    cluster.settle();
+    assert_eq!(last(&cluster), before + 1);
+    cluster.now_ms += 1;
+    cluster.settle();
+    assert_eq!(last(&cluster), before + 2);
+    // Once it is through, nothing else has to happen.
+    cluster.send(&client, 5, &create("/5", 0));
+    cluster.cut.clear();
+    cluster.pass(200);
+    assert_eq!(client.frames(), (1..=5).map(ok).collect::<Vec<_>>());
+    assert_eq!(last(&cluster), before + 3);
+}
+
+#[test]
 fn when_the_leader_dies_clients_of_the_others_only_wait() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();

@@ -110,9 +110,16 @@ impl World {
                 let host = &self.hosts[server];
                 let heard_ms = self.checks.levels.heard_last(server);
                 let since_ms = served_ms.max(heard_ms).max(host.awoke_ms);
-                // Who leads has a majority, and only waits for the disk.
+                // Who leads has a majority, and only waits for the disk. Who was told that it was
+                // removed shows nothing.
                 let process = host.process.as_ref();
-                if process.is_some_and(|process| process.engine.leader() != u64::from(host.id)) {
+                let may_turn_away = process.is_none_or(|process| {
+                    let newest = process.shared.newest_ensemble();
+                    let mut lines = newest.iter().flat_map(|newest| newest.members());
+                    process.engine.leader() == u64::from(host.id)
+                        || (newest.is_some() && lines.all(|line| line.id != host.id))
+                });
+                if !may_turn_away {
                     self.checks
                         .turned_away(conn, now_ms.saturating_sub(since_ms))?;
                 }
