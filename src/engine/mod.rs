@@ -89,7 +89,8 @@ const SNAPSHOT_BYTES_MIN: u64 = 64 << 20;
 const SNAPSHOT_IDLE_MS: u64 = 3_000;
 /// How long writes are gathered for the next entry while one is on its way, in ms. An entry costs
 /// all servers about the same for one write as for many, and is mostly through sooner than that.
-/// Where the way to the others is long, nobody is to wait for it twice.
+/// Where the way to the others is long, nobody is to wait for it twice. (A server that decides
+/// alone has only its disk to wait for, and the log gathers what comes meanwhile.)
 const GATHER_MS: u64 = 2;
 /// How often the leader is told who was heard, in ms, unless sessions are so short that it must be
 /// more often: lost touches must not make a server fall silent.
@@ -846,8 +847,9 @@ impl Engine {
     fn gathers_until(&self) -> Option<u64> {
         let has_some =
             !self.inbound.is_empty() || !self.internal.is_empty() || self.forward.has_more();
+        let is_one_under_way = !self.proposed.is_empty() && !self.replica.is_sole_voter();
         let until_ms = self.proposed_ms + GATHER_MS;
-        (has_some && !self.proposed.is_empty() && self.now_ms < until_ms).then_some(until_ms)
+        (has_some && is_one_under_way && self.now_ms < until_ms).then_some(until_ms)
     }
 
     /// Puts an entry into the log, or gives it back.
