@@ -179,6 +179,8 @@ pub(super) struct Process {
     /// clock, in ms.
     pub(super) served_ms: u64,
     pub(super) not_read_only_ms: u64,
+    /// When it was last told to be of no ensemble, as of a tick: it shows nothing then.
+    pub(super) outside_ms: u64,
     pub(super) wakes: Wakes,
     pub(super) written_us: u64,
     /// When it last had not heard of a majority for so long that it lets clients go.
@@ -220,6 +222,7 @@ impl Process {
             serving: false,
             served_ms: 0,
             not_read_only_ms: now_us / 1000,
+            outside_ms: 0,
             wakes,
             written_us: now_us,
             silent_us: None,

@@ -274,6 +274,11 @@ impl World {
         self.process(server)
             .engine
             .handle(Event::Tick, now_ms, &mut out);
+        let id = self.hosts[server].id;
+        let newest = self.process(server).shared.newest_ensemble();
+        if newest.is_some_and(|newest| newest.members().iter().all(|line| line.id != id)) {
+            self.process(server).outside_ms = now_ms;
+        }
         self.carry_out(server, out)?;
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
         self.spoil(server);

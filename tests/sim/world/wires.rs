@@ -109,17 +109,13 @@ impl World {
                 note!(self, "{conn:?} refused: {}", refused.0);
                 let host = &self.hosts[server];
                 let heard_ms = self.checks.levels.heard_last(server);
-                let since_ms = served_ms.max(heard_ms).max(host.awoke_ms);
-                // Who leads has a majority, and only waits for the disk. Who was told that it was
-                // removed shows nothing.
+                // Who leads has a majority, and only waits for the disk.
                 let process = host.process.as_ref();
-                let may_turn_away = process.is_none_or(|process| {
-                    let newest = process.shared.newest_ensemble();
-                    let mut lines = newest.iter().flat_map(|newest| newest.members());
-                    process.engine.leader() == u64::from(host.id)
-                        || (newest.is_some() && lines.all(|line| line.id != host.id))
-                });
-                if !may_turn_away {
+                let process =
+                    process.filter(|process| process.engine.leader() != u64::from(host.id));
+                if let Some(process) = process {
+                    let since_ms = served_ms.max(heard_ms).max(host.awoke_ms);
+                    let since_ms = since_ms.max(process.outside_ms);
                     self.checks
                         .turned_away(conn, now_ms.saturating_sub(since_ms))?;
                 }
