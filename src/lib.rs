@@ -42,8 +42,9 @@
 //! 1. [`net::client`] splits frames; [`engine::connection`] decodes the request for its syntax,
 //!    gives it a place in the connection's [`engine::pipeline`], and hands the client's own bytes
 //!    as a command to the [`node`]: to its thread, or, while nobody is at work there, to itself.
-//! 2. [`engine::forward`] numbers it in this server's stream; the leader proposes all commands of a
-//!    turn as one Raft entry stamped with its wall clock.
+//! 2. [`engine::forward`] numbers it in this server's stream; the leader proposes what has gathered
+//!    in a turn, or while an entry was on its way to the others, as one Raft entry stamped with its
+//!    wall clock.
 //! 3. [`engine::replica`] gives the entry to the log thread ([`storage`]), which writes what has
 //!    gathered and syncs once. Only then does raft commit it: nothing is answered before.
 //! 4. The node applies it under the write lock: [`machine::Machine::apply`] validates and
@@ -54,9 +55,10 @@
 //!
 //! With several servers a follower sends its stream to the leader ([`engine::peer`]), again after a
 //! change of leaders, and goes on answering its clients for as long as [`engine::lease`] says that
-//! their sessions are kept. [`engine::members`] knows who may take part, and who campaigns when a
-//! leader is gone; `engine::reconcile` leads the membership step by step to what a reconfig asked
-//! for; [`engine::level`] raises the feature level when all servers are of a build that knows it.
+//! their sessions are kept. [`engine::members`] knows who may take part, on which disk, and
+//! who campaigns when a leader is gone; `engine::reconcile` leads the membership step by step to
+//! what a reconfig asked for. [`engine::level`] raises the feature level when all servers are of a
+//! build that knows it.
 //! What servers tell each other goes over the links of [`net::peer`]; when they meet, also who the
 //! others are, so that who was away knows them (`engine::acquaintance`). Whoever is too far behind
 //! for the log is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it

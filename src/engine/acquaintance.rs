@@ -25,7 +25,7 @@ struct Disks {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Bound {
     disk: u64,
-    /// It had another one before.
+    /// Its number was made free for another one before.
     changed: bool,
 }
 
@@ -112,7 +112,7 @@ impl Acquaintance {
         self.bound(server).disk
     }
 
-    /// Whether a server is known to have had another disk than the one that it must come with.
+    /// Whether the disk that a server must come with may not be its first.
     pub fn has_other_disk(&self, server: u32) -> bool {
         self.bound(server).changed
     }
