@@ -243,6 +243,9 @@ impl Checks {
                     local.must_have(asked.session, at, &asked.password, ran_ms)
                 }
             };
+            let (session, bucket_ms) = (asked.session, self.rules.bucket_ms);
+            self.local
+                .comes(session, at, &asked.password, ran_ms, bucket_ms);
         }
         if let Some(session) = conn.local() {
             self.local.heard(session, ran_ms);

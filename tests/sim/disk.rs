@@ -68,6 +68,8 @@ struct Inode {
     durable: Content,
     /// Since the last sync, in order.
     pending: Vec<Change>,
+    /// By how many.
+    opened: usize,
 }
 
 /// The bytes of a file. Logs are filled with zeros ahead of what is written: those at the end are
@@ -145,7 +147,22 @@ impl State {
             if linked.contains(&number) {
                 inode.crash(mood, &mut self.chance);
             } else {
-                *inode = Inode::default();
+                inode.empty();
+            }
+        }
+    }
+
+    /// Drops the bytes of files that have no name any more and never will, and that nobody reads.
+    fn forget_removed(&mut self) {
+        let to_come = self.renames.iter().filter_map(|change| {
+            let (_, inode) = change.come.as_ref()?;
+            Some(inode)
+        });
+        let names = self.names.values().chain(self.durable_names.values());
+        let linked: BTreeSet<usize> = names.chain(to_come).copied().collect();
+        for (number, inode) in self.inodes.iter_mut().enumerate() {
+            if inode.opened == 0 && !linked.contains(&number) {
+                inode.empty();
             }
         }
     }
@@ -245,6 +262,7 @@ impl State {
                 self.renames.push(change);
             }
         }
+        self.forget_removed();
         Ok(())
     }
 }
@@ -354,6 +372,13 @@ impl Inode {
         self.pending.push(change);
     }
 
+    fn empty(&mut self) {
+        *self = Self {
+            opened: self.opened,
+            ..Self::default()
+        };
+    }
+
     fn crash(&mut self, mood: u64, chance: &mut dyn FnMut(u64) -> u64) {
         let pending = std::mem::take(&mut self.pending);
         match mood {
@@ -439,14 +464,9 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let state = self.state();
+        let mut state = self.state();
         let inode = state.lookup(path)?;
-        let epoch = state.epoch;
-        Ok(Box::new(OpenFile {
-            disk: self.clone(),
-            inode,
-            epoch,
-        }))
+        Ok(Box::new(OpenFile::new(self, &mut state, inode)))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
@@ -460,12 +480,7 @@ impl Disk for FaultyDisk {
             gone: None,
             come: Some((path.to_owned(), inode)),
         })?;
-        let epoch = state.epoch;
-        Ok(Box::new(OpenFile {
-            disk: self.clone(),
-            inode,
-            epoch,
-        }))
+        Ok(Box::new(OpenFile::new(self, &mut state, inode)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -505,6 +520,15 @@ struct OpenFile {
 }
 
 impl OpenFile {
+    fn new(disk: &FaultyDisk, state: &mut State, inode: usize) -> Self {
+        state.inodes[inode].opened += 1;
+        Self {
+            disk: disk.clone(),
+            inode,
+            epoch: state.epoch,
+        }
+    }
+
     fn state(&self) -> io::Result<MutexGuard<'_, State>> {
         let state = self.disk.state();
         if state.epoch == self.epoch {
@@ -512,6 +536,12 @@ impl OpenFile {
         } else {
             Err(io::Error::other("the file was open before the crash"))
         }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.disk.state().inodes[self.inode].opened -= 1;
     }
 }
 

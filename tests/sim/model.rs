@@ -56,8 +56,8 @@ pub struct Znode {
     pub stat: Stat,
     /// Child creations so far (§5.2).
     pub created: i64,
-    /// Names, in order of creation.
-    pub children: Vec<String>,
+    /// Names, in order of creation; shared, since there is a copy in each version.
+    pub children: Vec<Rc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Model {
                     ..Stat::default()
                 },
                 created: 0,
-                children: children.into_iter().map(String::from).collect(),
+                children: children.into_iter().map(Rc::from).collect(),
             };
             model.put(path, znode);
         }

@@ -30,6 +30,9 @@ const REST: u64 = 0x14046;
 
 /// After a start, an election, and the last fault, all servers are well after this time, in µs.
 const CALM_AFTER_US: u64 = 3_000_000;
+/// After so many writes a run is long enough: all of them are remembered, and more would take
+/// gigabytes.
+const MOST_OPERATIONS: u64 = 100_000;
 
 /// Writes a line of the trace, if it is wanted: otherwise the arguments are not looked at.
 macro_rules! note {
@@ -331,7 +334,8 @@ impl World {
         }
         self.schedule_troubles();
         let faulty_us = self.params.faulty_us;
-        self.run_until(faulty_us, |_| false)?;
+        self.run_until(faulty_us, |world| world.checks.operations > MOST_OPERATIONS)?;
+        self.params.faulty_us = self.now_us;
         self.heal()?;
 
         // Everyone must be back and served within a session timeout, some waiting for slow clients

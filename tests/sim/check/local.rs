@@ -41,10 +41,25 @@ struct Local {
     heard_ms: u64,
     /// When it waited for an answer last: the server may not have read on until then.
     owed_ms: u64,
+    /// When its client came back in time last, whatever became of the answer.
+    came_ms: u64,
     is_over: bool,
     /// Its connection was lost while requests were not answered: the server may not have read on,
     /// and then the silence was not the client's.
     is_owed: bool,
+}
+
+impl Local {
+    /// How long the server may have heard nothing of its client, at least.
+    fn silent_ms(&self, ran_ms: u64) -> u64 {
+        let heard_ms = self.heard_ms.max(self.owed_ms).max(self.came_ms);
+        ran_ms.saturating_sub(heard_ms)
+    }
+
+    /// It is over after this silence.
+    fn limit_ms(&self, bucket_ms: u64) -> u64 {
+        self.timeout_ms + 2 * bucket_ms + NOTICED_MS
+    }
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +87,7 @@ impl LocalCheck {
             holder,
             heard_ms,
             owed_ms: 0,
+            came_ms: 0,
             is_over: false,
             is_owed: false,
         };
@@ -97,8 +113,7 @@ impl LocalCheck {
             let what = format!("§8.7: {holder:?} got {id} at {at:?}, which has no such session");
             return broken(Group::Local, what);
         };
-        let silent_ms = came_ms.saturating_sub(known.heard_ms.max(known.owed_ms));
-        let limit_ms = known.timeout_ms + 2 * bucket_ms + NOTICED_MS;
+        let (silent_ms, limit_ms) = (known.silent_ms(came_ms), known.limit_ms(bucket_ms));
         let is_owed = std::mem::take(&mut known.is_owed);
         known.holder = holder;
         known.timeout_ms = timeout_ms as u64;
@@ -109,6 +124,24 @@ impl LocalCheck {
             return broken(Group::Local, what);
         }
         Ok(())
+    }
+
+    /// A client comes to have its session again. In time, the server may count that, even if the
+    /// client does not wait for the answer.
+    pub fn comes(
+        &mut self,
+        id: SessionId,
+        at: Place,
+        password: &Bytes,
+        ran_ms: u64,
+        bucket_ms: u64,
+    ) {
+        let known = self.sessions.get_mut(&id).filter(|known| known.at == at);
+        if let Some(known) = known.filter(|known| known.password == password)
+            && known.silent_ms(ran_ms) <= known.limit_ms(bucket_ms)
+        {
+            known.came_ms = ran_ms;
+        }
     }
 
     /// Whether a client that comes now must find its session.

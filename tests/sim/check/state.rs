@@ -138,7 +138,7 @@ fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
         let wanted = znode
             .children
             .iter()
-            .map(|name| name.as_str().into())
+            .map(|name| Text::from(&**name))
             .collect();
         let seen = machine.read(&request, &caller);
         if seen != Ok(Answer::Children(wanted)) {

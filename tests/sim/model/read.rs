@@ -1,7 +1,7 @@
 //! What a read answers, at any zxid that was reached (§3.3, §3.6).
 
 use zkraft::wire::request::SubRequest;
-use zkraft::wire::{Answer, ErrorCode, Id, Request, SessionId, SubAnswer, Zxid, perms};
+use zkraft::wire::{Answer, ErrorCode, Id, Request, SessionId, SubAnswer, Text, Zxid, perms};
 
 use super::rules::{check_acl, mask};
 use super::{Kind, Model, Reply, Znode};
@@ -18,7 +18,7 @@ impl Model {
             znode
                 .children
                 .iter()
-                .map(|name| name.as_str().into())
+                .map(|name| Text::from(&**name))
                 .collect()
         };
         match request {

@@ -242,7 +242,7 @@ impl Model {
         let znode = self.now.remove(path).expect("checked");
         self.touched.insert(path.into());
         let mut parent = Znode::clone(&self.now[parent_path]);
-        parent.children.retain(|child| child != name);
+        parent.children.retain(|child| **child != *name);
         parent.stat.pzxid = parent.stat.pzxid.max(self.zxid);
         let parent_acl = parent.acl.clone();
         self.put(parent_path, parent);
