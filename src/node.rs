@@ -34,8 +34,8 @@ pub trait Log: Send {
 
 /// What the node needs from the network between servers. Nothing of it may block.
 pub trait Peers: Send {
-    /// Sends a message, which may get lost.
-    fn send(&mut self, to: u64, message: PeerMessage);
+    /// Sends messages, each of which may get lost.
+    fn send(&mut self, messages: Vec<(u64, PeerMessage)>);
     /// These are to be linked from now on, this server among them.
     fn set_servers(&mut self, servers: &[ServerLine]);
     /// Begins to send a snapshot; [`Event::SnapshotSent`] tells how it ended.
@@ -47,7 +47,7 @@ pub trait Peers: Send {
 pub struct NoPeers;
 
 impl Peers for NoPeers {
-    fn send(&mut self, _to: u64, _message: PeerMessage) {}
+    fn send(&mut self, _messages: Vec<(u64, PeerMessage)>) {}
     fn set_servers(&mut self, _servers: &[ServerLine]) {}
     fn send_snapshot(&mut self, _what: SendSnapshot) {}
 }
@@ -90,9 +90,11 @@ impl Doorbell {
         self.rung.notify_one();
     }
 
-    /// A message of another server came. The caller holds no lock, and may have to deal with it.
-    pub fn message(&self, from: u64, message: PeerMessage) {
-        self.mark(|waiting| waiting.events.push(Event::Peer { from, message }));
+    /// Messages of another server came. The caller holds no lock, and may have to deal with them.
+    pub fn messages(&self, from: u64, messages: Vec<PeerMessage>) {
+        let events = messages.into_iter();
+        let events = events.map(|message| Event::Peer { from, message });
+        self.mark(|waiting| waiting.events.extend(events));
         self.attend();
     }
 
@@ -108,8 +110,8 @@ impl Doorbell {
         waiting.rung = true;
     }
 
-    /// Does the node's work here and now, or wakes its thread if someone is at it: a thread that is
-    /// awake already is tens of microseconds ahead of one that must be woken, and costs less.
+    /// Does the node's work here and now, or leaves it to who is at it: a thread that is awake
+    /// already is tens of microseconds ahead of one that must be woken, and costs less.
     fn attend(&self) {
         let node = self.node.get().and_then(Weak::upgrade);
         if !node.is_some_and(|node| node.help(self)) {
@@ -216,8 +218,8 @@ impl Work {
         if let Some(servers) = &out.servers {
             self.peers.set_servers(servers);
         }
-        for (to, message) in out.sends {
-            self.peers.send(to, message);
+        if !out.sends.is_empty() {
+            self.peers.send(out.sends);
         }
         for what in out.send_snapshot {
             self.peers.send_snapshot(what);
@@ -303,12 +305,13 @@ impl Node {
     }
 
     /// Does what the bell was rung for in the caller's thread. False: the node's thread must be
-    /// woken, since someone is at work, or there is more than a helper should do.
+    /// woken, since there is more than a helper should do.
     fn help(&self, doorbell: &Doorbell) -> bool {
         // More of it may come meanwhile, but a helper has work of its own.
         const ROUNDS_MAX: usize = 2;
+        // Whoever is at work looks at the bell again when it is done.
         let Some(mut work) = self.work.try_lock() else {
-            return false;
+            return true;
         };
         for _ in 0..ROUNDS_MAX {
             let Some(waiting) = doorbell.take_work() else {
@@ -400,7 +403,7 @@ mod tests {
                 first,
                 commands: vec![log::Command::default()],
             };
-            bell.message(2, PeerMessage::Forward(batch));
+            bell.messages(2, vec![PeerMessage::Forward(batch)]);
         }
         bell.stop();
         node.join().unwrap();

@@ -118,6 +118,7 @@ impl Server {
         // The port first: an occupied one is told before minutes of loading.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("net")
+            .worker_threads(net_threads())
             .enable_all()
             .build()
             .map_err(StartError::Thread)?;
@@ -315,6 +316,13 @@ impl RunningServer for Running {
             None => Ok(()),
         }
     }
+}
+
+/// How many threads read and write sockets. One processor is left to the log and the node: a thread
+/// more would only take turns with them, and be woken to do so.
+fn net_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.saturating_sub(1).max(1)
 }
 
 /// Waits until the log is replayed and clients are served, so that who is told of the address finds

@@ -35,9 +35,9 @@ pub struct Outgoing {
 }
 
 impl Peers for Outgoing {
-    fn send(&mut self, to: u64, message: PeerMessage) {
+    fn send(&mut self, messages: Vec<(u64, PeerMessage)>) {
         if let Some(links) = self.network.get() {
-            links.send(to, message);
+            links.send(messages);
         }
     }
 
@@ -157,8 +157,8 @@ impl Host for Local {
         });
     }
 
-    fn heard(&self, from: u64, message: PeerMessage) {
-        self.doorbell.message(from, message);
+    fn heard(&self, from: u64, messages: Vec<PeerMessage>) {
+        self.doorbell.messages(from, messages);
     }
 
     fn unreachable(&self, id: u64) {

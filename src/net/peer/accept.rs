@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::dial::prepare;
-use super::frame::FrameReader;
+use super::frame::{FrameError, FrameReader};
 use super::handshake::{self, Failure, FailureKind, Greeted, Party};
 use super::presence::{Gate, Place};
 use super::{Introduction, Shared, is_of_other_cluster, stopped};
@@ -176,10 +177,10 @@ async fn receive<R: tokio::io::AsyncRead + Unpin>(
 ) -> Result<&'static str, String> {
     let from = u64::from(other.server);
     loop {
-        let frame = match read.next().await {
+        let first = match read.next().await {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok("the peer closed it"),
-            Err(super::frame::FrameError::Io(error)) => {
+            Err(FrameError::Io(error)) => {
                 tracing::debug!(server = from, %error, "a connection of a peer broke");
                 return Ok("it broke");
             }
@@ -188,19 +189,40 @@ async fn receive<R: tokio::io::AsyncRead + Unpin>(
         if is_of_other_cluster(&shared.introduction_to(0), &other) {
             return Err("it is of another cluster".to_owned());
         }
-        gate.received.add(1, frame.len());
-        let message = match PeerMessage::decode(frame) {
-            Ok(message) => message,
-            Err(PeerError::Unknown) => continue,
-            Err(error) => return Err(error.to_string()),
-        };
-        if !is_of(&message, from, shared.me.server.into()) {
-            return Err("it speaks for another server, or to another one".to_owned());
-        }
-        if !gate.pass(|| shared.host.heard(from, message)) {
+        // What came together is dealt with together.
+        let mut messages = Vec::new();
+        let refused = take_all(first, &mut read, |frame| {
+            gate.received.add(1, frame.len());
+            let message = match PeerMessage::decode(frame) {
+                Ok(message) => message,
+                Err(PeerError::Unknown) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            };
+            if !is_of(&message, from, shared.me.server.into()) {
+                return Err("it speaks for another server, or to another one".to_owned());
+            }
+            messages.push(message);
+            Ok(())
+        });
+        if !gate.pass(|| shared.host.heard(from, messages)) {
             return Ok("a newer connection replaced it");
         }
+        refused?;
     }
+}
+
+/// Does this with a frame and with those that came with it.
+fn take_all<R: tokio::io::AsyncRead + Unpin>(
+    first: Bytes,
+    read: &mut FrameReader<R>,
+    mut take: impl FnMut(Bytes) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut frame = Some(first);
+    while let Some(next) = frame {
+        take(next)?;
+        frame = read.ready().map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Whether a message may come from this server to this one.

@@ -124,6 +124,17 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The body of the next frame, if all of it has been received.
+    ///
+    /// # Errors
+    /// As for [`Self::next`].
+    pub fn ready(&mut self) -> Result<Option<Bytes>, FrameError> {
+        match cut(&mut self.input, self.limit)? {
+            Cut::Body(body) => Ok(Some(body)),
+            Cut::Missing(_) => Ok(None),
+        }
+    }
+
     /// What has been received and not taken, once it is more than `than` bytes. Fewer: the stream
     /// has ended.
     ///

@@ -38,7 +38,8 @@ pub trait Host: Send + Sync + 'static {
     /// Both lanes to this server are up.
     fn linked(&self, other: &Introduction);
 
-    fn heard(&self, from: u64, message: PeerMessage);
+    /// What a server says, in its order. May be nothing.
+    fn heard(&self, from: u64, messages: Vec<PeerMessage>);
 
     /// Something that was sent to this server may not arrive: a link broke, or more was to be sent
     /// than it took.

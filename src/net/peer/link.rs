@@ -16,13 +16,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::frame::{BODY_BYTES_MAX, Batch, FrameReader};
+use super::frame::FrameReader;
 use super::handshake::{self, Failure, FailureKind, Greeted, Socket};
 use super::notice::Notice;
 use super::presence::{Gate, Place};
-use super::queue::Queue;
 use super::{Introduction, Over, Peer, Shared, stopped};
-use crate::engine::PeerMessage;
 use crate::proto::peer::handshake::Step;
 use crate::proto::peer::{Lane, Refusal};
 
@@ -285,7 +283,7 @@ impl Sender {
         } = socket;
         let mut closed = pin!(closed(&mut read));
         let peer = self.peer.clone();
-        let queue = self.queue(&peer);
+        let queue = peer.lane(!self.is_urgent);
         loop {
             if self.shared.introduction_to(peer.server) != self.me {
                 let _ = write.shutdown().await;
@@ -293,12 +291,34 @@ impl Sender {
                 let _ = timeout(FINISH_PATIENCE, closed).await;
                 return End::Introduce;
             }
-            let messages = queue.take(BATCH_BYTES);
+            let mut batch = queue.take(BATCH_BYTES);
             if queue.overflowed() {
                 self.shared.host.unreachable(peer.server.into());
             }
-            if !messages.is_empty() {
-                let mut batch = self.encode(messages);
+            if batch.is_none() {
+                if *self.finishing.borrow() {
+                    let _ = write.shutdown().await;
+                    let _ = timeout(FINISH_PATIENCE, closed).await;
+                    return End::Over;
+                }
+                let waits = match queue.leave(write, self.me) {
+                    Ok(waits) => waits,
+                    Err(back) => {
+                        write = back;
+                        continue;
+                    }
+                };
+                tokio::select! {
+                    reason = &mut closed => return End::Broken(reason),
+                    () = waits.woken() => {}
+                    () = stopped(&mut self.finishing) => {}
+                }
+                let Some((back, rest)) = waits.ended() else {
+                    return End::Broken("the link was given up".to_owned());
+                };
+                (write, batch) = (back, Some(rest));
+            }
+            if let Some(mut batch) = batch {
                 tokio::select! {
                     reason = &mut closed => return End::Broken(reason),
                     written = write.write_all_buf(&mut batch) => {
@@ -307,44 +327,8 @@ impl Sender {
                         }
                     }
                 }
-                continue;
-            }
-            if *self.finishing.borrow() {
-                let _ = write.shutdown().await;
-                let _ = timeout(FINISH_PATIENCE, closed).await;
-                return End::Over;
-            }
-            tokio::select! {
-                reason = &mut closed => return End::Broken(reason),
-                () = queue.filled() => {}
-                () = stopped(&mut self.finishing) => {}
             }
         }
-    }
-
-    fn queue<'a>(&self, peer: &'a Peer) -> &'a Queue {
-        match self.is_urgent {
-            true => &peer.urgent,
-            false => &peer.bulk,
-        }
-    }
-
-    fn encode(&self, messages: Vec<PeerMessage>) -> Batch {
-        let mut batch = Batch::default();
-        let (mut frames, mut bytes) = (0, 0);
-        for message in messages {
-            let body = message.encode();
-            if body.len() > BODY_BYTES_MAX {
-                let bytes = body.len();
-                tracing::error!(bytes, "a message to a peer is too large to be sent");
-                continue;
-            }
-            frames += 1;
-            bytes += body.len();
-            batch.push(body);
-        }
-        self.peer.sent.add(frames, bytes);
-        batch.sealed()
     }
 }
 

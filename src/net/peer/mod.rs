@@ -3,7 +3,8 @@
 //! ```text
 //! handshake  who is at the other end, proved by the secret     secret    that proof
 //! dial       to a peer, by all its addresses                   resolve   names, each time anew
-//! link       both lanes to a peer, kept up                     queue     what waits for them
+//! link       both lanes to a peer, kept up                     queue     what waits for them, and
+//!                                                                        who writes it
 //! accept     what peers dialled                                presence  who is connected
 //! frame      bytes ↔ frames                                    notice    log lines, not too many
 //! host       what links need of their server               vet       who may be connected
@@ -34,6 +35,7 @@ mod vet;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -54,7 +56,7 @@ pub use self::secret::{Secret, SecretError};
 pub use self::vet::{Seen, is_of_other_cluster, vet};
 
 use self::notice::Notices;
-use self::presence::{Count, Presence};
+use self::presence::Presence;
 use self::queue::Queue;
 use self::resolve::Names;
 
@@ -86,6 +88,17 @@ impl Default for LinkOptions {
 pub struct Traffic {
     pub frames: u64,
     pub bytes: u64,
+}
+
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            frames: self.frames + other.frames,
+            bytes: self.bytes + other.bytes,
+        }
+    }
 }
 
 /// The state of the link to a peer.
@@ -181,16 +194,22 @@ impl Links {
         }
     }
 
-    /// Sends a message, if there is a link or one may be up soon. Never blocks; a message that
+    /// Sends messages, if there is a link or one may be up soon. Never blocks; a message that
     /// cannot be sent is dropped and counted.
-    pub fn send(&self, to: u64, message: PeerMessage) {
-        let Some(peer) = self.0.peer(to) else {
-            tracing::debug!(server = to, "a message for a server that is no peer");
-            return;
-        };
-        match queue::is_bulk(&message) {
-            true => peer.bulk.push(message),
-            false => peer.urgent.push(message),
+    pub fn send(&self, messages: impl IntoIterator<Item = (u64, PeerMessage)>) {
+        let mut filled = BTreeMap::new();
+        for (to, message) in messages {
+            let Some(peer) = self.0.peer(to) else {
+                tracing::debug!(server = to, "a message for a server that is no peer");
+                continue;
+            };
+            let is_bulk = queue::is_bulk(&message);
+            peer.lane(is_bulk).push(message);
+            filled.insert((to, is_bulk), peer);
+        }
+        for ((_, is_bulk), peer) in filled {
+            let me = self.0.introduction_to(peer.server);
+            peer.lane(is_bulk).send(&me);
         }
     }
 
@@ -221,7 +240,7 @@ impl Links {
                 other: state.other,
                 queue_bytes: urgent.0 + bulk.0,
                 dropped: urgent.1 + bulk.1,
-                sent: peer.sent.get(),
+                sent: peer.urgent.sent() + peer.bulk.sent(),
                 received,
             }
         };
@@ -305,7 +324,6 @@ pub(super) struct Peer {
     call: Call,
     gone: watch::Sender<bool>,
     state: Mutex<LinkState>,
-    sent: Count,
     /// Held by the transfer of a snapshot to it.
     pub transfer: tokio::sync::Mutex<()>,
 }
@@ -335,8 +353,15 @@ impl Peer {
                 address: None,
                 other: None,
             }),
-            sent: Count::default(),
             transfer: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What waits for it in one of the lanes.
+    fn lane(&self, is_bulk: bool) -> &Queue {
+        match is_bulk {
+            true => &self.bulk,
+            false => &self.urgent,
         }
     }
 

@@ -75,10 +75,11 @@ impl Host for TestHost {
         self.told.lock().linked.push(*other);
     }
 
-    fn heard(&self, from: u64, message: PeerMessage) {
-        let is_bulk = queue::is_bulk(&message);
+    fn heard(&self, from: u64, messages: Vec<PeerMessage>) {
+        let is_bulk = messages.iter().all(queue::is_bulk);
         let mut told = self.told.lock();
-        told.heard.push((from, message));
+        let heard = messages.into_iter().map(|message| (from, message));
+        told.heard.extend(heard);
         if !is_bulk {
             self.urgent.notify_all();
         } else if self.bulk_waits.swap(false, Ordering::Relaxed) {
@@ -269,7 +270,7 @@ async fn messages_go_both_ways_in_both_lanes() {
         };
         let messages = [urgent(7), bulk(8, 100), PeerMessage::Raft(message)];
         for message in messages {
-            from.links.send(3 - id, message.clone());
+            from.links.send([(3 - id, message.clone())]);
             to.hears(id, &message).await;
         }
     }
@@ -279,7 +280,7 @@ async fn messages_go_both_ways_in_both_lanes() {
     assert_eq!(sent, received);
     assert_eq!(one.status().dropped, 0);
     // Nobody has that id.
-    one.links.send(9, urgent(1));
+    one.links.send([(9, urgent(1))]);
     one.stop().await;
     two.stop().await;
 }
@@ -502,7 +503,7 @@ async fn a_peer_that_is_started_again_is_linked_again() {
         one.status().is_linked && one.told().linked.last() == Some(&introduction(again))
     })
     .await;
-    one.links.send(2, urgent(1));
+    one.links.send([(2, urgent(1))]);
     two.hears(1, &urgent(1)).await;
 }
 
@@ -535,7 +536,7 @@ async fn a_peer_is_lost_only_when_nobody_listens() {
     until("the loss", || one.told().lost == 1).await;
     // Told once, however often it is dialled.
     let dropped = one.status().dropped;
-    one.links.send(2, super::tests::urgent(1));
+    one.links.send([(2, super::tests::urgent(1))]);
     assert_eq!(one.status().dropped, dropped + 1);
     sleep(Duration::from_millis(100)).await;
     assert_eq!((one.told().unreachable, one.told().lost), (2, 1));
@@ -545,7 +546,7 @@ async fn a_peer_is_lost_only_when_nobody_listens() {
 async fn large_messages_arrive_whole() {
     let (one, two) = pair().await;
     let message = bulk(1, 10 << 20);
-    one.links.send(2, message.clone());
+    one.links.send([(2, message.clone())]);
     two.hears(1, &message).await;
 }
 
@@ -554,9 +555,9 @@ async fn what_is_urgent_does_not_wait_for_a_flood() {
     let (one, two) = pair().await;
     two.host.bulk_waits.store(true, Ordering::Relaxed);
     for number in 1..=40 {
-        one.links.send(2, bulk(number, 1 << 20));
+        one.links.send([(2, bulk(number, 1 << 20))]);
     }
-    one.links.send(2, urgent(1));
+    one.links.send([(2, urgent(1))]);
     two.hears(1, &bulk(40, 1 << 20)).await;
     let heard = two.told().heard;
     let place = heard.iter().position(|(_, message)| *message == urgent(1));
@@ -716,8 +717,8 @@ async fn a_server_that_learns_of_its_cluster_introduces_itself_again() {
     assert_eq!(two.told().admitted.last().unwrap().cluster, 0);
     one.host.cluster.store(CLUSTER, Ordering::Relaxed);
     for number in 1..=10 {
-        one.links.send(2, urgent(number));
-        one.links.send(2, bulk(number, 1_000));
+        one.links.send([(2, urgent(number))]);
+        one.links.send([(2, bulk(number, 1_000))]);
     }
     for number in 1..=10 {
         two.hears(1, &urgent(number)).await;
@@ -733,10 +734,10 @@ async fn links_follow_the_peers() {
     one.links.set_peers(BTreeMap::new());
     assert!(one.links.status().is_empty());
     until("no link", || !two.status().is_linked_from).await;
-    one.links.send(2, urgent(1));
+    one.links.send([(2, urgent(1))]);
     one.dial(2, two.port);
     one.linked().await;
-    one.links.send(2, urgent(2));
+    one.links.send([(2, urgent(2))]);
     two.hears(1, &urgent(2)).await;
     assert!(!two.told().heard.contains(&(1, urgent(1))));
 }
@@ -745,9 +746,9 @@ async fn links_follow_the_peers() {
 async fn what_is_queued_at_a_stop_is_still_sent() {
     let (one, two) = pair().await;
     for number in 1..=50 {
-        one.links.send(2, bulk(number, 10_000));
+        one.links.send([(2, bulk(number, 10_000))]);
     }
-    one.links.send(2, urgent(1));
+    one.links.send([(2, urgent(1))]);
     one.stop().await;
     two.hears(1, &urgent(1)).await;
     two.hears(1, &bulk(50, 10_000)).await;

@@ -62,7 +62,7 @@ impl Host for TestHost {
 
     fn linked(&self, _: &Introduction) {}
 
-    fn heard(&self, _: u64, _: PeerMessage) {}
+    fn heard(&self, _: u64, _: Vec<PeerMessage>) {}
 
     fn unreachable(&self, _: u64) {}
 
