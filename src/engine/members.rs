@@ -434,6 +434,7 @@ impl Engine {
     pub(super) fn peer_lost(&mut self, id: u64) {
         self.standing.unlinked(id);
         self.levels.gone(id);
+        self.heard_ms.remove(&id);
         self.replica.unreachable(id);
         let voters = self.replica.membership().voters;
         if !voters.contains(&self.id) || !self.replica.forget_leader(id) {

@@ -183,7 +183,7 @@ impl Engine {
         let facts = Facts {
             id: self.id,
             membership: &membership,
-            peers: &self.peers(),
+            peers: &self.bound_peers(),
             committed: self.replica.committed(),
             strangers: &strangers,
             vote_from: &self.vote_from,
@@ -278,7 +278,7 @@ impl Engine {
             return None;
         }
         let membership = self.replica.membership();
-        let peers = self.peers();
+        let peers = self.bound_peers();
         let staying = |voter: &&u64| target.voters.contains(voter);
         let staying: Vec<u64> = membership.voters.iter().filter(staying).copied().collect();
         let is_there = |voter: &&u64| {

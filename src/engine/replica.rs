@@ -563,6 +563,12 @@ impl Replica {
         self.hard_state
     }
 
+    /// Whether nobody waits shorter for a leader that is silent.
+    #[cfg(test)]
+    pub fn waits_shortest(&self) -> bool {
+        self.raw.raft.randomized_election_timeout() == ELECTION_TICKS
+    }
+
     fn fix_election_timeout(&mut self) {
         let spread = mix(self.id, self.raw.raft.term) as usize % ELECTION_TICKS;
         self.raw

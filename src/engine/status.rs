@@ -70,6 +70,17 @@ impl Engine {
         peers
     }
 
+    /// The same, but active are only those without whom a change of the membership could not go on
+    /// either after a restart: whoever has an empty log gives no vote before somebody tells it that
+    /// its disk is the bound one (see `engine::members`).
+    pub(super) fn bound_peers(&self) -> Vec<PeerStatus> {
+        let mut peers = self.peers();
+        for peer in &mut peers {
+            peer.active &= self.bound_disk(peer.id) != 0;
+        }
+        peers
+    }
+
     /// Whether another server was heard of late.
     pub(super) fn is_active(&self, id: u64) -> bool {
         let heard_ms = self.heard_ms.get(&id);

@@ -1356,6 +1356,34 @@ fn a_majority_that_is_not_there_is_not_given_the_say() {
 }
 
 #[test]
+fn who_is_known_to_be_gone_or_may_not_know_its_disk_is_not_counted_on() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let third = 6 - leader - follower;
+    let (mut client, _) = cluster.client(leader);
+    cluster.die(follower);
+    cluster.send(&client, 1, &reconfig("", &third.to_string()));
+    let refused = failed(1, ErrorCode::NewConfigNoQuorum);
+    assert_eq!(client.frames(), [refused]);
+
+    // Nothing of the third is bound: were it started anew with an empty log, it would give no vote.
+    let mut cluster = Cluster::strangers(3, 100, true);
+    cluster.pass(2_000);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &reconfig("", &follower.to_string()));
+    cluster.pass(1_000);
+    let refused = failed(1, ErrorCode::NewConfigNoQuorum);
+    assert_eq!(client.frames(), [refused]);
+    cluster.pass_linking(1_000);
+    cluster.send(&client, 2, &reconfig("", &follower.to_string()));
+    cluster.pass(1_000);
+    assert_eq!(client.frames(), [ok(2)]);
+    assert_eq!(cluster.members().0.len(), 2);
+}
+
+#[test]
 fn an_observer_follows_without_a_vote() {
     let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
     cluster.pass_linking(2_000);

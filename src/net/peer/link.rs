@@ -176,7 +176,8 @@ impl Keeper {
             let all = async { while tasks.join_next().await.is_some() {} };
             let _ = timeout(FINISH_PATIENCE, all).await;
         }
-        tasks.abort_all();
+        // What is sent from now on is for the next link: nobody may write it to this one.
+        tasks.shutdown().await;
         self.shared.presence.leave(&link.gate);
         end
     }

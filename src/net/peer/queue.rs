@@ -208,7 +208,8 @@ impl Queue {
 impl Waiting {
     /// False: the task must be woken, to write or to fail.
     fn send_for_task(&mut self, me: &Introduction, sent: &Count) -> bool {
-        if self.bytes > AT_ONCE_BYTES {
+        // The task tells of what had no room.
+        if self.overflowed || self.bytes > AT_ONCE_BYTES {
             return false;
         }
         let Some(mut left) = self.left.take() else {
@@ -417,6 +418,13 @@ mod tests {
         queue.push(forward(AT_ONCE_BYTES));
         queue.send(&me(1));
         assert!(is_woken(&waits).await, "it is long");
+        let (write, _) = waits.ended().unwrap();
+        assert_eq!(taken(&queue, 1), 1);
+        let waits = queue.leave(write, me(1)).unwrap();
+        queue.push(forward(1));
+        queue.push(forward(BULK_BYTES_MAX));
+        queue.send(&me(1));
+        assert!(is_woken(&waits).await, "it has to tell of what had no room");
     }
 
     #[tokio::test]

@@ -208,7 +208,11 @@ fn a_server_that_hears_a_leader_or_knows_nothing_is_not_read_only() {
 
 #[test]
 fn a_server_that_was_told_of_its_removal_is_not_read_only_any_more() {
-    let mut cluster = cluster();
+    let builds = [Build::of(FEATURE_LEVEL); 3];
+    let mut cluster = Cluster::built(&[1, 2, 3], &builds, 100, true, &|options| {
+        options.read_only_after_ms = Some(AFTER_MS);
+    });
+    cluster.pass_linking(3_000);
     let leader = cluster.leader();
     let removed = cluster.follower();
     cluster.isolate(removed);
