@@ -81,6 +81,13 @@ impl Run {
         }
     }
 
+    /// How often that happens is to be known, and by what.
+    fn say_if_beyond_repair(&self) {
+        if self.stats.beyond_repair > 0 {
+            println!("{}: beyond repair", self.plan);
+        }
+    }
+
     /// # Panics
     /// If something was violated, with all that is needed to find out why.
     fn check(&self) {
@@ -133,9 +140,7 @@ fn survey() {
         };
         let run = Run::new(plan, Telling::Nothing);
         all.add(&run.stats);
-        if run.stats.beyond_repair > 0 {
-            println!("{plan}: beyond repair");
-        }
+        run.say_if_beyond_repair();
         if let Some(Violation { group, what }) = run.violation {
             println!("{seed} {group:?}: {}", &what[..what.len().min(500)]);
         }
@@ -199,9 +204,7 @@ impl<P> Search<P> {
     /// A run is over. Says now and then how far the search has come.
     fn count(&mut self, run: Run) {
         self.all.add(&run.stats);
-        if run.stats.beyond_repair > 0 {
-            println!("{}: beyond repair", run.plan);
-        }
+        run.say_if_beyond_repair();
         if run.violation.is_some() {
             self.found.get_or_insert(run);
         }
