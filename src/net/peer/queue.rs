@@ -347,6 +347,13 @@ mod tests {
         (write, other)
     }
 
+    /// The task of this lane waits.
+    async fn left(queue: &Queue) -> (Waits<'_>, TcpStream) {
+        queue.open();
+        let (write, other) = lane().await;
+        (queue.leave(write, me(1)).unwrap(), other)
+    }
+
     async fn is_woken(waits: &Waits<'_>) -> bool {
         let woken = tokio::time::timeout(Duration::from_millis(50), waits.woken());
         woken.await.is_ok()
@@ -355,9 +362,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_puts_messages_in_writes_them_while_the_task_waits() {
         let queue = bulk();
-        queue.open();
-        let (write, other) = lane().await;
-        let waits = queue.leave(write, me(1)).unwrap();
+        let (waits, other) = left(&queue).await;
         for bytes in [1, 20_000, 3] {
             queue.push(forward(bytes));
         }
@@ -376,9 +381,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_socket_does_not_take_goes_first_and_by_the_task() {
         let queue = bulk();
-        queue.open();
-        let (write, other) = lane().await;
-        let waits = queue.leave(write, me(1)).unwrap();
+        let (waits, other) = left(&queue).await;
         let mut pushed = 0;
         while queue.waiting.lock().messages.is_empty() {
             queue.push(forward(60_000));
@@ -405,9 +408,7 @@ mod tests {
     #[tokio::test]
     async fn the_task_is_woken_for_what_others_must_not_write() {
         let queue = bulk();
-        queue.open();
-        let (write, _other) = lane().await;
-        let waits = queue.leave(write, me(1)).unwrap();
+        let (waits, _other) = left(&queue).await;
         queue.push(forward(1));
         queue.send(&me(2));
         assert!(is_woken(&waits).await, "it has to introduce itself anew");
@@ -430,10 +431,8 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_ends_late_takes_no_other_socket_away() {
         let queue = bulk();
-        queue.open();
-        let ((write, _one), (other_write, _other)) = (lane().await, lane().await);
-        let before = queue.leave(write, me(1)).unwrap();
-        let waits = queue.leave(other_write, me(1)).unwrap();
+        let (before, _one) = left(&queue).await;
+        let (waits, _other) = left(&queue).await;
         drop(before);
         assert!(waits.ended().is_some());
     }
