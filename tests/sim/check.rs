@@ -361,7 +361,7 @@ impl Checks {
                 .range(before + 1..=now)
                 .flat_map(|(_, all)| all)
             {
-                self.sessions.told(server, *session, ran_ms);
+                self.sessions.told(server, *session, ran_ms, ran_ms);
             }
         }
         if self.spoilt == Some(server) {

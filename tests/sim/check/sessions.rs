@@ -23,6 +23,9 @@ const TOLD_WITHIN_MS: u64 = 200 + 3 * TICK_MS;
 const TIMES_MAX: usize = 200;
 /// Clocks run differently, and count in ms.
 const CLOCKS_MS: u64 = 30;
+/// From when a leader has decided to end a session until it proposes that, in ms: it gathers what
+/// belongs into one entry. What it learns meanwhile comes too late.
+const GATHERED_MS: u64 = 5;
 
 #[derive(Debug, Default)]
 pub struct SessionCheck {
@@ -39,8 +42,35 @@ pub struct SessionCheck {
 /// What a server knows, in ms of the time that it ran.
 #[derive(Clone, Debug, Default)]
 struct Knows {
-    heard: BTreeMap<SessionId, u64>,
+    heard: BTreeMap<SessionId, Heard>,
     leading: u64,
+}
+
+/// When a session was heard last, in ms of the time that a server ran.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    /// As far as it has been known for some time.
+    settled_ms: u64,
+    /// When the rest became known, and what it is.
+    news: Vec<(u64, u64)>,
+}
+
+impl Heard {
+    fn note(&mut self, ran_ms: u64, heard_ms: u64) {
+        self.settle(ran_ms);
+        self.news.push((ran_ms, heard_ms));
+    }
+
+    fn settle(&mut self, ran_ms: u64) {
+        let Self { settled_ms, news } = self;
+        news.retain(|(known_ms, heard_ms)| {
+            let is_new = known_ms + GATHERED_MS >= ran_ms;
+            if !is_new {
+                *settled_ms = (*settled_ms).max(*heard_ms);
+            }
+            is_new
+        });
+    }
 }
 
 /// When a leader proposes something.
@@ -66,7 +96,7 @@ impl SessionCheck {
 
     /// A server got a frame on the session's present connection.
     pub fn heard(&mut self, server: usize, session: SessionId, ran_ms: u64, now_ms: u64) {
-        self.told(server, session, ran_ms);
+        self.told(server, session, ran_ms, ran_ms);
         let times = self.heard.entry(session).or_default();
         if times.len() == TIMES_MAX {
             times.pop_front();
@@ -75,10 +105,10 @@ impl SessionCheck {
     }
 
     /// A server heard of the session in another way: it applied its creation or attachment, or was
-    /// told by a server that had heard its client.
-    pub fn told(&mut self, server: usize, session: SessionId, ran_ms: u64) {
+    /// told by a server that had heard its client then.
+    pub fn told(&mut self, server: usize, session: SessionId, ran_ms: u64, heard_ms: u64) {
         let heard = self.servers[server].heard.entry(session).or_default();
-        *heard = ran_ms.max(*heard);
+        heard.note(ran_ms, heard_ms);
     }
 
     /// A server leads from now on: everyone has a full timeout (§8.4).
@@ -106,14 +136,11 @@ impl SessionCheck {
                 continue;
             }
             let timeout_ms = session.timeout_ms as u64;
-            let knows = &self.servers[server];
-            let heard = knows
-                .heard
-                .get(&id)
-                .copied()
-                .unwrap_or(0)
-                .max(knows.leading);
-            let silent_ms = when.ran_ms.saturating_sub(heard);
+            let knows = &mut self.servers[server];
+            let heard = knows.heard.entry(id).or_default();
+            heard.settle(when.ran_ms);
+            let heard_ms = heard.settled_ms.max(knows.leading);
+            let silent_ms = when.ran_ms.saturating_sub(heard_ms);
             if silent_ms < timeout_ms {
                 return broken(
                     Group::Sessions,

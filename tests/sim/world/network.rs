@@ -165,7 +165,8 @@ impl World {
                 for heard in &touch.heard {
                     let heard_ms = ran_ms.saturating_sub(heard.age_ms);
                     let session = SessionId(heard.session);
-                    self.checks.sessions.told(to, session, heard_ms);
+                    let sessions = &mut self.checks.sessions;
+                    sessions.told(to, session, ran_ms, heard_ms);
                 }
             }
             PeerMessage::Forward(_) => self.stats.forwards += 1,
