@@ -33,6 +33,8 @@ struct Bound {
 pub struct Acquaintance {
     applied: Disks,
     told: Disks,
+    /// The cluster of the server that was believed last; 0: none was.
+    cluster: u64,
     /// The newest ensemble that another server has told of.
     ensemble: Option<Ensemble>,
     /// The last known lines of all servers that were ever heard of: those that are to go are needed
@@ -72,8 +74,16 @@ impl Acquaintance {
         self.lines.keys().map(|server| u64::from(*server))
     }
 
-    /// Another server of this cluster says what it knows.
-    pub fn learn(&mut self, told: &Told) {
+    /// The cluster of which this server was told; 0: of none.
+    pub fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
+    /// Another server, of this cluster, says what it knows.
+    pub fn learn(&mut self, cluster: u64, told: &Told) {
+        if cluster != 0 {
+            self.cluster = cluster;
+        }
         if told.index > self.disks().index {
             let disks = told.disks.iter().map(|&told| {
                 let BoundDisk { disk, changed, .. } = told;
@@ -172,10 +182,10 @@ mod tests {
     #[test]
     fn the_later_state_is_believed() {
         let mut known = Acquaintance::default();
-        known.learn(&told(5, &[(1, 7), (2, 8)], ""));
-        known.learn(&told(4, &[(1, 6)], ""));
+        known.learn(7, &told(5, &[(1, 7), (2, 8)], ""));
+        known.learn(7, &told(4, &[(1, 6)], ""));
         assert_eq!([known.disk(1), known.disk(2), known.disk(3)], [7, 8, 0]);
-        known.learn(&told(6, &[(2, 9)], ""));
+        known.learn(7, &told(6, &[(2, 9)], ""));
         assert_eq!([known.disk(1), known.disk(2)], [0, 9]);
         assert!(known.has_other_disk(2) && !known.has_other_disk(1));
         assert_eq!(known.tell(None, &[]), told(6, &[(2, 9)], ""));
@@ -187,12 +197,11 @@ mod tests {
     fn who_is_to_go_can_still_be_found() {
         let mut known = Acquaintance::default();
         let newer = "server.1=a:1:2\nversion=200000000";
-        known.learn(&told(1, &[], newer));
-        known.learn(&told(
-            1,
-            &[],
-            "server.1=b:1:2\nserver.2=c:1:2\nversion=100000000",
-        ));
+        known.learn(7, &told(1, &[], newer));
+        known.learn(
+            7,
+            &told(1, &[], "server.1=b:1:2\nserver.2=c:1:2\nversion=100000000"),
+        );
         let newest = known.ensemble(None).expect("it was told of one");
         assert!(newest.to_string().starts_with("server.1=a:1:2"));
         let host = |server| known.line(server).map(|line| line.peers[0].host.clone());
@@ -203,10 +212,11 @@ mod tests {
         let going = known.tell(Some(&newest), &[2, 3]).going;
         assert_eq!(going, ["server.2=c:1:2:participant"]);
         let mut anew = Acquaintance::default();
-        anew.learn(&Told {
+        let told = Told {
             going,
             ..told(1, &[], newer)
-        });
+        };
+        anew.learn(7, &told);
         assert_eq!(anew.line(2), known.line(2));
     }
 }

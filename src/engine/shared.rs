@@ -320,12 +320,15 @@ impl Shared {
     }
 
     /// Another server says who the servers are. It is believed if it is of the same cluster, or
-    /// holds this disk to be that of this server, which may be new.
+    /// holds this disk to be that of this server, which may be new; and then others of its cluster
+    /// are too: this server may be removed and added again before it has anything of its own.
     pub fn learn(&self, other: &Introduction, told: &Told) {
         self.met(other);
-        let is_same = other.cluster != 0 && other.cluster == self.cluster();
+        let mut acquaintance = self.acquaintance.lock();
+        let known = [self.cluster(), acquaintance.cluster()];
+        let is_same = other.cluster != 0 && known.contains(&other.cluster);
         if is_same || (other.knows != 0 && other.knows == self.disk) {
-            self.acquaintance.lock().learn(told);
+            acquaintance.learn(other.cluster, told);
         }
     }
 

@@ -96,6 +96,7 @@ pub const FIXED: &[u64] = &[
     1795730002959,
     1795706622220,
     1795707396310,
+    1795739157542,
 ];
 
 /// Those that found something when their faults were aimed as well, and a few more.

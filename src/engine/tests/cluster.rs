@@ -1971,6 +1971,33 @@ fn a_server_that_was_refused_founds_nothing_with_one_that_is_new() {
     comes_back(cluster, full);
 }
 
+/// It may be removed and added again before it has anything, and another one may lead by then.
+#[test]
+fn who_believed_a_server_of_a_cluster_believes_the_others_of_it() {
+    let told = |version: i64, servers: &str| {
+        let line = |id: char| format!("server.{id}=host{id}:2888:3888\n");
+        let lines: String = servers.chars().map(line).collect();
+        Told {
+            ensemble: format!("{lines}version={version:x}"),
+            ..Told::default()
+        }
+    };
+    let mut cluster = Cluster::strangers(3, 100, false);
+    let shared = cluster.node(3).engine.shared();
+    let of = |server, cluster, knows| Introduction {
+        server,
+        cluster,
+        knows,
+        ..Introduction::default()
+    };
+    shared.learn(&of(1, 7, 103), &told(5, "13"));
+    assert!(!shared.is_member(4));
+    shared.learn(&of(4, 8, 0), &told(6, "134"));
+    assert!(!shared.is_member(4), "it is of another cluster");
+    shared.learn(&of(4, 7, 0), &told(6, "134"));
+    assert!(shared.is_member(4));
+}
+
 #[test]
 fn a_server_founds_nothing_with_one_that_has_met_another() {
     let (mut cluster, [full, _, new]) = founded_by_two();
