@@ -70,9 +70,9 @@ impl Engine {
         peers
     }
 
-    /// The same, but active are only those without whom a change of the membership could not go on
-    /// either after a restart: whoever has an empty log gives no vote before somebody tells it that
-    /// its disk is the bound one (see `engine::members`).
+    /// The same, but active are only those whose disks are bound. Others must not be left the say
+    /// when votes are taken away: whoever is started anew with an empty log gives no vote before
+    /// somebody tells it that its disk is the bound one (see `engine::members`).
     pub(super) fn bound_peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.peers();
         for peer in &mut peers {
