@@ -268,6 +268,15 @@ impl Inbound {
         }
     }
 
+    /// Drops those of the servers that are not to be kept.
+    pub fn keep(&mut self, mut is_kept: impl FnMut(u64) -> bool) {
+        self.batches.retain(|batch| {
+            let origin = batch.origin.as_ref();
+            origin.is_some_and(|origin| is_kept(u64::from(origin.server)))
+        });
+        self.bytes = self.batches.iter().map(size).sum();
+    }
+
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }

@@ -311,12 +311,15 @@ impl Engine {
         self.transfer_leadership(|peer| peer.voter);
     }
 
-    /// Asks the server that is there, fit, and furthest in the log to lead instead.
+    /// Asks the server that is there, fit, and furthest in the log to lead instead. Two that are
+    /// asked at the same time take each other's votes, so nobody else is asked while one that is
+    /// there still may.
     pub(super) fn transfer_leadership(&mut self, is_fit: impl Fn(&PeerStatus) -> bool) {
         let peers = self.peers().into_iter();
         let fit = peers.filter(|peer| peer.active && is_fit(peer));
+        let asked = self.replica.transferee();
         // raft gives one try up after an election timeout; the next goes to who is best then.
-        if let Some(best) = fit.max_by_key(|peer| peer.matched) {
+        if let Some(best) = fit.max_by_key(|peer| (Some(peer.id) == asked, peer.matched)) {
             self.replica.transfer_leadership(best.id);
         }
     }
@@ -396,7 +399,7 @@ impl Engine {
                 self.bound = disks.filter(|(_, disk)| *disk != 0).collect();
             }
         }
-        let is_member = self.replica.members().contains(&self.id);
+        let is_member = self.replica.is_member();
         let known = u32::try_from(self.id).map_or(0, |id| self.shared.bound_disk(id));
         let bound = self.bound_disk(self.id);
         let say = self.standing.say(bound, known, is_member);

@@ -644,6 +644,8 @@ impl Engine {
             let changed = self.update_leading() | self.update_serving();
             if changed {
                 self.update_status();
+                // It may serve for less than a tick, and that counts.
+                self.update_read_only();
             }
             if idle && !changed && !self.replica.is_leadership_news() {
                 break;
@@ -813,6 +815,8 @@ impl Engine {
                 let entry = self.plan_reconfig(reconfig, wall_ms);
                 if entry.is_none_or(|entry| self.propose_entry(entry).is_err()) {
                     self.inbound.put_back(batches);
+                    // What the reconfig waits for may be among it.
+                    self.propose_internal(wall_ms);
                     return;
                 }
                 self.forward.sent(usize::from(others == 0));
@@ -840,6 +844,21 @@ impl Engine {
                 return;
             }
             self.forward.sent(commands);
+        }
+    }
+
+    /// Proposes what this server itself wants to be in the log, and nothing else.
+    fn propose_internal(&mut self, wall_ms: i64) {
+        if self.internal.is_empty() {
+            return;
+        }
+        let entry = proto::log::Entry {
+            time_ms: wall_ms,
+            internal: std::mem::take(&mut self.internal),
+            ..Default::default()
+        };
+        if let Err(entry) = self.propose_entry(entry) {
+            self.internal = entry.internal;
         }
     }
 
@@ -889,7 +908,7 @@ impl Engine {
             PeerMessage::Raft(message) if self.is_of_other_disk(from, &message) => {}
             PeerMessage::Raft(message) => self.replica.step(message),
             // Who takes this server for the leader will hear who is, or sends it again.
-            PeerMessage::Forward(batch) if self.replica.is_leader() => self.inbound.push(batch),
+            PeerMessage::Forward(batch) if self.may_ask(from) => self.inbound.push(batch),
             PeerMessage::Touch(touch) if self.leading.is_some() => {
                 for heard in touch.heard {
                     let heard_ms = self.now_ms.saturating_sub(heard.age_ms);
@@ -903,6 +922,14 @@ impl Engine {
             PeerMessage::Forward(_) | PeerMessage::Touch(_) | PeerMessage::Touched(_) => {}
             PeerMessage::Digests(digests) => self.heard_digests(from, digests),
         }
+    }
+
+    /// Whether this server takes another one's writes: as the leader, from members. Whoever was
+    /// removed never hears what became of them, and asks again and again; what it asks for, such as
+    /// that the leader goes, would come at any time.
+    fn may_ask(&self, server: u64) -> bool {
+        let knows_members = self.leading.is_some();
+        self.replica.is_leader() && (!knows_members || self.replica.matched(server).is_some())
     }
 
     /// Tells the leader which clients were heard since the last time that it confirmed (§8.4).
@@ -987,6 +1014,9 @@ impl Engine {
             return false;
         }
         self.leading = Some(term);
+        let replica = &self.replica;
+        self.inbound
+            .keep(|server| replica.matched(server).is_some());
         let state = self.shared.state.read();
         let sessions = state.machine.sessions();
         // Everyone has a full timeout: who was heard by whom is not known here (§8.4).
@@ -1065,7 +1095,12 @@ impl Engine {
                     }
                     if is_change && stands {
                         let change = entry.change.clone().unwrap_or_default();
+                        let was_member = self.replica.is_member();
                         self.replica.apply_change(&change);
+                        if !was_member && self.replica.is_member() {
+                            // Nobody took it until now.
+                            local.forward.resend();
+                        }
                     }
                 }
             }

@@ -274,7 +274,8 @@ impl Engine {
         let Some(target) = after.as_ref().map(Target::from) else {
             return Some(entry);
         };
-        if self.replica.is_changing() {
+        // Before it leads for all purposes, it may not know who is a member.
+        if self.leading.is_none() || self.replica.is_changing() {
             return None;
         }
         let membership = self.replica.membership();

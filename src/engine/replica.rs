@@ -265,7 +265,7 @@ impl Replica {
         self.raw.mut_store().set_transfer(transfer);
     }
 
-    /// As the leader: the last entry that is known to be in this server's log.
+    /// As the leader: the last entry that is known to be in a server's log; `None`: it is no member.
     pub fn matched(&self, id: u64) -> Option<u64> {
         self.raw.raft.prs().get(id).map(|progress| progress.matched)
     }
@@ -274,8 +274,7 @@ impl Replica {
     /// another change is on its way.
     #[must_use]
     pub fn propose_change(&mut self, entry: &log::Entry) -> Option<LogId> {
-        let raft = &self.raw.raft;
-        if !self.is_leader() || raft.has_pending_conf() {
+        if !self.may_propose() || self.raw.raft.has_pending_conf() {
             return None;
         }
         let change = entry::change_to_raft(entry.change.as_ref()?);
@@ -337,16 +336,28 @@ impl Replica {
         }
     }
 
+    /// Whom leadership is being handed over to. raft gives it up after an election timeout.
+    pub fn transferee(&self) -> Option<u64> {
+        self.raw.raft.lead_transferee
+    }
+
     /// Hands leadership over, once that server has the whole log.
     pub fn transfer_leadership(&mut self, to: u64) {
         self.raw.transfer_leader(to);
+    }
+
+    /// Whoever votes alone leads before its term is durable. After a power loss it may lead in the
+    /// same term again, and must have put nothing else into it before.
+    fn may_propose(&self) -> bool {
+        let is_term_durable = self.unpersisted.iter().all(|ready| !ready.new_term);
+        self.is_leader() && is_term_durable
     }
 
     /// Proposes an entry; returns its place in the log. `None`: there is no room or no leadership
     /// now; it has to be tried again.
     #[must_use]
     pub fn propose(&mut self, data: Vec<u8>) -> Option<LogId> {
-        if !self.is_leader() || self.raw.propose(Vec::new(), data).is_err() {
+        if !self.may_propose() || self.raw.propose(Vec::new(), data).is_err() {
             return None;
         }
         Some(LogId {
@@ -521,6 +532,11 @@ impl Replica {
 
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether this server has the log: with a say or without.
+    pub fn is_member(&self) -> bool {
+        self.members().contains(&self.raw.raft.id)
     }
 
     /// Whether this server has a say.

@@ -50,6 +50,13 @@
 //! was lost; that tasks slept on in a pause that was cut; that the model forgot that last writes of
 //! a dying client may count.
 //!
+//! Aimed, 1795740144201 found that a leader went again and again because a removed server, which
+//! still had a link to it, went on asking for that, and that it asked several servers at a time to
+//! lead instead. 1795743068561 (long): who votes alone had proposed something in a term that was
+//! not durable, lost it with its power, and led the same term again.
+//! 1795744787055 (aimed, long): a server that served for less than a tick let read only again as if
+//! it had not.
+//!
 //! The differential test of machine and model (`differential.rs`) found that a delete of `//a`
 //! removed `/a`; its test is in `tests/scripts/delete.txt`.
 
@@ -100,7 +107,16 @@ pub const FIXED: &[u64] = &[
 ];
 
 /// Those that found something when their faults were aimed as well, and a few more.
-pub const AIMED: &[u64] = &[1, 2, 3, 4, 1795705995549, 1795706810487, 1795722482187];
+pub const AIMED: &[u64] = &[
+    1,
+    2,
+    3,
+    4,
+    1795705995549,
+    1795706810487,
+    1795722482187,
+    1795740144201,
+];
 
 /// Those that found something in ten times the usual length, and whether their faults were aimed.
 pub const LONG: &[(u64, bool)] = &[
@@ -113,4 +129,6 @@ pub const LONG: &[(u64, bool)] = &[
     (1795726891939, true),
     (1795730450948, false),
     (1795738447140, false),
+    (1795743068561, true),
+    (1795744787055, true),
 ];

@@ -2042,6 +2042,80 @@ fn a_leader_that_is_removed_asks_nobody_without_a_vote_to_lead() {
 }
 
 #[test]
+fn a_removed_server_asks_for_nothing_until_it_is_a_member_again() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, removed) = (cluster.leader(), cluster.follower());
+    let (client, _) = cluster.client(removed);
+    let (mut other, _) = cluster.client(leader);
+    cluster.send(&other, 1, &reconfig("", &removed.to_string()));
+    cluster.pass_linking(1_000);
+    assert_eq!(other.frames(), [ok(1)]);
+    cluster.send(&client, 1, &reconfig("", &leader.to_string()));
+    for _ in 0..4 {
+        cluster.pass_linking(1_000);
+        cluster.ping(&client);
+        cluster.ping(&other);
+        assert_eq!(cluster.leader(), leader);
+    }
+    // Its link to the leader is as it was, and by now it asks only every few seconds. This time it
+    // does not wait for that.
+    let joining = format!("{};2181", line(removed));
+    cluster.send(&other, 2, &reconfig(&joining, ""));
+    cluster.pass(1_000);
+    assert_ne!(cluster.leader(), leader);
+}
+
+#[test]
+fn what_a_leader_wants_itself_does_not_wait_behind_a_reconfig() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(follower);
+    // The others hear of no change, so the second has to wait for the first.
+    let third = 6 - leader - follower;
+    cluster.isolate(third);
+    cluster.cut.insert((leader, follower));
+    cluster.send(&client, 1, &reconfig("", &third.to_string()));
+    cluster.send(&client, 2, &reconfig("", &third.to_string()));
+    let setting = ("reconfig_enabled".to_owned(), 1);
+    let engine = &mut cluster.node(leader).engine;
+    assert!(!engine.inbound.is_empty());
+    engine.internal.push(set_command(&setting));
+    cluster.pass(50);
+    assert!(!cluster.node(leader).engine.inbound.is_empty());
+    assert!(cluster.node(leader).engine.internal.is_empty());
+    assert_eq!(client.frames(), []);
+}
+
+#[test]
+fn one_server_at_a_time_is_asked_to_lead() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let mut others = cluster.running();
+    others.retain(|server| *server != leader);
+    let [first, second] = others[..] else {
+        unreachable!("there are three")
+    };
+    // One is behind, so the other is asked, and does not hear it.
+    cluster.lost_appends = Some(second);
+    let (client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/a", 0));
+    cluster.cut.insert((leader, first));
+    cluster.event(leader, Event::HandOver);
+    cluster.settle();
+    // Now both would do.
+    cluster.lost_appends = None;
+    cluster.pass(200);
+    assert!(cluster.has(second, "/a"));
+    cluster.cut.clear();
+    cluster.pass(100);
+    assert_eq!(cluster.leader(), leader);
+    cluster.pass(2_000);
+    assert_ne!(cluster.leader(), leader);
+}
+
+#[test]
 fn a_server_is_not_removed_for_a_stranger_that_has_gone() {
     let mut cluster = Cluster::strangers(3, 100, false);
     cluster.pass_linking(2_000);
@@ -2512,6 +2586,43 @@ fn lone_voter(cluster: i64) -> Node {
     };
     let build = Build::of(FEATURE_LEVEL);
     Node::start(origin, &[], true, build, kept, 0, &|_| ())
+}
+
+#[test]
+fn who_votes_alone_proposes_nothing_before_its_term_is_durable() {
+    let mut node = lone_voter(5);
+    let mut written = Vec::new();
+    let mut out = Outputs::default();
+    node.engine.turn(0, 1_000_000, &mut out);
+    assert!(node.engine.replica.is_leader());
+    let forwarded = Event::Peer {
+        from: 2,
+        message: PeerMessage::Forward(proto::log::Batch {
+            origin: Some(proto::log::Origin {
+                server: 2,
+                disk: 8,
+                incarnation: 1,
+            }),
+            first: 1,
+            commands: vec![proto::log::Command::default()],
+        }),
+    };
+    node.engine.handle(forwarded, 50, &mut out);
+    node.engine.turn(50, 1_000_000, &mut out);
+    written.extend(out.append.iter().flat_map(|append| &append.record.entries));
+    let has_content = |entry: &&proto::log::LogEntry| !entry.data.is_empty();
+    assert_eq!(
+        written.iter().map(|entry| entry.term).collect::<Vec<_>>(),
+        [2]
+    );
+    assert!(!written.iter().any(has_content));
+
+    let number = out.append.last().expect("the term is written").number;
+    let mut out = Outputs::default();
+    node.engine.handle(Event::Persisted(number), 100, &mut out);
+    node.engine.turn(100, 1_000_000, &mut out);
+    let mut written = out.append.iter().flat_map(|append| &append.record.entries);
+    assert!(written.any(|entry| !entry.data.is_empty()));
 }
 
 /// One turn, and all that it wrote is durable.

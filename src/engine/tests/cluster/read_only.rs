@@ -250,6 +250,20 @@ fn who_serves_again_is_not_read_only_again_as_soon_as_it_does_not() {
 }
 
 #[test]
+fn who_serves_between_two_ticks_is_not_deserted_since_before() {
+    let mut cluster = cluster();
+    let follower = cluster.follower();
+    let shared = cluster.shared(follower).clone();
+    let engine = &mut cluster.node(follower).engine;
+    engine.deserted_ms = Some(0);
+    shared.set_serving(false);
+    shared.set_read_only(true);
+    cluster.settle();
+    assert!(shared.is_serving() && !shared.is_read_only());
+    assert_eq!(cluster.node(follower).engine.deserted_ms, None);
+}
+
+#[test]
 fn a_leader_without_followers_becomes_read_only_too() {
     let mut cluster = cluster();
     let leader = cluster.leader();
