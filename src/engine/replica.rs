@@ -265,7 +265,8 @@ impl Replica {
         self.raw.mut_store().set_transfer(transfer);
     }
 
-    /// As the leader: the last entry that is known to be in a server's log; `None`: it is no member.
+    /// As the leader: the last entry that is known to be in a server's log. `None`: it is no
+    /// member.
     pub fn matched(&self, id: u64) -> Option<u64> {
         self.raw.raft.prs().get(id).map(|progress| progress.matched)
     }
