@@ -258,7 +258,10 @@ impl Checks {
         };
         let present = self.model.sessions.get(&session);
         if present.is_some_and(|now| now.generation == generation) {
-            self.sessions.heard(server, session, ran_ms, now_ms);
+            // The others do not hear any more of who was removed.
+            let is_member = self.members.present().all().contains(&(server as u64 + 1));
+            self.sessions
+                .heard((server, is_member), session, ran_ms, now_ms);
         }
         self.sessions.taken(server, (session, generation), now_ms)
     }

@@ -43,7 +43,8 @@
 //! waits for an answer; 1795725859480 (long): who is added again just after it was told of its
 //! removal takes a tick to show something to readers; 1795706034034 (long): a client which only
 //! reads may stay, to the end of a run, with a server that was removed and does not know it. None
-//! does that any more once all is well.
+//! does that any more once all is well. 1795745814239 (aimed, long): what a server hears that was
+//! removed, the others do not.
 //!
 //! Seeds change their meaning with what is drawn from them. Those from before runs had several
 //! servers found that a session ended early, since what was heard just before a connection broke
@@ -131,4 +132,5 @@ pub const LONG: &[(u64, bool)] = &[
     (1795738447140, false),
     (1795743068561, true),
     (1795744787055, true),
+    (1795745814239, true),
 ];

@@ -94,9 +94,19 @@ impl SessionCheck {
         }
     }
 
-    /// A server got a frame on the session's present connection.
-    pub fn heard(&mut self, server: usize, session: SessionId, ran_ms: u64, now_ms: u64) {
+    /// A server got a frame on the session's present connection. It tells the leader, if it is a
+    /// member.
+    pub fn heard(
+        &mut self,
+        (server, is_member): (usize, bool),
+        session: SessionId,
+        ran_ms: u64,
+        now_ms: u64,
+    ) {
         self.told(server, session, ran_ms, ran_ms);
+        if !is_member {
+            return;
+        }
         let times = self.heard.entry(session).or_default();
         if times.len() == TIMES_MAX {
             times.pop_front();
