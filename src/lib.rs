@@ -60,9 +60,9 @@
 //! what a reconfig asked for. [`engine::level`] raises the feature level when all servers are of a
 //! build that knows it.
 //! What servers tell each other goes over the links of [`net::peer`], written as in step 5: by the
-//! node itself while a link's task only waits. When they meet, they also tell who the others are, so
-//! that who was away knows them (`engine::acquaintance`). Whoever is too far behind for the log is
-//! sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it over.
+//! node itself while a link's task only waits. When they meet, they also tell who the others are,
+//! so that who was away knows them (`engine::acquaintance`). Whoever is too far behind for the log
+//! is sent a snapshot beside them, by `net::transfer`; `engine::catch_up` takes it over.
 //! By `engine::agreement` servers notice if their states differ, and whoever is wrong stops.
 //! `engine::recover` makes one survivor of a lost majority a cluster of its own; what a server may
 //! do without a majority meanwhile is in `engine::read_only`. Sessions that only their server knows

@@ -90,11 +90,8 @@ impl<T: Copy + Eq> Index<T> {
         for half in [old, self.parts.len() - 1] {
             self.parts[half] = HashTable::with_capacity(2 * PART);
         }
-        // What a number hashes to is far away in memory. Asked one after another, the answers are on
-        // their way together.
-        let moving: Vec<(u64, T)> = moving.into_iter().map(|id| (hash_of(id), id)).collect();
-        for (hash, id) in moving {
-            self.put(hash, id, hash_of);
+        for id in moving {
+            self.put(hash_of(id), id, hash_of);
         }
     }
 
