@@ -350,8 +350,12 @@ impl Replica {
     /// Whoever votes alone leads before its term is durable. After a power loss it may lead in the
     /// same term again, and must have put nothing else into it before.
     fn may_propose(&self) -> bool {
-        let is_term_durable = self.unpersisted.iter().all(|ready| !ready.new_term);
-        self.is_leader() && is_term_durable
+        self.is_leader() && self.is_term_durable()
+    }
+
+    /// Whether every change of term or vote so far is durable.
+    fn is_term_durable(&self) -> bool {
+        self.unpersisted.iter().all(|ready| !ready.new_term)
     }
 
     /// Proposes an entry; returns its place in the log. `None`: there is no room or no leadership
@@ -451,7 +455,7 @@ impl Replica {
             // A leader may send while it writes, but not before its own term is durable.
             let mut held = ready.take_persisted_messages();
             let messages = ready.take_messages();
-            if !new_term && self.unpersisted.iter().all(|earlier| !earlier.new_term) {
+            if !new_term && self.is_term_durable() {
                 turn.sends.extend(messages);
             } else {
                 held.extend(messages);
