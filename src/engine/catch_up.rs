@@ -7,7 +7,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::machine::{LogId, Machine};
 
-use super::{Engine, News, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
+use super::{Engine, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
 
 /// A snapshot on its way to another server, until that has caught up with it.
 #[derive(Clone, Copy, Debug)]
@@ -103,11 +103,7 @@ impl Engine {
             self.shared.submission_done(command.body.len());
         }
         waiting.iter().for_each(|_| self.shared.submission_done(0));
-        for connection in self.shared.connections() {
-            if !connection.awaits_handshake() && connection.finish() {
-                connection.wake(News::OfMany);
-            }
-        }
+        self.shared.close_where(|_| true);
         self.proposed.clear();
         self.links_due = true;
         self.applied = LogId {

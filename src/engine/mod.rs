@@ -408,6 +408,8 @@ pub struct Engine {
     linked: Vec<ServerLine>,
     /// They may be others now.
     links_due: bool,
+    /// This server is of the newest ensemble that it knows of. Who is not serves nobody.
+    belongs: bool,
     /// The digest of the settings that others were told of.
     introduced_version: Option<u64>,
     /// The disks that the state binds to servers, as of the settings with this digest.
@@ -526,6 +528,7 @@ impl Engine {
             reconcile_due: false,
             linked: Vec::new(),
             links_due: true,
+            belongs: true,
             introduced_version: None,
             bound: BTreeMap::new(),
             bound_version: None,
@@ -635,6 +638,7 @@ impl Engine {
                 self.touches.answer(&context, index);
             }
             self.apply(committed);
+            self.update_belonging();
             out.outdated = self.outdated();
             if out.outdated.is_some() {
                 return;
@@ -1151,6 +1155,7 @@ impl Engine {
         let confirmed_ms = self.lease.confirmed_ms().filter(|_| !is_outvoted);
         let until_ms = confirmed_ms.map(|ms| ms + self.shared.options.sync_limit_ms);
         let serving = until_ms.is_some_and(|until_ms| self.now_ms <= until_ms)
+            && self.belongs
             && (!self.replica.is_sole_voter() || alone_and_leading);
         self.shared.set_confirmed_ms(match alone_and_leading {
             true => u64::MAX,
@@ -1170,6 +1175,10 @@ impl Engine {
                 znodes = state.machine.znode_count(),
                 "serving"
             );
+        } else if !self.belongs {
+            tracing::warn!(
+                "this server does not belong to the ensemble any more; its clients are let go"
+            );
         } else if !is_outvoted {
             tracing::warn!("no majority was heard of for too long; clients are not served");
         }
@@ -1178,20 +1187,21 @@ impl Engine {
     }
 
     /// Closes the connections of sessions that may be over without this server's knowledge, and
-    /// wakes those that were held until it knew.
+    /// wakes those that were held until it knew. Whoever was removed lets all clients go at once:
+    /// their sessions go on with the servers that are left.
     fn hold(&mut self) {
+        if !self.belongs {
+            self.shared.close_where(|_| true);
+            return;
+        }
         let confirmed_ms = self.shared.confirmed_ms();
         let silent_ms = self.now_ms.saturating_sub(confirmed_ms);
         let third_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0) / 3;
         let holds = confirmed_ms < u64::MAX && silent_ms > third_ms;
         if holds {
             let sync_limit_ms = self.shared.options.sync_limit_ms;
-            for connection in self.shared.connections() {
-                let limit_ms = connection.silence_max_ms(sync_limit_ms);
-                if silent_ms > limit_ms && !connection.awaits_handshake() && connection.finish() {
-                    connection.wake(News::OfMany);
-                }
-            }
+            self.shared
+                .close_where(|connection| silent_ms > connection.silence_max_ms(sync_limit_ms));
         } else if self.shared.take_held() {
             for connection in self.shared.connections() {
                 connection.wake(News::OfMany);

@@ -24,21 +24,12 @@ impl Engine {
                 .deserted_ms
                 .is_some_and(|since_ms| self.now_ms >= since_ms + after_ms)
             // Who was removed will have nothing new to show, and its clients belong elsewhere.
-            && self.is_of_ensemble();
+            && self.belongs;
         if self.shared.set_read_only(is_read_only) != is_read_only {
             match is_read_only {
                 true => tracing::warn!("no majority: read-only clients are served what is here"),
                 false => tracing::info!("read-only clients are not served any more"),
             }
         }
-    }
-
-    /// Whether this server belongs to the newest ensemble that it was told of.
-    fn is_of_ensemble(&self) -> bool {
-        let newest = self.shared.newest_ensemble();
-        newest.is_none_or(|newest| {
-            let mut members = newest.members().iter();
-            members.any(|line| u64::from(line.id) == self.id)
-        })
     }
 }

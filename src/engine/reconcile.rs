@@ -324,6 +324,17 @@ impl Engine {
         Some(entry)
     }
 
+    /// Looks whether this server was removed: applied, or told by those who refuse it since.
+    pub(super) fn update_belonging(&mut self) {
+        if self.links_due {
+            let newest = self.shared.newest_ensemble();
+            self.belongs = newest.is_none_or(|newest| {
+                let mut members = newest.members().iter();
+                members.any(|line| u64::from(line.id) == self.id)
+            });
+        }
+    }
+
     /// Tells the links if there are other servers. Those that are to go are linked for as long as
     /// they are members: a change that takes away votes needs them to come into force. And whoever
     /// was only told of the change needs those of before: one of them may lead until it is through.

@@ -19,7 +19,7 @@ use crate::wire::SessionId;
 
 use super::Options;
 use super::acquaintance::Acquaintance;
-use super::connection::{Connection, Wake, is_write};
+use super::connection::{Connection, News, Wake, is_write};
 use super::lease;
 use super::local::LocalSessions;
 use super::members::{CLUSTER_SETTING, Introduction};
@@ -378,6 +378,16 @@ impl Shared {
     /// The connections of this server, in the order they came.
     pub fn connections(&self) -> Vec<Arc<Connection>> {
         self.registry.lock().connections.values().cloned().collect()
+    }
+
+    /// Closes the connections of which this is true, but those of clients that did not ask for a
+    /// session yet.
+    pub(super) fn close_where(&self, is_over: impl Fn(&Connection) -> bool) {
+        for connection in self.connections() {
+            if is_over(&connection) && !connection.awaits_handshake() && connection.finish() {
+                connection.wake(News::OfMany);
+            }
+        }
     }
 
     /// How many connections there are.

@@ -596,7 +596,7 @@ impl Checks {
     }
 
     /// The server closed this connection by itself. `lets_go`: it lets clients go, since it had not
-    /// heard of a majority, or does not know what it has missed.
+    /// heard of a majority, was removed, or does not know what it has missed.
     /// `served_ms`: when it last did not let read only, by the true time.
     pub fn closed_by_server(
         &mut self,

@@ -547,13 +547,18 @@ impl Cluster {
         self.node(server).up = false;
     }
 
-    fn attach(&mut self, server: u64, session: SessionId, password: &[u8]) -> Client {
+    /// A client that has said nothing yet.
+    fn fresh(&self, server: u64) -> Client {
         let peer = "127.0.0.1:1234".parse().unwrap();
-        let client = Client {
+        Client {
             connection: self.shared(server).connect(peer, Box::new(|_| {})),
             output: RefCell::default(),
             closed: false,
-        };
+        }
+    }
+
+    fn attach(&mut self, server: u64, session: SessionId, password: &[u8]) -> Client {
+        let client = self.fresh(server);
         let frame = hello(session, password, Zxid(0));
         client.receive(&frame, self.now_ms).unwrap();
         self.settle();
@@ -2042,22 +2047,74 @@ fn a_leader_that_is_removed_asks_nobody_without_a_vote_to_lead() {
 }
 
 #[test]
+fn a_removed_server_lets_its_clients_go_at_once() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, removed) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(removed);
+    let mut idle = cluster.attach(removed, SessionId(0), &[0; 16]);
+    let (mut other, _) = cluster.client(leader);
+    let fresh = cluster.fresh(removed);
+    cluster.send(&client, 1, &reconfig("", &removed.to_string()));
+    // The last thing that it is told is that this was done.
+    assert_eq!(client.frames(), [ok(1)]);
+    assert!(client.closed);
+    assert!(idle.connect_response().is_some());
+    assert!(idle.frames().is_empty() && idle.closed);
+    assert!(!cluster.shared(removed).is_serving());
+    let now_ms = cluster.now_ms;
+    let hello = hello(SessionId(0), &[0; 16], Zxid(0));
+    assert_eq!(fresh.receive(&hello, now_ms), Err(Refused("not serving")));
+    assert!(other.frames().is_empty() && !other.closed);
+    // A member again, it serves again.
+    let joining = format!("{};2181", line(removed));
+    cluster.send(&other, 1, &reconfig(&joining, ""));
+    cluster.pass_linking(3_000);
+    assert!(cluster.shared(removed).is_serving());
+}
+
+#[test]
+fn who_is_told_of_its_removal_lets_its_clients_go() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, removed) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(removed);
+    let (other, _) = cluster.client(leader);
+    cluster.isolate(removed);
+    cluster.send(&other, 1, &reconfig("", &removed.to_string()));
+    cluster.pass(200);
+    assert!(client.frames().is_empty() && !client.closed);
+    // As those do who refuse it.
+    let told = cluster.shared(leader).tell();
+    let shared = cluster.shared(removed).clone();
+    let of_same = Introduction {
+        cluster: shared.cluster(),
+        ..Introduction::default()
+    };
+    shared.learn(&of_same, &told);
+    cluster.pass(50);
+    assert!(client.frames().is_empty() && client.closed);
+    assert!(!shared.is_serving());
+}
+
+#[test]
 fn a_removed_server_asks_for_nothing_until_it_is_a_member_again() {
     let mut cluster = Cluster::strangers(3, 100, false);
     cluster.pass_linking(2_000);
     let (leader, removed) = (cluster.leader(), cluster.follower());
     let (client, _) = cluster.client(removed);
     let (mut other, _) = cluster.client(leader);
+    // It does not hear of its removal.
+    cluster.cut.insert((leader, removed));
     cluster.send(&other, 1, &reconfig("", &removed.to_string()));
-    cluster.pass_linking(1_000);
     assert_eq!(other.frames(), [ok(1)]);
     cluster.send(&client, 1, &reconfig("", &leader.to_string()));
     for _ in 0..4 {
-        cluster.pass_linking(1_000);
-        cluster.ping(&client);
+        cluster.pass(1_000);
         cluster.ping(&other);
         assert_eq!(cluster.leader(), leader);
     }
+    cluster.cut.clear();
     // Its link to the leader is as it was, and by now it asks only every few seconds. This time it
     // does not wait for that.
     let joining = format!("{};2181", line(removed));

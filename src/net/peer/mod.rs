@@ -167,10 +167,12 @@ impl Links {
         Self(shared)
     }
 
-    /// Says who the peers are: new ones are dialled, and links to others are closed. This server
-    /// itself may be among them, and is left out.
+    /// Says who the peers are: new ones are dialled, and links to others are closed, as are theirs
+    /// to this one: a server that was removed dials again, is refused, and hears of its removal.
+    /// This server itself may be among them, and is left out.
     pub fn set_peers(&self, mut addresses: BTreeMap<u64, Vec<PeerAddress>>) {
         addresses.remove(&self.0.me.server.into());
+        self.0.presence.keep(|id| addresses.contains_key(&id));
         let mut peers = self.0.peers.lock();
         peers.retain(|id, peer| {
             let stays = addresses.contains_key(id);

@@ -743,6 +743,15 @@ async fn links_follow_the_peers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_no_peer_any_more_dials_again_and_hears_why() {
+    let (one, two) = pair().await;
+    *two.host.refuses.lock() = Some("it was removed");
+    two.links.set_peers(BTreeMap::new());
+    let is_told = |text: String| text.contains("it was removed");
+    until("the reason", || one.status().error.is_some_and(is_told)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_queued_at_a_stop_is_still_sent() {
     let (one, two) = pair().await;
     for number in 1..=50 {

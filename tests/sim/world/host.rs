@@ -183,7 +183,8 @@ pub(super) struct Process {
     pub(super) outside_ms: u64,
     pub(super) wakes: Wakes,
     pub(super) written_us: u64,
-    /// When it last had not heard of a majority for so long that it lets clients go.
+    /// When it last had not heard of a majority for so long that it lets clients go, or knew that
+    /// it was removed.
     pub(super) silent_us: Option<u64>,
     /// When it last installed a snapshot, which lets clients go as well.
     pub(super) installed_us: Option<u64>,

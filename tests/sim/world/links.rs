@@ -94,16 +94,26 @@ impl World {
     /// Who the others are, from now on.
     pub(super) fn set_peers(&mut self, server: usize, peers: BTreeSet<usize>) {
         let process = self.process(server);
+        let is_peer = |peer: &usize| peers.contains(peer);
         let gone: Vec<usize> = process
             .links
             .keys()
             .copied()
-            .filter(|peer| !peers.contains(peer))
+            .filter(|peer| !is_peer(peer))
             .collect();
         let new: Vec<usize> = peers
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|peer| *peer != server && !process.links.contains_key(peer))
             .collect();
+        let strangers = process.seen.iter_mut();
+        let strangers = strangers.filter(|(peer, _)| !is_peer(peer));
+        let strangers: Vec<_> = strangers
+            .filter_map(|(peer, known)| Some((*peer, known.incoming.take()?)))
+            .collect();
+        for (peer, number) in strangers {
+            self.broken_soon(peer, server, number, 5_000);
+        }
         for peer in gone {
             let link = self.process(server).links.remove(&peer);
             if let Some(up) = link.and_then(|link| link.up) {

@@ -274,15 +274,29 @@ impl World {
         self.process(server)
             .engine
             .handle(Event::Tick, now_ms, &mut out);
-        let id = self.hosts[server].id;
-        let newest = self.process(server).shared.newest_ensemble();
-        if newest.is_some_and(|newest| newest.members().iter().all(|line| line.id != id)) {
+        let is_outside = self.is_outside(server);
+        if is_outside {
             self.process(server).outside_ms = now_ms;
         }
         self.carry_out(server, out)?;
         self.step_at(self.now_us + TICK_MS * 1000, server, Step::Tick);
         self.spoil(server);
-        self.turn(server)
+        self.turn(server)?;
+        let process = self.hosts[server].process.as_ref();
+        let serves = process.is_some_and(|process| process.shared.is_serving());
+        if is_outside && serves && self.is_outside(server) {
+            let what = format!("24: {server} serves, and knows that it was removed");
+            return broken(Group::Sessions, what);
+        }
+        Ok(())
+    }
+
+    /// Whether a server knows that it does not belong to the ensemble.
+    fn is_outside(&self, server: usize) -> bool {
+        let host = &self.hosts[server];
+        let process = host.process.as_ref();
+        let newest = process.and_then(|process| process.shared.newest_ensemble());
+        newest.is_some_and(|newest| newest.members().iter().all(|line| line.id != host.id))
     }
 
     /// Sabotaged: the state changes by itself, once.
@@ -380,8 +394,10 @@ impl World {
             .sync_limit_ms
             .min(self.params.timeouts_ms.0 as u64 / 2);
         let now_us = self.now_us;
+        let serves = self.process(server).shared.is_serving();
+        let is_outside = !serves && self.is_outside(server);
         let process = self.process(server);
-        if now_ms > process.shared.confirmed_ms().saturating_add(limit_ms) {
+        if is_outside || now_ms > process.shared.confirmed_ms().saturating_add(limit_ms) {
             process.silent_us = Some(now_us);
         }
         let serving = process.shared.is_serving();

@@ -25,15 +25,6 @@ fn read_only_hello(session: SessionId, password: &[u8], last_zxid_seen: Zxid) ->
 }
 
 impl Cluster {
-    fn open(&self, server: u64) -> Client {
-        let peer = "127.0.0.1:1234".parse().unwrap();
-        Client {
-            connection: self.shared(server).connect(peer, Box::new(|_| {})),
-            output: RefCell::default(),
-            closed: false,
-        }
-    }
-
     /// Asks this server for a session, as one that only wants to read.
     fn asks(
         &mut self,
@@ -42,7 +33,7 @@ impl Cluster {
         password: &[u8],
         seen: Zxid,
     ) -> Result<(Client, ConnectResponse), Refused> {
-        let mut client = self.open(server);
+        let mut client = self.fresh(server);
         client.receive(&read_only_hello(session, password, seen), self.now_ms)?;
         self.settle();
         let response = client.connect_response().expect("it is answered");
@@ -76,7 +67,7 @@ fn without_a_majority_read_only_clients_are_served_after_a_while() {
     cluster.pass(10_100);
     assert!(!cluster.shared(follower).is_read_only());
     let now_ms = cluster.now_ms;
-    assert!(cluster.open(follower).receive(&hello, now_ms).is_err());
+    assert!(cluster.fresh(follower).receive(&hello, now_ms).is_err());
     cluster.pass(AFTER_MS + 1_000);
     assert!(cluster.shared(follower).is_read_only());
     assert_eq!(early.frames(), []);
@@ -87,7 +78,7 @@ fn without_a_majority_read_only_clients_are_served_after_a_while() {
     assert_eq!(response.timeout_ms, 4_000);
     let now_ms = cluster.now_ms;
     let plain = super::super::hello(SessionId(0), &[0; 16], Zxid(0));
-    let refused = cluster.open(follower).receive(&plain, now_ms);
+    let refused = cluster.fresh(follower).receive(&plain, now_ms);
     assert_eq!(refused, Err(Refused("not serving")));
     let returning = cluster.asks(follower, global.session, &global.password, Zxid(0));
     assert!(returning.is_err(), "its session is that of the ensemble");
