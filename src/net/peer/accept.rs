@@ -131,7 +131,7 @@ async fn welcome(shared: &Arc<Shared>, mut greeted: Greeted) {
     let mut stop = shared.stop.clone();
     let reason = tokio::select! {
         reason = serve_lane(shared, greeted, &gate) => reason,
-        why = gate.closed() => why.to_owned(),
+        () = gate.closed() => "it is replaced, or its server was removed".to_owned(),
         () = stopped(&mut stop) => "this server stops".to_owned(),
     };
     tracing::debug!(
@@ -205,7 +205,7 @@ async fn receive<R: tokio::io::AsyncRead + Unpin>(
             Ok(())
         });
         if !gate.pass(|| shared.host.heard(from, messages)) {
-            return Ok("nothing more of it is heard");
+            return Ok("a newer connection replaced it");
         }
         refused?;
     }

@@ -158,7 +158,9 @@ impl Keeper {
                     Some(Err(error)) => break End::Broken(error.to_string()),
                     None => break End::Broken("no lane is left".to_owned()),
                 },
-                why = link.gate.closed() => break End::Broken(why.to_owned()),
+                () = link.gate.closed() => {
+                    break End::Broken("it was started anew".to_owned());
+                }
                 () = self.peer.call.called.notified() => if self.peer.call.is_in_doubt() {
                     let (shared, peer) = (self.shared.clone(), self.peer.clone());
                     tasks.spawn(async move {

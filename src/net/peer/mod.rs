@@ -169,7 +169,8 @@ impl Links {
 
     /// Says who the peers are: new ones are dialled, and links to others are closed, as are theirs
     /// to this one: a server that was removed dials again, is refused, and hears of its removal.
-    /// This server itself may be among them, and is left out.
+    /// This server itself may be among them, and is left out. Waits for nothing: what says so may
+    /// have come over one of the links that end.
     pub fn set_peers(&self, mut addresses: BTreeMap<u64, Vec<PeerAddress>>) {
         addresses.remove(&self.0.me.server.into());
         self.0.presence.keep(|id| addresses.contains_key(&id));

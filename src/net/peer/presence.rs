@@ -63,8 +63,7 @@ impl Count {
 pub(super) struct Gate {
     server: u64,
     place: Place,
-    /// Why it is closed.
-    why: Mutex<Option<&'static str>>,
+    open: Mutex<bool>,
     closed: Notify,
     /// What came from the server, through whichever gate.
     pub received: Arc<Count>,
@@ -74,23 +73,28 @@ impl Gate {
     /// Does something unless the gate is closed, and returns whether it did. The gate does not
     /// close meanwhile.
     pub fn pass(&self, something: impl FnOnce()) -> bool {
-        let why = self.why.lock();
-        if why.is_none() {
+        let open = self.open.lock();
+        if *open {
             something();
         }
-        why.is_none()
+        *open
     }
 
-    /// Returns why the gate is closed once it is. For one task at a time.
-    pub async fn closed(&self) -> &'static str {
+    /// Returns once the connection is to end. For one task at a time.
+    pub async fn closed(&self) {
         self.closed.notified().await;
         // Who waits again will not wait.
         self.closed.notify_one();
-        self.why.lock().unwrap_or("it was closed")
     }
 
-    fn close(&self, why: &'static str) {
-        *self.why.lock() = Some(why);
+    /// Asks the task to end the connection. Unlike [`Self::close`] it waits for nothing: a server
+    /// may be removed by what is just passing through this gate.
+    fn end(&self) {
+        self.closed.notify_one();
+    }
+
+    fn close(&self) {
+        *self.open.lock() = false;
         self.closed.notify_one();
     }
 }
@@ -132,7 +136,6 @@ impl Presence {
     pub fn enter(&self, other: &Introduction, place: Place) -> Result<Arc<Gate>, String> {
         let server = u64::from(other.server);
         let mut replaced = Vec::new();
-        let mut why = "a newer connection replaces it";
         let gate = {
             let mut servers = self.0.lock();
             let present = servers.entry(server).or_insert_with(|| Present {
@@ -145,12 +148,11 @@ impl Presence {
             if (present.disk, present.boot) != (other.disk, other.boot) {
                 (present.disk, present.boot) = (other.disk, other.boot);
                 replaced.extend(present.gates.iter_mut().filter_map(Option::take));
-                why = "it was started anew";
             }
             let gate = Arc::new(Gate {
                 server,
                 place,
-                why: Mutex::default(),
+                open: Mutex::new(true),
                 closed: Notify::new(),
                 received: present.received.clone(),
             });
@@ -158,22 +160,19 @@ impl Presence {
             gate
         };
         // Outside the lock, because a gate may have to wait for what passes through it.
-        replaced.iter().for_each(|gate| gate.close(why));
+        replaced.iter().for_each(|gate| gate.close());
         Ok(gate)
     }
 
-    /// Closes what servers other than these have dialled.
+    /// Ends what servers other than these have dialled.
     pub fn keep(&self, is_peer: impl Fn(u64) -> bool) {
-        let mut gone = Vec::new();
         for (server, present) in self.0.lock().iter_mut() {
             if !is_peer(*server) {
-                let incoming = present.gates.iter_mut().enumerate();
-                let incoming = incoming.filter(|(place, _)| *place != Place::Outgoing as usize);
-                gone.extend(incoming.filter_map(|(_, gate)| gate.take()));
+                let incoming = [Place::Urgent, Place::Bulk, Place::Snapshot];
+                let incoming = incoming.map(|place| present.gates[place as usize].take());
+                incoming.iter().flatten().for_each(|gate| gate.end());
             }
         }
-        gone.iter()
-            .for_each(|gate| gate.close("it is no peer any more"));
     }
 
     /// A connection is over. Returns whether no other had replaced it.
@@ -242,22 +241,6 @@ mod tests {
             refused,
             "start 1 of server 3 is over: its start 2 was seen since"
         );
-    }
-
-    #[test]
-    fn who_is_no_peer_any_more_is_not_heard() {
-        let presence = Presence::default();
-        let places = [Place::Urgent, Place::Bulk, Place::Snapshot, Place::Outgoing];
-        let gates = places.map(|place| presence.enter(&server(1, 1), place).unwrap());
-        presence.keep(|id| id == 3);
-        assert!(gates.iter().all(|gate| gate.pass(|| {})));
-        presence.keep(|id| id != 3);
-        // What was dialled from here may still say its last.
-        assert_eq!(
-            gates.map(|gate| gate.pass(|| {})),
-            [false, false, false, true]
-        );
-        presence.enter(&server(1, 1), Place::Urgent).unwrap();
     }
 
     #[test]

@@ -29,6 +29,8 @@ struct TestHost {
     cluster: AtomicU64,
     refuses: Mutex<Option<&'static str>>,
     told: Mutex<Noted>,
+    /// Have no peers any more as soon as something is heard.
+    removes_all: Mutex<Option<Links>>,
     /// Bulk messages wait for an urgent one.
     bulk_waits: AtomicBool,
     urgent: Condvar,
@@ -76,6 +78,9 @@ impl Host for TestHost {
     }
 
     fn heard(&self, from: u64, messages: Vec<PeerMessage>) {
+        if let Some(links) = self.removes_all.lock().take() {
+            links.set_peers(BTreeMap::new());
+        }
         let is_bulk = messages.iter().all(queue::is_bulk);
         let mut told = self.told.lock();
         let heard = messages.into_iter().map(|message| (from, message));
@@ -746,7 +751,9 @@ async fn links_follow_the_peers() {
 async fn who_is_no_peer_any_more_dials_again_and_hears_why() {
     let (one, two) = pair().await;
     *two.host.refuses.lock() = Some("it was removed");
-    two.links.set_peers(BTreeMap::new());
+    // As when its own answer commits its removal.
+    *two.host.removes_all.lock() = Some(two.links.clone());
+    one.links.send([(2, urgent(1))]);
     let is_told = |text: String| text.contains("it was removed");
     until("the reason", || one.status().error.is_some_and(is_told)).await;
 }
