@@ -87,8 +87,8 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
         say(
             out,
             &format!(
-                "{server} runs, but does not serve clients: it knows no leader, or has not caught \
-                 up yet. Its log says which other servers it cannot reach\n"
+                "{server} runs, but does not serve clients: it knows no leader, has not \
+                 caught up yet, or was removed. Its log says which other servers it cannot reach\n"
             ),
         );
         return Ok(());

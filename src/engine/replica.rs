@@ -149,9 +149,11 @@ impl Replica {
 
     /// Whether raft must not elect this server now. It leads with a log that is durable, for which
     /// it counts on the wait for the votes of others: they are asked when that is so. Who votes
-    /// alone waits for nobody.
+    /// alone waits for nobody, not even for a Ready with what it was sent since the last one.
     fn must_not_lead(&self) -> bool {
-        let is_early = self.is_sole_voter() && !self.unpersisted.is_empty();
+        let log = &self.raw.raft.raft_log;
+        let is_durable = self.unpersisted.is_empty() && log.persisted == log.last_index();
+        let is_early = self.is_sole_voter() && !is_durable;
         !self.is_leader() && (is_early || self.say != Say::Full)
     }
 

@@ -54,7 +54,9 @@
 //! Aimed, 1795740144201 found that a leader went again and again because a removed server, which
 //! still had a link to it, went on asking for that, and that it asked several servers at a time to
 //! lead instead. 1795743068561 (long): who votes alone had proposed something in a term that was
-//! not durable, lost it with its power, and led the same term again.
+//! not durable, lost it with its power, and led the same term again. 1795762028930 (long): who was
+//! left alone, and sent one more entry before its next turn, led before it had that, for which raft
+//! stops the process.
 //! 1795744787055 (aimed, long): a server that served for less than a tick let read only again as if
 //! it had not.
 //!
@@ -133,4 +135,5 @@ pub const LONG: &[(u64, bool)] = &[
     (1795743068561, true),
     (1795744787055, true),
     (1795745814239, true),
+    (1795762028930, false),
 ];

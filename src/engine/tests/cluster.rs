@@ -2516,21 +2516,24 @@ fn a_leader_that_finds_itself_removed_leads_no_more() {
     cluster.agree();
 }
 
-/// With it, it may be the only one that votes before what it was sent last is durable.
-#[test]
-fn who_is_left_alone_leads_only_once_its_log_is_durable() {
+fn of_term_1(index: u64, kind: u32, context: Vec<u8>) -> proto::log::LogEntry {
+    proto::log::LogEntry {
+        term: 1,
+        index,
+        kind,
+        context: context.into(),
+        ..Default::default()
+    }
+}
+
+/// One of two servers, which has the removal of the other one and does not know that it is
+/// committed.
+fn about_to_be_left_alone() -> Node {
     let removal = proto::log::Entry {
         time_ms: 1,
         change: Some(proto::log::MembershipChange {
             steps: vec![step(Kind::Remove, 2)],
         }),
-        ..Default::default()
-    };
-    let of = |index, kind, context: Vec<u8>| proto::log::LogEntry {
-        term: 1,
-        index,
-        kind,
-        context: context.into(),
         ..Default::default()
     };
     let kept = Kept {
@@ -2543,7 +2546,10 @@ fn who_is_left_alone_leads_only_once_its_log_is_durable() {
             voters: vec![1, 2],
             ..Default::default()
         }),
-        entries: vec![of(1, 0, Vec::new()), of(2, 2, removal.encode_to_vec())],
+        entries: vec![
+            of_term_1(1, 0, Vec::new()),
+            of_term_1(2, 2, removal.encode_to_vec()),
+        ],
     };
     let origin = OriginId {
         server: 1,
@@ -2553,8 +2559,12 @@ fn who_is_left_alone_leads_only_once_its_log_is_durable() {
     let build = Build::of(FEATURE_LEVEL);
     let mut node = Node::start(origin, &[], true, build, kept, 0, &|_| ());
     turn_and_write(&mut node);
+    node
+}
 
-    // The leader's last words: the removal is committed, and there is one more entry.
+/// The other one says that the removal is committed, and sends what comes behind it.
+fn last_words(entries: Vec<proto::log::LogEntry>) -> Event {
+    let entries: Vec<_> = entries.into_iter().map(entry::entry_to_raft).collect();
     let mut last = raft::eraftpb::Message {
         from: 2,
         to: 1,
@@ -2562,17 +2572,40 @@ fn who_is_left_alone_leads_only_once_its_log_is_durable() {
         log_term: 1,
         index: 2,
         commit: 2,
-        entries: vec![entry::entry_to_raft(of(3, 0, Vec::new()))].into(),
+        entries: entries.into(),
         ..Default::default()
     };
     last.set_msg_type(MessageType::MsgAppend);
-    let last = PeerMessage::Raft(last);
-    let mut out = Outputs::default();
-    let heard = Event::Peer {
+    Event::Peer {
         from: 2,
-        message: last,
-    };
-    node.engine.handle(heard, 100, &mut out);
+        message: PeerMessage::Raft(last),
+    }
+}
+
+/// Between two turns it may be sent more, of which it has no Ready yet.
+#[test]
+fn who_is_left_alone_leads_only_once_what_it_was_just_sent_is_durable() {
+    let mut node = about_to_be_left_alone();
+    let committed = last_words(Vec::new());
+    node.engine.handle(committed, 100, &mut Outputs::default());
+    turn_and_write(&mut node);
+    assert!(node.engine.replica.is_sole_voter());
+    assert!(!node.engine.replica.is_leader());
+    let more = last_words(vec![of_term_1(3, 0, Vec::new())]);
+    node.engine.handle(more, 100, &mut Outputs::default());
+    turn_and_write(&mut node);
+    assert!(!node.engine.replica.is_leader());
+    turn_and_write(&mut node);
+    assert!(node.engine.replica.is_leader());
+}
+
+/// With it, it may be the only one that votes before what it was sent last is durable.
+#[test]
+fn who_is_left_alone_leads_only_once_its_log_is_durable() {
+    let mut node = about_to_be_left_alone();
+    let mut out = Outputs::default();
+    let more = last_words(vec![of_term_1(3, 0, Vec::new())]);
+    node.engine.handle(more, 100, &mut out);
     node.engine.turn(100, 1_000_000, &mut out);
     let number = out.append.last().expect("there is an entry").number;
     assert!(node.engine.replica.is_sole_voter());

@@ -135,11 +135,7 @@ fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
             watch: false,
             with_stat: false,
         };
-        let wanted = znode
-            .children
-            .iter()
-            .map(|name| Text::from(&**name))
-            .collect();
+        let wanted = znode.children.names();
         let seen = machine.read(&request, &caller);
         if seen != Ok(Answer::Children(wanted)) {
             let what = format!(
