@@ -12,10 +12,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use prost::Message;
-use rpds::RedBlackTreeMap;
 use zkraft::proto::log;
 use zkraft::wire::{
-    Acl, Answer, ErrorCode, EventType, Id, Request, SessionId, Stat, Text, Zxid, op, perms,
+    Acl, Answer, ErrorCode, EventType, Id, Request, SessionId, Stat, Zxid, op, perms,
 };
 
 pub use ensemble::Lines;
@@ -57,38 +56,8 @@ pub struct Znode {
     pub stat: Stat,
     /// Child creations so far (§5.2).
     pub created: i64,
-    pub children: Children,
-}
-
-/// Names of children, in order of creation. Each version of a znode has its own, and they share
-/// what is the same in them: a parent may have had thousands, one after the other.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Children(RedBlackTreeMap<i64, Rc<str>>);
-
-impl Children {
-    /// `number`: how many were created before.
-    fn add(&mut self, number: i64, name: &str) {
-        self.0.insert_mut(number, name.into());
-    }
-
-    fn remove(&mut self, name: &str) {
-        let number = self.0.iter().find(|(_, child)| &***child == name);
-        if let Some(number) = number.map(|(number, _)| *number) {
-            self.0.remove_mut(&number);
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.size()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub fn names(&self) -> Vec<Text> {
-        self.0.values().map(|name| Text::from(&**name)).collect()
-    }
+    /// Names, in order of creation; shared, since there is a copy in each version.
+    pub children: Vec<Rc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -202,7 +171,7 @@ impl Model {
                     ..Stat::default()
                 },
                 created: 0,
-                children: Children((-2..).zip(children.into_iter().map(Rc::from)).collect()),
+                children: children.into_iter().map(Rc::from).collect(),
             };
             model.put(path, znode);
         }

@@ -38,13 +38,14 @@
 //! lead; that strangers were never forgotten; that a server whose new disk was just being bound was
 //! removed for that disk. The tests of these are in `engine::tests::cluster`.
 //!
-//! 1795718068944 (long) is of the simulator: what came just when a pause ended passed what had
-//! come before. Of the checker are 1795719092041 (aimed, long): a client may be silent while it
-//! waits for an answer; 1795725859480 (long): who is added again just after it was told of its
-//! removal takes a tick to show something to readers; 1795706034034 (long): a client which only
-//! reads may stay, to the end of a run, with a server that was removed and does not know it. None
-//! does that any more once all is well. 1795745814239 (aimed, long): what a server hears that was
-//! removed, the others do not.
+//! Of the simulator are 1795718068944 (long): what came just when a pause ended passed what had
+//! come before; 1795760674105 (aimed, long, and not among those below since it takes 45 s): a task
+//! that had to send first read nothing, and tried again for ever. Of the checker are 1795719092041
+//! (aimed, long): a client may be silent while it waits for an answer; 1795725859480 (long): who is
+//! added again just after it was told of its removal takes a tick to show something to readers;
+//! 1795706034034 (long): a client which only reads may stay, to the end of a run, with a server
+//! that was removed and does not know it. None does that any more once all is well. 1795745814239
+//! (aimed, long): what a server hears that was removed, the others do not.
 //!
 //! Seeds change their meaning with what is drawn from them. Those from before runs had several
 //! servers found that a session ended early, since what was heard just before a connection broke

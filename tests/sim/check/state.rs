@@ -135,7 +135,11 @@ fn compare_znodes(model: &Model, machine: &Machine) -> Verdict {
             watch: false,
             with_stat: false,
         };
-        let wanted = znode.children.names();
+        let wanted = znode
+            .children
+            .iter()
+            .map(|name| Text::from(&**name))
+            .collect();
         let seen = machine.read(&request, &caller);
         if seen != Ok(Answer::Children(wanted)) {
             let what = format!(

@@ -1,7 +1,7 @@
 //! What a read answers, at any zxid that was reached (§3.3, §3.6).
 
 use zkraft::wire::request::SubRequest;
-use zkraft::wire::{Answer, ErrorCode, Id, Request, SessionId, SubAnswer, Zxid, perms};
+use zkraft::wire::{Answer, ErrorCode, Id, Request, SessionId, SubAnswer, Text, Zxid, perms};
 
 use super::rules::{check_acl, mask};
 use super::{Kind, Model, Reply, Znode};
@@ -14,7 +14,13 @@ impl Model {
             check_acl(&znode.acl, perms::READ, ids)?;
             Ok(znode)
         };
-        let names = |znode: &Znode| znode.children.names();
+        let names = |znode: &Znode| {
+            znode
+                .children
+                .iter()
+                .map(|name| Text::from(&**name))
+                .collect()
+        };
         match request {
             Request::Exists { path, .. } => {
                 if path.contains('\0') {

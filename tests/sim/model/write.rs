@@ -9,7 +9,7 @@ use zkraft::wire::{
 use super::rules::{
     accept_acl, check_acl, check_version, data_length, kind_in_multi, validate_path,
 };
-use super::{Change, Children, Kind, Model, Znode};
+use super::{Change, Kind, Model, Znode};
 
 impl Model {
     /// §3.3 create, from the session check on.
@@ -73,13 +73,14 @@ impl Model {
             acl: acl.clone(),
             stat,
             created: 0,
-            children: Children::default(),
+            children: Vec::new(),
         };
         let stat = znode.stat();
         self.put(&path, znode);
         let mut above = Znode::clone(&parent);
-        let name = &path[path.rfind('/').expect("a valid path") + 1..];
-        above.children.add(above.created, name);
+        above
+            .children
+            .push(path[path.rfind('/').expect("a valid path") + 1..].into());
         above.created += 1;
         above.stat.pzxid = zxid;
         self.put(parent_path, above);
@@ -241,7 +242,7 @@ impl Model {
         let znode = self.now.remove(path).expect("checked");
         self.touched.insert(path.into());
         let mut parent = Znode::clone(&self.now[parent_path]);
-        parent.children.remove(name);
+        parent.children.retain(|child| **child != *name);
         parent.stat.pzxid = parent.stat.pzxid.max(self.zxid);
         let parent_acl = parent.acl.clone();
         self.put(parent_path, parent);

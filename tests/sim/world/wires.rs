@@ -133,6 +133,10 @@ impl World {
                 return Ok(());
             }
             self.output_soon(conn);
+            if count == 0 {
+                // It was answered so much that this has to be sent first.
+                break;
+            }
         }
         if let Some(link) = self.links.get(&conn)
             && let Some(connection) = &link.server
