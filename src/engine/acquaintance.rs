@@ -5,7 +5,7 @@
 //! other, as soon as they meet, what they know of the ensemble and of its disks. Both come from the
 //! log, and the later state of it is believed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::machine::{Ensemble, Machine};
 use crate::proto::peer::{BoundDisk, Told};
@@ -37,6 +37,9 @@ pub struct Acquaintance {
     cluster: u64,
     /// The newest ensemble that another server has told of.
     ensemble: Option<Ensemble>,
+    /// Who is not in that one, and still needed until the change to it is through, as anyone said
+    /// who told of it.
+    going: BTreeSet<u32>,
     /// The last known lines of all servers that were ever heard of: those that are to go are needed
     /// until the change is through.
     lines: BTreeMap<u32, ServerLine>,
@@ -95,8 +98,10 @@ impl Acquaintance {
             };
         }
         let going = told.going.iter();
-        for line in going.filter_map(|line| ServerLine::parse_whole(line).ok()) {
-            self.lines.entry(line.id).or_insert(line);
+        let going = going.filter_map(|line| ServerLine::parse_whole(line).ok());
+        let going: BTreeMap<u32, ServerLine> = going.map(|line| (line.id, line)).collect();
+        for (id, line) in &going {
+            self.lines.entry(*id).or_insert_with(|| line.clone());
         }
         let Ok(ensemble) = Ensemble::parse(&told.ensemble) else {
             return;
@@ -104,10 +109,20 @@ impl Acquaintance {
         for line in ensemble.members() {
             self.lines.entry(line.id).or_insert_with(|| line.clone());
         }
-        let known = self.ensemble.as_ref();
-        if known.is_none_or(|known| known.version() < ensemble.version()) {
+        let known = self.ensemble.as_ref().map(Ensemble::version);
+        let version = Some(ensemble.version());
+        if known < version {
             self.ensemble = Some(ensemble);
+            self.going.clear();
         }
+        if known <= version {
+            self.going.extend(going.into_keys());
+        }
+    }
+
+    /// Who is still needed although the ensemble that was told of does not have them.
+    pub fn going(&self) -> impl Iterator<Item = u64> {
+        self.going.iter().map(|server| u64::from(*server))
     }
 
     /// The newest ensemble, if this is the applied one.
@@ -212,11 +227,18 @@ mod tests {
         let going = known.tell(Some(&newest), &[2, 3]).going;
         assert_eq!(going, ["server.2=c:1:2:participant"]);
         let mut anew = Acquaintance::default();
-        let told = Told {
-            going,
-            ..told(1, &[], newer)
+        let with = |ensemble| Told {
+            going: going.clone(),
+            ..told(1, &[], ensemble)
         };
-        anew.learn(7, &told);
+        anew.learn(7, &with(newer));
         assert_eq!(anew.line(2), known.line(2));
+        // It is needed as long as nothing newer is heard, whoever else does not know it.
+        anew.learn(7, &told(1, &[], newer));
+        assert_eq!(anew.going().collect::<Vec<_>>(), [2]);
+        anew.learn(7, &told(1, &[], "server.1=a:1:2\nversion=300000000"));
+        assert_eq!(anew.going().count(), 0);
+        anew.learn(7, &with(newer));
+        assert_eq!(anew.going().count(), 0);
     }
 }

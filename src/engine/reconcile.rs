@@ -324,15 +324,21 @@ impl Engine {
         Some(entry)
     }
 
-    /// Looks whether this server was removed: applied, or told by those who refuse it since.
+    /// Looks whether this server was removed: applied, or told by those who refuse it since. Who
+    /// is to go belongs until the change is through: it may lead until another one has caught up.
     pub(super) fn update_belonging(&mut self) {
-        if self.links_due {
-            let newest = self.shared.newest_ensemble();
-            self.belongs = newest.is_none_or(|newest| {
-                let mut members = newest.members().iter();
-                members.any(|line| u64::from(line.id) == self.id)
-            });
+        if !self.links_due {
+            return;
         }
+        let Some(newest) = self.shared.newest_ensemble() else {
+            return;
+        };
+        let mut members = newest.members().iter();
+        self.belongs = members.any(|line| u64::from(line.id) == self.id)
+            || (self.replica.is_member() && {
+                let state = self.shared.state.read();
+                state.machine.ensemble().map(Ensemble::version) == Some(newest.version())
+            });
     }
 
     /// Tells the links if there are other servers. Those that are to go are linked for as long as
@@ -356,6 +362,8 @@ impl Engine {
                 Some(applied) if applied.version() == ensemble.version() => {}
                 Some(applied) => {
                     going.extend(applied.members().iter().map(|line| u64::from(line.id)));
+                    // Who leads meanwhile may have come after what is applied here.
+                    going.extend(acquaintance.going());
                 }
                 None => going.extend(acquaintance.servers()),
             }

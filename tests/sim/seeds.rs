@@ -57,7 +57,8 @@
 //! lead instead. 1795743068561 (long): who votes alone had proposed something in a term that was
 //! not durable, lost it with its power, and led the same term again. 1795762028930 (long): who was
 //! left alone, and sent one more entry before its next turn, led before it had that, for which raft
-//! stops the process.
+//! stops the process. 1795764702131 (aimed, long): who was to go and still led was refused for ever
+//! by one that had only been told of the change, and did not believe that it was needed.
 //! 1795744787055 (aimed, long): a server that served for less than a tick let read only again as if
 //! it had not.
 //!
@@ -137,4 +138,5 @@ pub const LONG: &[(u64, bool)] = &[
     (1795744787055, true),
     (1795745814239, true),
     (1795762028930, false),
+    (1795764702131, true),
 ];

@@ -2097,6 +2097,29 @@ fn who_is_told_of_its_removal_lets_its_clients_go() {
     assert!(!shared.is_serving());
 }
 
+/// It may be the leader, and have come after what is applied here.
+#[test]
+fn who_is_to_go_is_let_in_by_one_that_was_only_told_of_it() {
+    let mut cluster = Cluster::new(3);
+    let server = cluster.follower();
+    let shared = cluster.shared(server).clone();
+    let of_same = Introduction {
+        cluster: shared.cluster(),
+        ..Introduction::default()
+    };
+    let told = Told {
+        ensemble: format!("{}\nversion=7fffffff00000000", lines(&[1, 2, 3])),
+        going: vec![line(9)],
+        ..Told::default()
+    };
+    shared.learn(&of_same, &told);
+    assert!(!shared.is_member(9));
+    cluster.pass(100);
+    assert!(shared.is_member(9) && !shared.is_member(8));
+    // So does one hear that is told by this one.
+    assert_eq!(shared.tell().going.len(), 1);
+}
+
 #[test]
 fn a_removed_server_asks_for_nothing_until_it_is_a_member_again() {
     let mut cluster = Cluster::strangers(3, 100, false);

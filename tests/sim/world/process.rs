@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message as _;
 use zkraft::engine::{Append, AuthOptions, CleanerOptions, Engine, Event, Options, Outputs, Setup};
-use zkraft::machine::OriginId;
+use zkraft::machine::{Ensemble, OriginId};
 use zkraft::proto::log;
 use zkraft::storage::{Fault, Known, WalOptions, recover};
 
 use super::storage::{LOG_DIR, SEAL_US, SNAPSHOT_DIR};
 use super::transfer::load;
 use super::*;
+use crate::check::members::Members;
 use crate::check::sessions::When;
 use crate::mix::{SUPER, digest_id};
 use crate::model::own;
@@ -295,8 +296,20 @@ impl World {
     fn is_outside(&self, server: usize) -> bool {
         let host = &self.hosts[server];
         let process = host.process.as_ref();
-        let newest = process.and_then(|process| process.shared.newest_ensemble());
-        newest.is_some_and(|newest| newest.members().iter().all(|line| line.id != host.id))
+        let Some(process) = process else {
+            return false;
+        };
+        let Some(newest) = process.shared.newest_ensemble() else {
+            return false;
+        };
+        let is_applied = {
+            let state = process.shared.state.read();
+            state.machine.ensemble().map(Ensemble::version) == Some(newest.version())
+        };
+        // Who is to go is needed until the change is through.
+        let members = Members::from(&process.engine.membership()).all();
+        newest.members().iter().all(|line| line.id != host.id)
+            && !(is_applied && members.contains(&u64::from(host.id)))
     }
 
     /// Sabotaged: the state changes by itself, once.
