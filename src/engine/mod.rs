@@ -408,7 +408,8 @@ pub struct Engine {
     linked: Vec<ServerLine>,
     /// They may be others now.
     links_due: bool,
-    /// This server is of the newest ensemble that it knows of. Who is not serves nobody.
+    /// This server is of the newest ensemble that it knows of, or needed until the change to that
+    /// is through. Who is neither serves nobody.
     belongs: bool,
     /// The digest of the settings that others were told of.
     introduced_version: Option<u64>,

@@ -295,8 +295,7 @@ impl World {
     /// Whether a server knows that it does not belong to the ensemble.
     fn is_outside(&self, server: usize) -> bool {
         let host = &self.hosts[server];
-        let process = host.process.as_ref();
-        let Some(process) = process else {
+        let Some(process) = &host.process else {
             return false;
         };
         let Some(newest) = process.shared.newest_ensemble() else {
