@@ -817,7 +817,18 @@ impl Engine {
             let own = self.forward.next_batch();
             if let Some(reconfig) = batches.first().or(own.as_ref()).filter(|b| is_reconfig(b)) {
                 let reconfig = reconfig.clone();
-                let entry = self.plan_reconfig(reconfig, wall_ms);
+                // Before it leads for all purposes, it may not know who is a member.
+                let can_judge = self.leading.is_some() && !self.replica.is_changing();
+                if can_judge && self.applied.index < self.replica.last_index() {
+                    // It is judged by the state that it will meet: what is on its way may decide
+                    // whether it is allowed, and what it leads to. Nothing else is proposed
+                    // meanwhile, so that this ends.
+                    self.inbound.put_back(batches);
+                    return;
+                }
+                let entry = can_judge
+                    .then(|| self.plan_reconfig(reconfig, wall_ms))
+                    .flatten();
                 if entry.is_none_or(|entry| self.propose_entry(entry).is_err()) {
                     self.inbound.put_back(batches);
                     // What the reconfig waits for may be among it.

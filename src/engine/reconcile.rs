@@ -274,10 +274,6 @@ impl Engine {
         let Some(target) = after.as_ref().map(Target::from) else {
             return Some(entry);
         };
-        // Before it leads for all purposes, it may not know who is a member.
-        if self.leading.is_none() || self.replica.is_changing() {
-            return None;
-        }
         let membership = self.replica.membership();
         let peers = self.bound_peers();
         let staying = |voter: &&u64| target.voters.contains(voter);

@@ -1389,6 +1389,33 @@ fn who_is_known_to_be_gone_or_may_not_know_its_disk_is_not_counted_on() {
 }
 
 #[test]
+fn a_reconfig_is_judged_by_the_state_that_it_will_meet() {
+    // Nothing of the others is bound: a change that counts on them has no quorum.
+    let mut cluster = Cluster::strangers(3, 100, true);
+    cluster.pass(2_000);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(leader);
+    let set = |cluster: &mut Cluster, value| {
+        let setting = ("reconfig_enabled".to_owned(), value);
+        let engine = &mut cluster.node(leader).engine;
+        engine.internal.push(set_command(&setting));
+        cluster.pass(50);
+    };
+    set(&mut cluster, 0);
+    cluster.send(&client, 1, &reconfig("", &follower.to_string()));
+    assert_eq!(client.frames(), [failed(1, ErrorCode::ReconfigDisabled)]);
+    // What allows it is on its way while it comes.
+    cluster.isolate(leader);
+    set(&mut cluster, 1);
+    cluster.send(&client, 2, &reconfig("", &follower.to_string()));
+    assert_eq!(client.frames(), []);
+    cluster.cut.clear();
+    cluster.pass(200);
+    assert_eq!(client.frames(), [failed(2, ErrorCode::NewConfigNoQuorum)]);
+    assert_eq!(cluster.members().0.len(), 3);
+}
+
+#[test]
 fn an_observer_follows_without_a_vote() {
     let mut cluster = Cluster::configured(&[1, 2, 3], 4, 100, false);
     cluster.pass_linking(2_000);

@@ -3,7 +3,8 @@
     python3 child.py HOSTS TIMEOUT_SECONDS EPHEMERAL_PATH
 
 It creates the ephemeral, prints `session ID PASSWORD_HEX`, and then each state with the session id
-of that moment, until its standard input ends.
+of that moment, until its standard input ends. If the connection breaks under its requests, its
+only line is `lost`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import sys
 
 from kazoo.client import KazooClient
+from kazoo.exceptions import ConnectionLoss
 
 
 def main() -> None:
@@ -23,7 +25,11 @@ def main() -> None:
         print(state, client.client_id[0] if client.client_id else 0, flush=True)
 
     client.start(timeout=30)
-    client.create(path, ephemeral=True, makepath=True)
+    try:
+        client.create(path, ephemeral=True, makepath=True)
+    except ConnectionLoss:
+        print("lost", flush=True)
+        return
     session, password = client.client_id
     print("session", session, password.hex(), flush=True)
     client.add_listener(tell)

@@ -429,8 +429,11 @@ class _Child:
         threading.Thread(target=self._read, daemon=True).start()
 
     def session(self) -> tuple[int, bytes]:
-        word, session, password = self._next()
+        word, *rest = self._next()
+        if word == "lost":
+            raise ConnectionLoss("of the child, under its requests")
         equal(word, "session", "the child's first line")
+        session, password = rest
         return int(session), bytes.fromhex(password)
 
     def wait_for(self, state: str) -> int:
