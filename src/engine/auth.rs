@@ -32,6 +32,18 @@ impl Default for AuthOptions {
     }
 }
 
+/// A session has no more identities than that, in no more bytes: all servers hold them for as long
+/// as it lives, and nothing else bounds what a client adds.
+pub const IDENTITIES_MAX: usize = 64;
+pub const IDENTITY_BYTES_MAX: usize = 16 * 1024;
+
+/// Whether a session may have these.
+pub fn are_few(identities: &[Id]) -> bool {
+    let bytes = |id: &Id| id.scheme.len() + id.id.len();
+    identities.len() <= IDENTITIES_MAX
+        && identities.iter().map(bytes).sum::<usize>() <= IDENTITY_BYTES_MAX
+}
+
 /// The identity that passes every check (§7.7).
 pub fn super_identity() -> Id {
     Id::new("super", "")

@@ -196,6 +196,11 @@ impl Outbox {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_locked(&self) -> bool {
+        self.inner.is_locked()
+    }
+
     /// Adds a frame. True: the connection's task must be woken.
     #[must_use]
     pub fn push(&self, outgoing: Outgoing) -> bool {

@@ -3,9 +3,11 @@
 mod cluster;
 
 use std::cell::RefCell;
+use std::sync::{OnceLock, Weak};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
+use super::auth::{IDENTITIES_MAX, IDENTITY_BYTES_MAX};
 use super::*;
 use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
 use crate::wire::request::{Create, SetWatches};
@@ -37,6 +39,21 @@ struct Client {
     connection: Arc<Connection>,
     output: RefCell<BytesMut>,
     closed: bool,
+}
+
+/// A connection that can be sent to whenever it is woken.
+fn connect(shared: &Arc<Shared>) -> Arc<Connection> {
+    let place = Arc::new(OnceLock::<Weak<Connection>>::new());
+    let looked_up = place.clone();
+    let wake = move |_| {
+        let connection = looked_up.get().and_then(Weak::upgrade);
+        let is_locked = connection.is_some_and(|connection| connection.is_locked());
+        assert!(!is_locked, "who sends for its task would wait for ever");
+    };
+    let peer = "127.0.0.1:1234".parse().unwrap();
+    let connection = shared.connect(peer, Box::new(wake));
+    place.set(Arc::downgrade(&connection)).expect("it is empty");
+    connection
 }
 
 /// A server alone.
@@ -112,10 +129,8 @@ impl Bench {
     }
 
     fn open(&mut self) -> Client {
-        let peer = "127.0.0.1:1234".parse().unwrap();
-        let connection = self.shared.connect(peer, Box::new(|_| {}));
         Client {
-            connection,
+            connection: connect(&self.shared),
             output: RefCell::default(),
             closed: false,
         }
@@ -607,6 +622,34 @@ fn nothing_is_read_behind_a_request_that_ends_the_connection() {
     bench.turn();
     assert_eq!(client.frames(), [ok(1), failed(-4, ErrorCode::AuthFailed)]);
     assert!(client.closed);
+}
+
+#[test]
+fn a_session_has_few_identities() {
+    let long = "u".repeat(IDENTITY_BYTES_MAX);
+    let many: Vec<String> = (1..IDENTITIES_MAX).map(|n| format!("user{n}")).collect();
+    let mut bench = Bench::new();
+    for (users, too_much) in [(many, "one more"), (vec!["user1".into()], &long)] {
+        let (mut client, response) = bench.client();
+        let mut add = |client: &Client, user: &str| {
+            let auth = Request::Auth {
+                scheme: "digest".into(),
+                auth: format!("{user}:secret").into_bytes().into(),
+            };
+            bench.send(client, -4, &auth);
+        };
+        for user in users.iter().chain(&users) {
+            add(&client, user);
+            assert_eq!(client.frames(), [ok(-4)]);
+        }
+        add(&client, too_much);
+        assert_eq!(client.frames(), [failed(-4, ErrorCode::AuthFailed)]);
+        assert!(client.closed);
+        let state = bench.shared.state.read();
+        let known = state.machine.identities(response.session).unwrap();
+        // The address is one of them.
+        assert_eq!(known.len(), users.len() + 1);
+    }
 }
 
 #[test]

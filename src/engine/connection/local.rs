@@ -66,7 +66,9 @@ impl Connection {
             password,
             created: request.session.0 == 0,
         };
-        if self.welcome(&mut inner, attached, read_only) {
+        let wakes = self.welcome(&mut inner, attached, read_only);
+        drop(inner);
+        if wakes {
             self.wake(News::OfFew);
         }
         true

@@ -59,7 +59,8 @@ const LISTS_BEHIND_WRITE_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refused(pub &'static str);
 
-/// Called when a connection has output, or something else to do, and its task does not look.
+/// Called when a connection has output, or something else to do, and its task does not look. It
+/// may send at once, so none of the connection's locks may be held.
 pub type Wake = Box<dyn Fn(News) + Send + Sync>;
 
 /// How much whoever wakes connections has to do.
@@ -573,6 +574,11 @@ impl Connection {
 
     pub(super) fn wake(&self, news: News) {
         (self.wake)(news);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_locked(&self) -> bool {
+        self.inner.is_locked() || self.outbox.is_locked()
     }
 
     /// Closes after what is queued was sent. True: the task must be woken.

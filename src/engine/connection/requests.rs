@@ -128,36 +128,43 @@ impl Connection {
         pending: impl Fn(Kind) -> Pending,
         now_ms: u64,
     ) {
-        match auth::authenticate(scheme, auth, &self.shared.options.auth) {
-            None => {
-                self.shared.metrics.auth_failed_count.add(1);
-                let kind = answered(Err(ErrorCode::AuthFailed), true, HeaderZxid::Zero);
-                self.answer_in_order(pending(kind), now_ms);
-            }
-            Some(added) => {
-                self.add_identities(added);
-                let kind = answered(Ok(Answer::Empty), false, HeaderZxid::Zero);
-                self.answer_in_order(pending(kind), now_ms);
-            }
-        }
+        let added = auth::authenticate(scheme, auth, &self.shared.options.auth);
+        let kind = if added.is_some_and(|added| self.add_identities(added)) {
+            answered(Ok(Answer::Empty), false, HeaderZxid::Zero)
+        } else {
+            self.shared.metrics.auth_failed_count.add(1);
+            answered(Err(ErrorCode::AuthFailed), true, HeaderZxid::Zero)
+        };
+        self.answer_in_order(pending(kind), now_ms);
     }
 
-    fn add_identities(self: &Arc<Self>, added: Vec<Id>) {
+    /// False: the client would have too many.
+    fn add_identities(self: &Arc<Self>, added: Vec<Id>) -> bool {
         let new: Vec<Id> = {
             let mut identities = self.identities.write();
             let new: Vec<Id> = added
                 .into_iter()
                 .filter(|id| !identities.contains(id))
                 .collect();
-            *identities = identities.iter().chain(&new).cloned().collect();
+            let all: Arc<[Id]> = identities.iter().chain(&new).cloned().collect();
+            if !auth::are_few(&all) {
+                tracing::warn!(
+                    client = %self.peer,
+                    "refused: the identities of a session are more than {}, or longer than {} bytes",
+                    auth::IDENTITIES_MAX,
+                    auth::IDENTITY_BYTES_MAX
+                );
+                return false;
+            }
+            *identities = all;
             new
         };
         if new.is_empty() {
-            return;
+            return true;
         }
         let inner = self.inner.lock();
         if inner.scope != Scope::Global {
-            return;
+            return true;
         }
         let body = log::Identify {
             identities: new.iter().map(identity_to_log).collect(),
@@ -169,6 +176,7 @@ impl Connection {
             body: body.encode_to_vec().into(),
         };
         self.shared.submit([Submission::Silent(command)]);
+        true
     }
 
     /// Answers when everything before is answered: now, if nothing waits.

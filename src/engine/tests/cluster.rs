@@ -549,9 +549,8 @@ impl Cluster {
 
     /// A client that has said nothing yet.
     fn fresh(&self, server: u64) -> Client {
-        let peer = "127.0.0.1:1234".parse().unwrap();
         Client {
-            connection: self.shared(server).connect(peer, Box::new(|_| {})),
+            connection: connect(&self.shared(server)),
             output: RefCell::default(),
             closed: false,
         }
@@ -1034,8 +1033,7 @@ fn a_server_that_is_cut_off_can_still_be_asked_how_it_is() {
     let follower = cluster.follower();
     cluster.isolate(follower);
     cluster.pass(11_000);
-    let peer = "127.0.0.1:1234".parse().unwrap();
-    let fresh = cluster.shared(follower).connect(peer, Box::new(|_| {}));
+    let fresh = connect(&cluster.shared(follower));
     cluster.pass(1_000);
     assert!(fresh.awaits_handshake());
 }

@@ -4,9 +4,10 @@
 //! order. It can be closed by either side, or be cut so that neither is told.
 
 use std::sync::atomic::Ordering;
+use std::sync::{OnceLock, Weak};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use zkraft::engine::Remaining;
+use zkraft::engine::{Connection, Remaining};
 use zkraft::wire::{ConnectRequest, Request};
 
 use super::*;
@@ -41,12 +42,20 @@ impl World {
                 return Ok(());
             };
             let outputs = process.wakes.outputs.clone();
+            let place = Arc::new(OnceLock::<Weak<Connection>>::new());
+            let looked_up = place.clone();
             let wake = Box::new(move |_| {
+                // As who sends at once: it waits for ever if the waker holds the connection.
+                if let Some(connection) = looked_up.get().and_then(Weak::upgrade) {
+                    connection.needs_task();
+                }
                 outputs.lock().expect("nobody panics with it").push(conn);
             });
             let peer = (conn.address(), 40_000).into();
+            let connection = process.shared.connect(peer, wake);
+            place.get_or_init(|| Arc::downgrade(&connection));
             let link = self.links.get_mut(&conn).expect("it is there");
-            link.server = Some(process.shared.connect(peer, wake));
+            link.server = Some(connection);
         }
         let link = self.links.get_mut(&conn).expect("it is there");
         link.input.push_back(frame);

@@ -278,9 +278,8 @@ fn a_client_that_is_ahead_waits_for_its_local_session() {
     cluster.send(&writer, 1, &create("/a", 0));
     assert_eq!(writer.frames(), [ok(1)]);
     let seen = cluster.shared(leader).state.read().machine.zxid();
-    let peer = "127.0.0.1:1234".parse().unwrap();
     let mut ahead = Client {
-        connection: cluster.shared(follower).connect(peer, Box::new(|_| {})),
+        connection: connect(&cluster.shared(follower)),
         output: RefCell::default(),
         closed: false,
     };
@@ -334,9 +333,8 @@ fn a_local_session_reads_on_while_its_server_is_read_only() {
         };
         let mut frame = BytesMut::new();
         request.encode(&mut frame);
-        let peer = "127.0.0.1:1234".parse().unwrap();
         let mut client = Client {
-            connection: cluster.shared(follower).connect(peer, Box::new(|_| {})),
+            connection: connect(&cluster.shared(follower)),
             output: RefCell::default(),
             closed: false,
         };
