@@ -25,7 +25,8 @@
 //!   told to be there in the place of another.
 //! * Nobody is elected on another disk than the one that its own state binds to its number.
 //! * Who came later than the founders gives no vote before it knows from its state, or was told
-//!   since it started, that its disk is bound.
+//!   since it started, that its disk is bound. Who was only told gives it to those who know that
+//!   too: to others its number may be that of a lost disk.
 //!
 //! Then each disk is a server of its own, as Raft has it (Raft thesis §4), and a number goes from
 //! one to another only while it is that of no member.
@@ -96,8 +97,9 @@ pub struct Standing {
     /// Whether a majority may found a cluster without the others.
     by_majority: bool,
     linked: BTreeMap<u64, Introduction>,
-    /// The disks that servers came with when they dialled this one last.
-    came_with: BTreeMap<u64, u64>,
+    /// The disks that servers came with when they dialled this one last, and whether they knew the
+    /// one of this server.
+    came_with: BTreeMap<u64, (u64, bool)>,
     strangers: BTreeMap<u64, Stranger>,
     /// Servers whose disks are being bound, and the term of the leader who does it.
     binding: BTreeMap<u64, u64>,
@@ -178,12 +180,18 @@ impl Standing {
 
     /// Whether what a server says comes from this disk.
     pub fn has_come_with(&self, id: u64, disk: u64) -> bool {
-        self.came_with.get(&id) == Some(&disk)
+        self.came_with.get(&id).is_some_and(|came| came.0 == disk)
     }
 
-    /// A server dialled this one, with this disk: all that it says from now on comes from that.
-    pub fn comes_with(&mut self, id: u64, disk: u64) {
-        self.came_with.insert(id, disk);
+    /// Whether a server knows that this disk is the one that is counted on.
+    pub fn is_known_by(&self, id: u64) -> bool {
+        self.came_with.get(&id).is_some_and(|came| came.1)
+    }
+
+    /// A server dialled this one, with this disk, knowing that one of this server's: all that it
+    /// says from now on comes from there.
+    pub fn comes_with(&mut self, id: u64, disk: u64, knows: u64) {
+        self.came_with.insert(id, (disk, knows == self.disk));
     }
 
     /// There are no other links than to these servers.
@@ -357,7 +365,8 @@ impl Engine {
     /// A server said who it is.
     pub(super) fn introduced(&mut self, id: u64, introduction: Introduction) {
         self.shared.met(&introduction);
-        self.standing.comes_with(id, introduction.disk);
+        let Introduction { disk, knows, .. } = introduction;
+        self.standing.comes_with(id, disk, knows);
         let admission = self.standing.introduced(introduction);
         self.levels.heard(id, introduction);
         self.admitted(id, admission);
@@ -427,6 +436,16 @@ impl Engine {
             _ => false,
         };
         says && !self.counts(from)
+    }
+
+    /// Whether a message asks for a vote of another disk than this one. Who has the log as far as
+    /// the entry that binds this disk sees by their logs who may lead.
+    pub(super) fn asks_another_disk(&self, from: u64, message: &Message) -> bool {
+        let asks = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
+        );
+        asks && self.replica.say() == Say::Vote && !self.standing.is_known_by(from)
     }
 
     /// The disk that the state binds to a server; 0: none yet.

@@ -922,6 +922,7 @@ impl Engine {
             // Whoever is not let in promises nothing.
             PeerMessage::Raft(_) if !self.standing.is_admitted() => {}
             PeerMessage::Raft(message) if self.is_of_other_disk(from, &message) => {}
+            PeerMessage::Raft(message) if self.asks_another_disk(from, &message) => {}
             PeerMessage::Raft(message) => self.replica.step(message),
             // Who takes this server for the leader will hear who is, or sends it again.
             PeerMessage::Forward(batch) if self.may_ask(from) => self.inbound.push(batch),

@@ -130,6 +130,10 @@ impl Replica {
         Ok(replica)
     }
 
+    pub fn say(&self) -> Say {
+        self.say
+    }
+
     /// What this server may do for an election.
     pub fn set_say(&mut self, say: Say) {
         self.say = say;

@@ -423,7 +423,8 @@ impl Cluster {
                 let now_ms = self.now_ms;
                 let mut out = Outputs::default();
                 let disk = self.node(from).disk;
-                self.node(to).engine.standing.comes_with(from, disk);
+                let knows = self.shared(from).bound_disk(to as u32);
+                self.node(to).engine.standing.comes_with(from, disk, knows);
                 let event = Event::Peer { from, message };
                 self.node(to).engine.handle(event, now_ms, &mut out);
                 sends.extend(out.sends.into_iter().map(|(whom, m)| (to, whom, m)));

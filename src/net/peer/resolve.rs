@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,7 +176,7 @@ pub async fn listen(own: &PeerAddress, resolver: &Resolver) -> io::Result<TcpLis
     loop {
         let problem = match resolver.resolve(own).await {
             Err(error) => format!("its name does not resolve: {error}"),
-            Ok(addresses) => match bind(&addresses)? {
+            Ok(addresses) => match bind(addresses, |address| crate::net::listen(address, None))? {
                 Ok(listener) => return Ok(listener),
                 Err(address) => format!("{} is not an address of this machine", address.ip()),
             },
@@ -193,25 +193,59 @@ pub async fn listen(own: &PeerAddress, resolver: &Resolver) -> io::Result<TcpLis
 }
 
 /// Binds the first that can be; else the last address that this machine does not have.
-fn bind(addresses: &[SocketAddr]) -> io::Result<Result<TcpListener, SocketAddr>> {
+fn bind<L>(
+    mut addresses: Vec<SocketAddr>,
+    listen: impl Fn(SocketAddr) -> io::Result<L>,
+) -> io::Result<Result<L, SocketAddr>> {
+    // The IPv6 socket serves IPv4 too; the other is for machines without IPv6.
+    if let [SocketAddr::V6(every)] = addresses[..]
+        && every.ip().is_unspecified()
+    {
+        addresses.push((Ipv4Addr::UNSPECIFIED, every.port()).into());
+    }
     let mut absent = None;
-    for &address in addresses {
-        match crate::net::listen(address, None) {
+    let mut unsupported = None;
+    for address in addresses {
+        match listen(address) {
             Ok(listener) => return Ok(Ok(listener)),
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
                 absent = Some(address);
             }
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                unsupported = Some(error);
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(Err(absent.expect("a resolved name has an address")))
+    match (absent, unsupported) {
+        (None, Some(error)) => Err(error),
+        (absent, _) => Ok(Err(absent.expect("a resolved name has an address"))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+
+    #[test]
+    fn a_machine_without_ipv6_listens_by_ipv4() {
+        let without_ipv6 = |address: SocketAddr| match address {
+            SocketAddr::V4(_) => Ok(address),
+            SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+        };
+        let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7));
+        let one = SocketAddr::from((Ipv6Addr::LOCALHOST, 7));
+        let other = SocketAddr::from((Ipv4Addr::LOCALHOST, 7));
+        let bound = |addresses: &[SocketAddr]| bind(addresses.to_vec(), without_ipv6);
+        let all_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7));
+        assert_eq!(bound(&[every]).unwrap(), Ok(all_ipv4));
+        assert_eq!(bound(&[one, other]).unwrap(), Ok(other));
+        let error = bound(&[one]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT));
+    }
 
     #[tokio::test]
     async fn a_server_waits_for_its_own_name() {

@@ -261,11 +261,13 @@ fn who_lost_its_disk_gives_no_vote_before_it_knows_that_the_new_one_is_bound() {
         ..Introduction::default()
     };
     cluster.shared(1).learn(&knows, &told);
-    let introduced = Event::Introduced {
-        id: 2,
+    let introduced = |id| Event::Introduced {
+        id,
         introduction: knows,
     };
-    cluster.event(1, introduced);
+    cluster.event(1, introduced(2));
+    assert!(!votes(&mut cluster), "who asks may count on the lost one");
+    cluster.event(1, introduced(3));
     assert!(votes(&mut cluster));
 }
 
