@@ -10,7 +10,7 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::admin::four_letter::java_date;
-use crate::config::{Config, Invalid, Loaded, Member};
+use crate::config::{Config, Invalid, Loaded};
 use crate::engine::SurvivorFacts;
 use crate::server::Stopped;
 use crate::storage::Progress;
@@ -83,11 +83,11 @@ fn recover(
     if arguments.show {
         return Ok(stopped.leave()?);
     }
-    let answering = match arguments.although_others_answer {
-        true => None,
-        false => answering(&facts, config),
+    let asked = match arguments.although_others_answer {
+        true => Asked::default(),
+        false => ask_others(&facts, config),
     };
-    if let Some((id, address)) = answering {
+    if let Some((id, address)) = asked.answering {
         stopped.leave()?;
         bail!(
             "server {id} answers at {address}, so it is not lost, and may make up a majority with \
@@ -97,6 +97,12 @@ fn recover(
         );
     }
     say(out, &warning(&facts));
+    for (id, why) in asked.unasked {
+        say(
+            out,
+            &format!("Server {id} could not be asked whether it runs: {why}.\n"),
+        );
+    }
     let typed = match &arguments.confirm {
         Some(words) => Some(words.clone()),
         None => {
@@ -140,6 +146,7 @@ fn shown(facts: &SurvivorFacts, config: &Config) -> String {
         znodes,
         sessions,
         membership,
+        ..
     } = facts;
     let directory = config.data_dir.display();
     let written = match time_ms {
@@ -211,8 +218,8 @@ fn done(facts: &SurvivorFacts, config: &Config) -> String {
     let example = others(facts)
         .iter()
         .find_map(|id| {
-            let line = config.members.iter().find(|m| u64::from(m.id) == *id);
-            let line = line.map(Member::line)?;
+            let told = facts.lines.iter().find(|line| u64::from(line.id) == *id);
+            let line = told.map(ToString::to_string)?;
             Some(if line.contains(';') {
                 line
             } else {
@@ -249,29 +256,65 @@ fn others(facts: &SurvivorFacts) -> Vec<u64> {
     others
 }
 
-/// One of the others that runs, and where it answers: whatever is configured of them is tried at
-/// the same time.
-fn answering(facts: &SurvivorFacts, config: &Config) -> Option<(u64, String)> {
-    let others = others(facts);
-    let answers = |member: &Member| {
-        let mut peers = member.peers.iter();
-        let peer = peers.find(|peer| {
-            let addresses = (&*peer.host, peer.quorum_port).to_socket_addrs();
-            let mut addresses = addresses.into_iter().flatten();
-            addresses.any(|address| TcpStream::connect_timeout(&address, ANSWERS_WITHIN).is_ok())
-        })?;
-        let (host, port) = (&peer.host, peer.quorum_port);
-        Some((u64::from(member.id), format!("{host} port {port}")))
-    };
-    let members = config.members.iter();
-    let members = members.filter(|member| others.contains(&u64::from(member.id)));
-    thread::scope(|scope| {
-        let tried: Vec<_> = members
-            .map(|member| scope.spawn(move || answers(member)))
+/// What the others were found to do.
+#[derive(Debug, Default)]
+struct Asked {
+    /// One that runs, and where it answers.
+    answering: Option<(u64, String)>,
+    /// Those of which no address is known, and why.
+    unasked: Vec<(u64, String)>,
+}
+
+/// Looks whether one of the others runs, all at the same time: wherever the log has it, which a
+/// reconfig may have changed, and wherever it is configured.
+fn ask_others(facts: &SurvivorFacts, config: &Config) -> Asked {
+    let places = |id: u64| {
+        let told = facts.lines.iter().filter(|line| u64::from(line.id) == id);
+        let configured = config.members.iter().filter(|m| u64::from(m.id) == id);
+        let told = told.flat_map(|line| &line.peers);
+        let mut places: Vec<(&str, u16)> = told
+            .chain(configured.flat_map(|member| &member.peers))
+            .map(|peer| (&*peer.host, peer.quorum_port))
             .collect();
-        let mut tried = tried.into_iter();
-        tried.find_map(|tried| tried.join().expect("nothing there panics"))
-    })
+        places.sort_unstable();
+        places.dedup();
+        places
+    };
+    let answers = |id: u64| {
+        let mut why = "nothing tells where it is".to_owned();
+        let mut is_asked = false;
+        for (host, port) in places(id) {
+            let addresses = match (host, port).to_socket_addrs() {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    why = format!("{host} does not resolve: {error}");
+                    continue;
+                }
+            };
+            for address in addresses {
+                is_asked = true;
+                if TcpStream::connect_timeout(&address, ANSWERS_WITHIN).is_ok() {
+                    return Ok(Some(format!("{host} port {port}")));
+                }
+            }
+        }
+        if is_asked { Ok(None) } else { Err(why) }
+    };
+    let mut asked = Asked::default();
+    thread::scope(|scope| {
+        let tried: Vec<_> = others(facts)
+            .into_iter()
+            .map(|id| (id, scope.spawn(move || answers(id))))
+            .collect();
+        for (id, tried) in tried {
+            match tried.join().expect("nothing there panics") {
+                Ok(Some(address)) => asked.answering = Some((id, address)),
+                Ok(None) => {}
+                Err(why) => asked.unasked.push((id, why)),
+            }
+        }
+    });
+    asked
 }
 
 fn listed(ids: &[u64]) -> String {
@@ -310,9 +353,13 @@ mod tests {
 
     /// One of three servers ran here, and stopped.
     fn write_log(dir: &Path) {
+        write_log_of(dir, LINES);
+    }
+
+    fn write_log_of(dir: &Path, lines: &str) {
         let opened = Storage::open(StorageConfig::new(dir, 1), |_| Ok(Machine::new()));
         let configure = log::Configure {
-            text: LINES.to_owned(),
+            text: lines.to_owned(),
             expected: 0,
         };
         let naming = log::Entry {
@@ -437,6 +484,26 @@ mod tests {
         assert!(shown.contains("term 3, index 2\n"), "{shown}");
         let (_, error) = run(&config, &[WORDS, "--although-others-answer"], None);
         assert_eq!(error, None);
+    }
+
+    #[test]
+    fn a_server_is_asked_where_the_log_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        // As after a reconfig, of which the file tells nothing.
+        let lines = LINES.replace("127.0.0.1:3:4", &format!("127.0.0.1:{port}:4"));
+        let lines = lines.replace("server.2=127.0.0.1", "server.2=nowhere.invalid");
+        write_log_of(dir.path(), &lines);
+        let config = configured(dir.path(), "server.1=a:1:2\nserver.7=b:1:2\n");
+        let error = run(&config, &[WORDS], None).1.unwrap();
+        let expected = format!("server 3 answers at 127.0.0.1 port {port}, so it is not lost");
+        assert!(error.starts_with(&expected), "{error}");
+        drop(other);
+        let (said, error) = run(&config, &[], Some("no"));
+        assert!(error.unwrap().starts_with("those were not the words"));
+        let unasked = "Server 2 could not be asked whether it runs: nowhere.invalid does not";
+        assert!(said.contains(unasked), "{said}");
     }
 
     #[test]

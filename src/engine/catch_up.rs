@@ -9,12 +9,17 @@ use crate::machine::{LogId, Machine};
 
 use super::{Engine, Outputs, PeerMessage, SendSnapshot, SnapshotMeta};
 
-/// A snapshot on its way to another server, until that has caught up with it.
+/// Raft asks again for a snapshot that there is not yet, several times within this.
+const MISSED_MS: u64 = 2_000;
+
+/// A snapshot on its way to another server, until that can go on with the log as it usually is.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer {
     index: u64,
-    /// When it was there as a whole.
-    stored_ms: Option<u64>,
+    /// What the server had of the log when that was looked at last.
+    matched: u64,
+    /// When the snapshot was there as a whole, or something of the log after it last arrived.
+    since_ms: Option<u64>,
 }
 
 impl Engine {
@@ -28,7 +33,8 @@ impl Engine {
             let metadata = message.get_snapshot().get_metadata();
             let transfer = Transfer {
                 index: metadata.index,
-                stored_ms: None,
+                matched: 0,
+                since_ms: None,
             };
             self.transfers.insert(message.to, transfer);
             out.send_snapshot.push(SendSnapshot {
@@ -45,29 +51,51 @@ impl Engine {
         if !ok {
             self.transfers.remove(&to);
         } else if let Some(transfer) = self.transfers.get_mut(&to) {
-            transfer.stored_ms = Some(self.now_ms);
+            transfer.since_ms = Some(self.now_ms);
         }
     }
 
-    /// The log that follows a snapshot is kept until its receiver has begun to ask for it, or has
-    /// had time enough to load it (`initLimit`).
+    /// The log that follows a snapshot is kept until its receiver finds what it lacks in what is
+    /// kept anyway. Under load that takes a while: it has to read faster than others write. A
+    /// receiver that does not go on for `initLimit`, as long as it may take to load the snapshot,
+    /// is not waited for. While a snapshot is made for somebody, what follows it is kept as well.
     pub(super) fn look_after_transfers(&mut self) {
+        if self.replica.is_snapshot_missed() {
+            self.snapshot_missed_ms = Some(self.now_ms);
+        }
+        let is_made = |missed_ms: u64| self.now_ms <= missed_ms + MISSED_MS;
+        let is_made = self.replica.is_leader() && self.snapshot_missed_ms.is_some_and(is_made);
+        if self.transfers.is_empty() {
+            self.replica.set_transfer(is_made);
+            return;
+        }
         let (replica, now_ms) = (&self.replica, self.now_ms);
+        let usual_from = replica.usual_from();
         let init_limit_ms = self.shared.options.init_limit_ms;
         self.transfers.retain(|to, transfer| {
-            let Transfer { index, stored_ms } = *transfer;
-            let is_late = stored_ms.is_some_and(|stored_ms| now_ms > stored_ms + init_limit_ms);
+            let Some(matched) = replica.matched(*to) else {
+                return false;
+            };
+            let is_loaded = matched > transfer.index;
+            if is_loaded && matched > transfer.matched {
+                transfer.since_ms = Some(now_ms);
+            }
+            transfer.matched = matched;
+            let is_over = |since_ms: u64| now_ms > since_ms + init_limit_ms;
+            let is_late = transfer.since_ms.is_some_and(is_over);
             if is_late {
+                let index = transfer.index.max(matched);
                 tracing::warn!(
                     server = to,
                     index,
-                    "the snapshot was not loaded within initLimit; the log after it is not kept"
+                    "after a snapshot, the server did not go on within initLimit; the log for it \
+                     is not kept"
                 );
             }
-            let lacks_more = |matched| matched <= index;
-            !is_late && replica.matched(*to).is_some_and(lacks_more)
+            !is_late && (!is_loaded || matched + 1 < usual_from)
         });
-        self.replica.set_transfer(!self.transfers.is_empty());
+        self.replica
+            .set_transfer(is_made || !self.transfers.is_empty());
     }
 
     /// Gives raft the snapshot that was received, once there is a leader to have it from.
@@ -81,6 +109,18 @@ impl Engine {
         Some(received)
     }
 
+    /// Nobody will be told what becomes of the writes that are on their way: those who wait for
+    /// that come again. What was not sent never takes effect.
+    pub(super) fn give_up_submissions(&mut self) {
+        for (command, _) in self.forward.begin_anew() {
+            self.shared.submission_done(command.body.len());
+        }
+        for _ in self.barrier.take() {
+            self.shared.submission_done(0);
+        }
+        self.shared.close_where(|_| true);
+    }
+
     /// The state is that of a snapshot from now on. What became of the writes that are on their way
     /// is not known any more, nor which watches would have fired: all clients come again, and the
     /// stream of writes begins anew under another incarnation, or an old command could be taken for
@@ -92,18 +132,12 @@ impl Engine {
         );
         self.at_level(machine.level());
         self.agreement.begin_anew();
-        let lost = self.forward.begin_anew();
-        let waiting = self.barrier.take();
         {
             let mut state = self.shared.state.write();
             state.machine = machine;
             self.shared.registry.lock().sessions.clear();
         }
-        for (command, _) in &lost {
-            self.shared.submission_done(command.body.len());
-        }
-        waiting.iter().for_each(|_| self.shared.submission_done(0));
-        self.shared.close_where(|_| true);
+        self.give_up_submissions();
         self.proposed.clear();
         self.links_due = true;
         self.applied = LogId {

@@ -25,6 +25,7 @@ pub struct MemLog {
     snapshot: Option<log::SnapshotMark>,
     /// Somebody needs a newer snapshot than there is.
     snapshot_wanted: Cell<bool>,
+    snapshot_missed: Cell<bool>,
     /// Some server is being sent a snapshot: what follows it will be asked for.
     transfer: bool,
     kept: LogKept,
@@ -70,6 +71,7 @@ impl MemLog {
                 membership: Some(membership.clone()),
             }),
             snapshot_wanted: Cell::new(false),
+            snapshot_missed: Cell::new(false),
             transfer: false,
             kept,
         };
@@ -121,6 +123,8 @@ impl MemLog {
             .as_ref()
             .is_none_or(|old| old.index < mark.index)
         {
+            // Whoever cannot be given this one asks again.
+            self.snapshot_wanted.set(false);
             self.snapshot = Some(mark);
         }
     }
@@ -130,7 +134,27 @@ impl MemLog {
         self.snapshot_wanted.take()
     }
 
-    /// Whether a snapshot is on its way to some server.
+    /// Whether somebody asked for a snapshot since this was asked last, and got none.
+    pub fn take_snapshot_missed(&self) -> bool {
+        self.snapshot_missed.take()
+    }
+
+    /// The first entry that would be left if nobody needed more than usual.
+    pub fn usual_from(&self) -> u64 {
+        let (base, _) = self.base;
+        if self.bytes <= self.kept.usually {
+            return base + 1;
+        }
+        let mut bytes = 0;
+        let is_kept = |entry: &&Entry| {
+            bytes += size(entry);
+            bytes <= self.kept.usually
+        };
+        let kept = self.entries.iter().rev().take_while(is_kept).count();
+        base + (self.entries.len() - kept) as u64 + 1
+    }
+
+    /// Whether a snapshot is on its way to some server, or made for one.
     pub fn set_transfer(&mut self, transfer: bool) {
         self.transfer = transfer;
     }
@@ -250,6 +274,7 @@ impl Storage for MemLog {
         let Some(mark) = good else {
             // Raft asks again.
             self.snapshot_wanted.set(true);
+            self.snapshot_missed.set(true);
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         };
         Ok(super::entry::snapshot_to_raft(mark))
@@ -393,5 +418,22 @@ mod tests {
             "the term before the first entry is kept"
         );
         assert_eq!(indexes(&log, 3, 4, u64::MAX), [3]);
+    }
+
+    #[test]
+    fn what_is_usually_kept_is_known_before_it_is_so() {
+        let mut log = empty();
+        assert_eq!(log.usual_from(), 1);
+        let quarter = LogKept::default().usually / 4;
+        log.set_transfer(true);
+        for index in 1..=10 {
+            log.append(&[entry(index, 1, quarter)]);
+            log.trim(index);
+        }
+        let from = log.usual_from();
+        assert_eq!((log.first_index().unwrap(), from), (1, 8));
+        log.set_transfer(false);
+        log.trim(10);
+        assert_eq!((log.first_index().unwrap(), log.usual_from()), (8, 8));
     }
 }

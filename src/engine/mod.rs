@@ -99,8 +99,9 @@ const TOUCH_MS: u64 = 200;
 const NOTED_WITHIN_MS: u64 = 1_000;
 /// Touches in a third of the shortest timeout, at least.
 const TOUCHES_PER_THIRD: u64 = 4;
-/// The lower bits of an incarnation count the snapshots that were installed since the start.
-const INSTALL_BITS: u32 = 16;
+/// The lower bits of an incarnation count how often the stream of writes began anew since the
+/// start.
+const ANEW_BITS: u32 = 16;
 /// About what a znode takes in an image besides its path and data.
 const ZNODE_BYTES: u64 = 100;
 
@@ -423,6 +424,8 @@ pub struct Engine {
     vote_from: BTreeMap<u64, u64>,
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
+    /// When a follower last needed a snapshot that there was not yet.
+    snapshot_missed_ms: Option<u64>,
     applied: LogId,
     /// The last entry that was known to be committed when this server started.
     committed_before: u64,
@@ -483,9 +486,9 @@ impl Engine {
                 .chain(recovered.flat_map(Ensemble::members));
             shared.acquaintance.lock().note(lines);
         }
-        // Each snapshot that is installed begins another incarnation (see [`Self::install`]).
+        // See [`Self::give_up_submissions`].
         let origin = OriginId {
-            incarnation: start << INSTALL_BITS,
+            incarnation: start << ANEW_BITS,
             ..origin
         };
         let mut engine = Self {
@@ -536,6 +539,7 @@ impl Engine {
             received: None,
             vote_from: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            snapshot_missed_ms: None,
             applied,
             committed_before: hard_state.commit,
             now_ms,
@@ -815,8 +819,17 @@ impl Engine {
             let mut batches = self.inbound.take();
             let others = batches.len();
             let own = self.forward.next_batch();
-            if let Some(reconfig) = batches.first().or(own.as_ref()).filter(|b| is_reconfig(b)) {
-                let reconfig = reconfig.clone();
+            // Its own goes first: of others there may always be something.
+            let is_own = own.as_ref().is_some_and(is_reconfig);
+            if is_own {
+                self.inbound.put_back(std::mem::take(&mut batches));
+            }
+            let first = if is_own {
+                own.as_ref()
+            } else {
+                batches.first()
+            };
+            if let Some(reconfig) = first.filter(|batch| is_reconfig(batch)).cloned() {
                 // Before it leads for all purposes, it may not know who is a member.
                 let can_judge = self.leading.is_some() && !self.replica.is_changing();
                 if can_judge && self.applied.index < self.replica.last_index() {
@@ -835,10 +848,10 @@ impl Engine {
                     self.propose_internal(wall_ms);
                     return;
                 }
-                self.forward.sent(usize::from(others == 0));
+                self.forward.sent(usize::from(is_own));
                 continue;
             }
-            batches.extend(own.filter(|batch| !is_reconfig(batch)));
+            batches.extend(own);
             if batches.is_empty() && self.internal.is_empty() {
                 return;
             }
@@ -1196,6 +1209,11 @@ impl Engine {
             tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         self.shared.set_serving(serving);
+        if !serving && !self.forward.is_empty() {
+            // Its clients go elsewhere, and see what became of their writes there. What is still
+            // here would take effect whenever this server is back, after all that they did since.
+            self.give_up_submissions();
+        }
         true
     }
 
@@ -1210,9 +1228,9 @@ impl Engine {
         let confirmed_ms = self.shared.confirmed_ms();
         let silent_ms = self.now_ms.saturating_sub(confirmed_ms);
         let third_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0) / 3;
-        let holds = confirmed_ms < u64::MAX && silent_ms > third_ms;
+        let sync_limit_ms = self.shared.options.sync_limit_ms;
+        let holds = confirmed_ms < u64::MAX && silent_ms > third_ms.min(sync_limit_ms);
         if holds {
-            let sync_limit_ms = self.shared.options.sync_limit_ms;
             self.shared
                 .close_where(|connection| silent_ms > connection.silence_max_ms(sync_limit_ms));
         } else if self.shared.take_held() {

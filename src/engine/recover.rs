@@ -44,6 +44,8 @@ pub struct SurvivorFacts {
     pub znodes: usize,
     pub sessions: usize,
     pub membership: Membership,
+    /// Where the servers of the ensemble are, as the log says last.
+    pub lines: Vec<ServerLine>,
 }
 
 /// Why a server cannot become a cluster of its own.
@@ -111,6 +113,10 @@ impl Survivor {
             znodes: machine.znode_count(),
             sessions: machine.session_count(),
             membership: engine.replica.membership(),
+            lines: machine
+                .ensemble()
+                .map(|ensemble| ensemble.members().to_vec())
+                .unwrap_or_default(),
         };
         drop(state);
         Self {

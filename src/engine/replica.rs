@@ -266,7 +266,17 @@ impl Replica {
         self.raw.store().take_snapshot_wanted()
     }
 
-    /// Keeps more of the log while a snapshot is on its way.
+    /// Whether some follower asked for a snapshot since this was asked last, and got none.
+    pub fn is_snapshot_missed(&self) -> bool {
+        self.raw.store().take_snapshot_missed()
+    }
+
+    /// The first entry that followers find here if none of them is sent a snapshot.
+    pub fn usual_from(&self) -> u64 {
+        self.raw.store().usual_from()
+    }
+
+    /// Keeps more of the log while a snapshot is on its way, or made.
     pub fn set_transfer(&mut self, transfer: bool) {
         self.raw.mut_store().set_transfer(transfer);
     }

@@ -295,7 +295,7 @@ fn the_same_seed_gives_the_same_run() {
 /// Each sabotage is noticed within a few seeds, by a checker that is there for it.
 #[test]
 fn sabotages_are_caught() {
-    const SEEDS: u64 = 40;
+    const SEEDS: u64 = 100;
     for (sabotage, groups) in sabotage::ALL {
         let caught = (1..=SEEDS).find_map(|seed| {
             let plan = Plan {

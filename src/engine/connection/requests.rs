@@ -150,7 +150,7 @@ impl Connection {
             if !auth::are_few(&all) {
                 tracing::warn!(
                     client = %self.peer,
-                    "refused: the identities of a session are more than {}, or longer than {} bytes",
+                    "refused: a session has at most {} identities, in at most {} bytes",
                     auth::IDENTITIES_MAX,
                     auth::IDENTITY_BYTES_MAX
                 );

@@ -163,8 +163,9 @@ struct Cluster {
     refused: BTreeSet<(u64, u64)>,
     /// Forwards that are lost from now on.
     lost_forwards: usize,
-    /// Appends that this server is sent are lost.
+    /// Appends that this server is sent are lost, but for so many.
     lost_appends: Option<u64>,
+    kept_appends: usize,
     /// The snapshots that servers have, by server and index.
     snapshots: BTreeMap<(u64, u64), (SnapshotMeta, Image)>,
     /// How many were sent, and whether they arrive.
@@ -178,6 +179,8 @@ struct Cluster {
     lost_changes: bool,
     /// This server's disk is not done with anything.
     slow_disk: Option<u64>,
+    /// Nobody is told that its snapshot is done.
+    slow_snapshots: bool,
 }
 
 impl Cluster {
@@ -241,10 +244,12 @@ impl Cluster {
             refused: BTreeSet::new(),
             lost_forwards: 0,
             lost_appends: None,
+            kept_appends: 0,
             lost_read_indexes: false,
             diverged: BTreeMap::new(),
             lost_changes: false,
             slow_disk: None,
+            slow_snapshots: false,
             snapshots: BTreeMap::new(),
             transfers: 0,
             broken_transfers: false,
@@ -409,10 +414,13 @@ impl Cluster {
                     PeerMessage::Raft(message) => message.entries.iter().any(leaves),
                     _ => false,
                 };
+                let is_lost = appends && self.lost_appends == Some(to);
+                let is_kept = is_lost && self.kept_appends > 0;
+                self.kept_appends -= usize::from(is_kept);
                 if self.cut.contains(&(from, to))
                     || self.refused.contains(&(from, to))
                     || !self.node(to).up
-                    || (appends && self.lost_appends == Some(to))
+                    || (is_lost && !is_kept)
                     || (asks && self.lost_read_indexes)
                     || (leaves && self.lost_changes)
                 {
@@ -441,6 +449,7 @@ impl Cluster {
     fn turn(&mut self, server: u64) -> Vec<(u64, u64, PeerMessage)> {
         let now_ms = self.now_ms;
         let is_slow = self.slow_disk == Some(server);
+        let are_slow = self.slow_snapshots;
         let mut sends = Vec::new();
         loop {
             let node = self.node(server);
@@ -468,12 +477,12 @@ impl Cluster {
                 engine.handle(Event::Persisted(number), now_ms, &mut out);
             }
             if let Some((meta, image)) = out.take_snapshot.take() {
-                let event = Event::SnapshotTaken {
-                    index: meta.index,
-                    bytes: 1,
-                };
-                engine.handle(event, now_ms, &mut out);
-                self.snapshots.insert((server, meta.index), (meta, image));
+                let index = meta.index;
+                if !are_slow {
+                    let event = Event::SnapshotTaken { index, bytes: 1 };
+                    engine.handle(event, now_ms, &mut out);
+                }
+                self.snapshots.insert((server, index), (meta, image));
             }
             for SendSnapshot { to, index, .. } in std::mem::take(&mut out.send_snapshot) {
                 self.transfers += 1;
@@ -551,7 +560,7 @@ impl Cluster {
     /// A client that has said nothing yet.
     fn fresh(&self, server: u64) -> Client {
         Client {
-            connection: connect(&self.shared(server)),
+            connection: connect(self.shared(server)),
             output: RefCell::default(),
             closed: false,
         }
@@ -1034,7 +1043,7 @@ fn a_server_that_is_cut_off_can_still_be_asked_how_it_is() {
     let follower = cluster.follower();
     cluster.isolate(follower);
     cluster.pass(11_000);
-    let fresh = connect(&cluster.shared(follower));
+    let fresh = connect(cluster.shared(follower));
     cluster.pass(1_000);
     assert!(fresh.awaits_handshake());
 }
@@ -1092,6 +1101,48 @@ fn a_server_that_is_too_far_behind_is_sent_a_snapshot() {
     let transfers = cluster.transfers;
     cluster.pass(3_000);
     assert_eq!(cluster.transfers, transfers);
+}
+
+#[test]
+fn the_log_is_kept_for_who_is_sent_a_snapshot_until_it_needs_no_more_than_others() {
+    let kept = LogKept {
+        usually: 2 << 20,
+        in_transfer: 64 << 20,
+    };
+    let mut cluster = Cluster::tuned(3, |options| options.log_kept = kept);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    cluster.isolate(behind);
+    write_much(&mut cluster, &mut client);
+    // Much is written while a snapshot is made.
+    cluster.slow_snapshots = true;
+    cluster.cut.clear();
+    cluster.pass(500);
+    write_much(&mut cluster, &mut client);
+    cluster.pass(500);
+    assert_eq!(cluster.transfers, 0);
+    let [(server, index)] = cluster.snapshots.keys().copied().collect::<Vec<_>>()[..] else {
+        unreachable!("one was taken")
+    };
+    cluster.slow_snapshots = false;
+    cluster.event(server, Event::SnapshotTaken { index, bytes: 1 });
+    // And while what follows it arrives one by one.
+    cluster.lost_appends = Some(behind);
+    for number in 0..10 {
+        cluster.kept_appends = 1;
+        cluster.pass(500);
+        assert_eq!(cluster.transfers, 1);
+        cluster.send(&client, 2 + number, &create("/n-", 2));
+        cluster.pass(100);
+    }
+    cluster.lost_appends = None;
+    cluster.pass(2_000);
+    cluster.agree();
+    assert_eq!((cluster.transfers, cluster.snapshots.len()), (1, 1));
+    assert!(cluster.node(leader).engine.transfers.is_empty());
 }
 
 #[test]
@@ -2192,6 +2243,27 @@ fn what_a_leader_wants_itself_does_not_wait_behind_a_reconfig() {
     assert!(!cluster.node(leader).engine.inbound.is_empty());
     assert!(cluster.node(leader).engine.internal.is_empty());
     assert_eq!(client.frames(), []);
+}
+
+#[test]
+fn a_reconfig_does_not_wait_until_the_clients_of_others_pause() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let (mut client, _) = cluster.client(leader);
+    let (mut other, _) = cluster.client(follower);
+    let third = 6 - leader - follower;
+    // Something is on its way, and something of others waits.
+    cluster.cut.extend([(leader, follower), (leader, third)]);
+    cluster.send(&client, 1, &create("/a", 0));
+    cluster.send(&client, 2, &reconfig("", &third.to_string()));
+    cluster.send(&other, 1, &create("/b", 0));
+    cluster.pass(50);
+    assert!(!cluster.node(leader).engine.inbound.is_empty());
+    cluster.cut.clear();
+    cluster.pass(1_000);
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    assert_eq!(other.frames(), [ok(1)]);
 }
 
 #[test]

@@ -32,6 +32,34 @@ fn while_a_member_may_not_know_of_local_sessions_there_are_none() {
     assert_eq!(client.frames(), [ok(1)]);
 }
 
+/// Whoever asks elsewhere meanwhile sees nothing of what it did not get through.
+#[test]
+fn a_server_that_comes_back_after_its_clients_left_does_not_write_for_them() {
+    for is_local in [true, false] {
+        let mut cluster = cluster(false);
+        if !is_local {
+            cluster = Cluster::new(3);
+        }
+        let (leader, follower) = (cluster.leader(), cluster.follower());
+        let (mut client, _) = cluster.client(follower);
+        cluster.isolate(follower);
+        cluster.send(&client, 1, &create("/late", 0));
+        cluster.pass(11_000);
+        let (mut other, _) = cluster.client(leader);
+        client.frames();
+        assert!(client.closed);
+        cluster.send(&other, 1, &exists("/late"));
+        cluster.cut.clear();
+        cluster.pass(2_000);
+        let (mut again, _) = cluster.client(follower);
+        cluster.send(&again, 1, &create("/new", 0));
+        assert_eq!(again.frames(), [ok(1)]);
+        assert_eq!(other.frames(), [failed(1, ErrorCode::NoNode)]);
+        assert!(!cluster.has(leader, "/late"), "local: {is_local}");
+        cluster.agree();
+    }
+}
+
 fn get(path: &str, watch: bool) -> Request {
     Request::GetData {
         path: path.into(),
@@ -279,7 +307,7 @@ fn a_client_that_is_ahead_waits_for_its_local_session() {
     assert_eq!(writer.frames(), [ok(1)]);
     let seen = cluster.shared(leader).state.read().machine.zxid();
     let mut ahead = Client {
-        connection: connect(&cluster.shared(follower)),
+        connection: connect(cluster.shared(follower)),
         output: RefCell::default(),
         closed: false,
     };
@@ -334,7 +362,7 @@ fn a_local_session_reads_on_while_its_server_is_read_only() {
         let mut frame = BytesMut::new();
         request.encode(&mut frame);
         let mut client = Client {
-            connection: connect(&cluster.shared(follower)),
+            connection: connect(cluster.shared(follower)),
             output: RefCell::default(),
             closed: false,
         };
