@@ -178,12 +178,15 @@ impl Host for Local {
     }
 
     fn snapshot_received(&self, from: u64, meta: SnapshotMeta) {
-        let loaded = self
-            .log
-            .snapshot_received(meta.index)
-            .and_then(|()| self.log.open_snapshot(meta.index, meta.term))
-            .and_then(|reader| load(Some(reader)));
-        match loaded {
+        let SnapshotMeta { index, term, .. } = meta;
+        let reader = self.log.open_snapshot(index, term);
+        let loaded = reader.and_then(|reader| load(Some(reader)));
+        // Older ones go only for one that is good.
+        let kept = match &loaded {
+            Ok(_) => self.log.snapshot_received(index),
+            Err(_) => self.log.discard_snapshot(index, term),
+        };
+        match loaded.and_then(|machine| kept.map(|()| machine)) {
             Ok(machine) => {
                 let received = Box::new((meta, machine));
                 self.doorbell.event(Event::SnapshotReceived(received));

@@ -366,6 +366,11 @@ fn what_no_kept_snapshot_needs_is_removed() {
 
 /// Copies a snapshot from one server's directory to another's.
 fn copy(from: &LogHandle, to: &LogHandle, meta: &SnapshotMeta) -> Result<(), Fault> {
+    copy_file(from, to, meta)?;
+    to.snapshot_received(meta.index)
+}
+
+fn copy_file(from: &LogHandle, to: &LogHandle, meta: &SnapshotMeta) -> Result<(), Fault> {
     let mut reader = from.open_snapshot(meta.index, meta.term)?;
     assert_eq!(reader.meta(), *meta);
     let mut writer = to.receive_snapshot(meta)?;
@@ -373,7 +378,30 @@ fn copy(from: &LogHandle, to: &LogHandle, meta: &SnapshotMeta) -> Result<(), Fau
         writer.push_compressed(&chunk?)?;
     }
     writer.finish()?;
-    to.snapshot_received(meta.index)
+    Ok(())
+}
+
+#[test]
+fn a_received_snapshot_that_is_no_good_takes_the_place_of_none() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Running::open(&StorageConfig::new(source.path(), 1));
+    let config = StorageConfig::new(target.path(), 2);
+    let running = Running::open(&config);
+    running.write(1, entries(1..=20, 1));
+    for index in [5, 10, 15] {
+        running.save(meta(index));
+    }
+    for index in [100, 101, 102] {
+        source.save(meta(index));
+        copy_file(&source.log, &running.log, &meta(index)).unwrap();
+        running.log.discard_snapshot(index, 1).unwrap();
+    }
+    let names = fs::read_dir(target.path().join("snapshot")).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    let expected = [5, 10, 15].map(|index| format!("snapshot.{index:016x}.{:016x}", 1));
+    assert_eq!(names, expected);
 }
 
 #[test]

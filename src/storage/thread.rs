@@ -186,7 +186,26 @@ impl LogHandle {
         self.files()?.shared.writer(meta, SnapshotWriter::receive)
     }
 
-    /// Takes note of a snapshot that was received and is finished, and removes what is not needed
+    /// Removes a snapshot that was received and cannot be loaded: it must not stand for a good one.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The snapshots cannot be listed, the file cannot be removed, or this log is in memory.
+    pub fn discard_snapshot(&self, index: u64, term: u64) -> Result<(), Fault> {
+        let shared = &self.files()?.shared;
+        let dir = shared.config.snapshot_files();
+        for file in list_snapshots(&*shared.disk, &dir)? {
+            if (file.index, file.term) == (index, term) {
+                shared
+                    .disk
+                    .remove(&file.path)
+                    .map_err(|error| Fault::io("remove", &file.path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of a snapshot that was received and can be loaded, and removes what is not needed
     /// any more beside it. Blocks. The log learns of it by the mark in an [`Append`].
     ///
     /// # Errors

@@ -38,8 +38,16 @@ pub(in crate::net) async fn send(shared: &Arc<Shared>, to: u64, index: u64, term
         return false;
     };
     let mut over = Over::of(shared, &peer);
+    let sent = async {
+        let is_stored = send_in_turn(shared, &peer, index, term).await;
+        if !is_stored {
+            // Whoever hears of it tries again at once; the disk may be full there for hours.
+            sleep(PAUSE_MAX.min(shared.transfers.patience)).await;
+        }
+        is_stored
+    };
     tokio::select! {
-        is_stored = send_in_turn(shared, &peer, index, term) => is_stored,
+        is_stored = sent => is_stored,
         () = over.wait() => false,
     }
 }
@@ -68,7 +76,7 @@ async fn send_in_turn(shared: &Arc<Shared>, peer: &Peer, index: u64, term: u64) 
         transfers,
         index,
         reader: Some(reader),
-        have: 0,
+        reached: 0,
     };
     sending.run().await
 }
@@ -80,8 +88,8 @@ struct Sending<'a> {
     index: u64,
     /// Opened once, so that the file may be removed meanwhile. `None` after it failed.
     reader: Option<SnapshotReader>,
-    /// Chunks that the other side said to have.
-    have: u64,
+    /// How many chunks were sent, or the other side has.
+    reached: u64,
 }
 
 impl Sending<'_> {
@@ -90,12 +98,12 @@ impl Sending<'_> {
         let mut until = Instant::now() + self.transfers.patience;
         let mut pause = PAUSE_MIN;
         loop {
-            let had = self.have;
+            let reached = self.reached;
             let trouble = match self.attempt().await {
                 Ok(()) => return true,
                 Err(trouble) => trouble,
             };
-            if self.have > had {
+            if self.reached > reached {
                 until = Instant::now() + self.transfers.patience;
                 pause = PAUSE_MIN;
             }
@@ -133,7 +141,7 @@ impl Sending<'_> {
             Step::Stored(_) => return Ok(()),
             step => return Err(trouble(step)),
         };
-        self.have = self.have.max(have);
+        self.reached = self.reached.max(have);
         let server = self.peer.server.into();
         let has = (have, chunks);
         let mut progress = Progress::begin("sending a snapshot", server, self.index, bytes, has);
@@ -178,7 +186,7 @@ impl Sending<'_> {
     }
 
     async fn send_chunks(
-        &self,
+        &mut self,
         write: &mut OwnedWriteHalf,
         mut fed: Fed,
         numbers: Range<u64>,
@@ -203,6 +211,7 @@ impl Sending<'_> {
             };
             say(write, Step::Chunk(chunk)).await?;
             progress.add(length);
+            self.reached = self.reached.max(number + 1);
         }
         match fed.recv().await {
             None => Ok(()),
