@@ -135,6 +135,9 @@ pub fn signals() -> std::io::Result<mpsc::Receiver<()>> {
 /// A panic is a bug, and the state behind it cannot be trusted: the process ends with one line.
 pub fn stop_on_panic() {
     std::panic::set_hook(Box::new(|info| {
+        if crate::storage::catches_panics() {
+            return;
+        }
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
         // What panicked and where, which the standard library puts on two lines.

@@ -863,6 +863,7 @@ fn numbers_are_read_as_java_reads_them() {
     for line in [
         "jute.maxbuffer=0x",
         "jute.maxbuffer=12",
+        "jute.maxbuffer=104857601",
         "tickTime=1_000",
         "tickTime=1.5",
     ] {

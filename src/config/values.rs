@@ -132,7 +132,8 @@ pub fn file(value: &str) -> Result<PathBuf, Expected> {
 pub fn frame_bytes(value: &str) -> Result<usize, Expected> {
     let range = Range {
         min: 1024,
-        max: 1 << 30,
+        // Two of them have room in one message between servers.
+        max: 100 << 20,
         unit: " of bytes",
     };
     let hexadecimal = value

@@ -11,6 +11,7 @@
 //!    that cannot be written is given up, with a warning: the server runs without. So it does if
 //!    the disk is full or not writable, which says nothing against the catalog on it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -127,10 +128,7 @@ impl Map {
             .flush_every_ms(None);
         let until = Instant::now() + LOCK_PATIENCE;
         let db = loop {
-            // sled asserts where it should return errors when its files are damaged.
-            let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()))
-                .map_err(|_| io::Error::other("sled panicked"))?;
-            match opened.map_err(io_error) {
+            match caught(|| config.open())?.map_err(io_error) {
                 // The directory is ours alone, so this is a catalog of ours that was just closed.
                 Err(error) if is_locked(&error) && Instant::now() < until => {
                     thread::sleep(Duration::from_millis(10));
@@ -169,6 +167,24 @@ impl Map {
         // Any descriptor of a file syncs all of it.
         self.file.sync_all()
     }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread is caught, and no reason to end the process.
+pub fn catches_panics() -> bool {
+    GUARDED.get()
+}
+
+/// Does something with sled, which asserts where it should return errors when its files are
+/// damaged.
+fn caught<T>(something: impl FnOnce() -> T) -> io::Result<T> {
+    GUARDED.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(something));
+    GUARDED.set(false);
+    done.map_err(|_| io::Error::other("sled panicked"))
 }
 
 fn put<T: Serialize>(batch: &mut sled::Batch, key: &str, value: &T) -> io::Result<()> {
@@ -335,6 +351,15 @@ mod tests {
             at: None,
             bt: ()
         })));
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_its_hook_knows_that() {
+        let guarded = caught(catches_panics).unwrap();
+        assert!(guarded && !catches_panics());
+        let error = caught(|| panic!("an assertion of sled's")).unwrap_err();
+        assert_eq!(error.to_string(), "sled panicked");
+        assert!(!catches_panics());
     }
 
     #[test]

@@ -40,6 +40,7 @@ use tracing::{info, warn};
 use crate::engine::{Append, SnapshotMeta};
 use crate::metrics::Metrics;
 
+pub use self::catalog::catches_panics;
 use self::directory::Directory;
 pub use self::disk::{Disk, File, RealDisk};
 pub use self::fault::Fault;
