@@ -129,6 +129,11 @@ impl MemLog {
         }
     }
 
+    /// The snapshot of this entry is not there any more.
+    pub fn lose_snapshot(&mut self, index: u64) {
+        self.snapshot = self.snapshot.take().filter(|mark| mark.index != index);
+    }
+
     /// Whether somebody needs a newer snapshot than there is; asked once.
     pub fn take_snapshot_wanted(&self) -> bool {
         self.snapshot_wanted.take()
@@ -385,6 +390,14 @@ mod tests {
         assert_eq!(offered(&log, 2), None, "entry 3 is gone");
         log.set_snapshot(mark(3, &[1, 2, 3]));
         assert_eq!(offered(&log, 3), Some(3));
+        log.lose_snapshot(2);
+        assert_eq!(offered(&log, 3), Some(3));
+        assert!(!log.take_snapshot_wanted());
+        log.lose_snapshot(3);
+        assert_eq!(offered(&log, 3), None);
+        assert!(log.take_snapshot_wanted());
+        log.set_snapshot(mark(3, &[1, 2, 3]));
+        assert_eq!(offered(&log, 3), Some(3), "made again");
     }
 
     #[test]

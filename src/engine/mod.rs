@@ -296,6 +296,8 @@ pub enum Event {
     PeerLost(u64),
     /// How sending a snapshot ended: see [`Outputs::send_snapshot`].
     SnapshotSent { to: u64, ok: bool },
+    /// The snapshot of this entry cannot be read, and so not be sent to anyone.
+    SnapshotUnreadable { index: u64 },
     /// This server will stop soon: if it leads, another server is to lead instead.
     HandOver,
     /// A snapshot that another server sent is durable here, and this is its state.
@@ -586,6 +588,7 @@ impl Engine {
             }
             Event::PeerLost(id) => self.peer_lost(id),
             Event::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
+            Event::SnapshotUnreadable { index } => self.replica.lost_snapshot(index),
             Event::HandOver => self.hand_over(),
             Event::SnapshotReceived(received) => {
                 let newest = self.received.as_ref().map_or(0, |newest| newest.0.index);

@@ -261,6 +261,11 @@ impl Replica {
         self.raw.mut_store().set_snapshot(mark);
     }
 
+    /// The snapshot of this entry cannot be read: whoever needs one is not given it.
+    pub fn lost_snapshot(&mut self, index: u64) {
+        self.raw.mut_store().lose_snapshot(index);
+    }
+
     /// Whether some follower needs a newer snapshot than there is; asked once.
     pub fn is_snapshot_wanted(&self) -> bool {
         self.raw.store().take_snapshot_wanted()

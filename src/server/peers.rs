@@ -199,6 +199,10 @@ impl Host for Local {
         }
     }
 
+    fn snapshot_unreadable(&self, index: u64) {
+        self.doorbell.event(Event::SnapshotUnreadable { index });
+    }
+
     fn snapshot_sent(&self, to: u64, is_stored: bool) {
         let ok = is_stored;
         self.doorbell.event(Event::SnapshotSent { to, ok });

@@ -65,6 +65,10 @@ pub trait Host: Send + Sync + 'static {
     /// told after this returns; if it does not hear of it, this is called for the same again.
     fn snapshot_received(&self, from: u64, meta: SnapshotMeta);
 
+    /// The file of a snapshot that was to be sent cannot be read: there must be another one. Must
+    /// not block.
+    fn snapshot_unreadable(&self, index: u64);
+
     /// How [`super::Links::send_snapshot`] ended: whether the other server has the snapshot. Must
     /// not block.
     fn snapshot_sent(&self, to: u64, is_stored: bool);

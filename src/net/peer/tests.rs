@@ -112,6 +112,10 @@ impl Host for TestHost {
         unreachable!("none is received");
     }
 
+    fn snapshot_unreadable(&self, _: u64) {
+        unreachable!("no snapshots here")
+    }
+
     fn snapshot_sent(&self, _: u64, _: bool) {
         unreachable!("none is sent");
     }

@@ -71,6 +71,16 @@ enum Trouble {
     /// Another attempt may.
     Passing(String),
     Lasting(String),
+    /// The sender's own file cannot be read: it needs another one.
+    Unreadable(String),
+}
+
+impl Trouble {
+    fn into_text(self) -> String {
+        match self {
+            Self::Passing(text) | Self::Lasting(text) | Self::Unreadable(text) => text,
+        }
+    }
 }
 
 impl From<io::Error> for Trouble {

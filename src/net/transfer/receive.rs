@@ -69,7 +69,7 @@ pub(in crate::net) async fn receive(
         Ok(()) => (Step::Stored(Stored {}), "the snapshot is stored".to_owned()),
         Err(trouble) => {
             let may_retry = matches!(trouble, Trouble::Passing(_));
-            let (Trouble::Passing(text) | Trouble::Lasting(text)) = trouble;
+            let text = trouble.into_text();
             tracing::warn!(server, reason = text, "a snapshot was not received");
             let failed = Failed {
                 text: text.clone(),

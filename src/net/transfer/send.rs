@@ -67,6 +67,7 @@ async fn send_in_turn(shared: &Arc<Shared>, peer: &Peer, index: u64, term: u64) 
             };
             let server = peer.server;
             tracing::error!(server, index, reason, "a snapshot cannot be sent");
+            shared.host.snapshot_unreadable(index);
             return false;
         }
     };
@@ -113,6 +114,11 @@ impl Sending<'_> {
                 }
                 Trouble::Passing(reason) | Trouble::Lasting(reason) => {
                     tracing::warn!(server, index, reason, "a snapshot was not sent");
+                    return false;
+                }
+                Trouble::Unreadable(reason) => {
+                    tracing::error!(server, index, reason, "a snapshot cannot be sent");
+                    self.shared.host.snapshot_unreadable(index);
                     return false;
                 }
             }
@@ -195,7 +201,7 @@ impl Sending<'_> {
         for number in numbers {
             // The file is checked to the end: after the last chunk, there is nothing left to read.
             let chunk = fed.recv().await.ok_or_else(unreadable)?;
-            let chunk = chunk.map_err(|fault| Trouble::Lasting(fault.to_string()))?;
+            let chunk = chunk.map_err(|fault| Trouble::Unreadable(fault.to_string()))?;
             let length = chunk.body.len();
             self.transfers.rate.take(length).await;
             let CompressedChunk {
@@ -215,7 +221,7 @@ impl Sending<'_> {
         }
         match fed.recv().await {
             None => Ok(()),
-            Some(Err(fault)) => Err(Trouble::Lasting(fault.to_string())),
+            Some(Err(fault)) => Err(Trouble::Unreadable(fault.to_string())),
             Some(Ok(_)) => Err(unreadable()),
         }
     }
@@ -243,7 +249,7 @@ fn offer(reader: &SnapshotReader) -> Offer {
 }
 
 fn unreadable() -> Trouble {
-    Trouble::Lasting("the file of the snapshot cannot be read to its end".to_owned())
+    Trouble::Unreadable("the file of the snapshot cannot be read to its end".to_owned())
 }
 
 /// What another step means than the one that was expected.

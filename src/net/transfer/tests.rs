@@ -30,6 +30,7 @@ struct TestHost {
     log: LogHandle,
     refuses: Mutex<Option<Fault>>,
     received: Mutex<Vec<(u64, SnapshotMeta)>>,
+    unreadable: Mutex<Vec<u64>>,
     sent: Mutex<Vec<(u64, bool)>>,
 }
 
@@ -84,6 +85,10 @@ impl Host for TestHost {
         self.received.lock().push((from, meta));
     }
 
+    fn snapshot_unreadable(&self, index: u64) {
+        self.unreadable.lock().push(index);
+    }
+
     fn snapshot_sent(&self, to: u64, is_stored: bool) {
         self.sent.lock().push((to, is_stored));
     }
@@ -111,6 +116,7 @@ impl TestServer {
             log,
             refuses: Mutex::default(),
             received: Mutex::default(),
+            unreadable: Mutex::default(),
             sent: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -314,6 +320,7 @@ async fn what_cannot_be_sent_is_told() {
     // Which?
     one.links.send_snapshot(2, 69, 3);
     assert_eq!(one.sent(2).await[1], (2, false));
+    assert_eq!(*one.host.unreadable.lock(), [69]);
     // The other side has no room.
     *two.host.refuses.lock() = Some(Fault::NoRoomForSnapshot {
         dir: PathBuf::from("snapshot"),
@@ -342,6 +349,7 @@ async fn a_damaged_file_is_not_sent() {
     fs::write(&file, bytes).unwrap();
     one.links.send_snapshot(2, 70, 3);
     assert_eq!(one.sent(1).await, [(2, false)]);
+    assert_eq!(*one.host.unreadable.lock(), [70]);
     assert!(two.host.log.open_snapshot(70, 3).is_err());
 }
 
