@@ -1212,11 +1212,6 @@ impl Engine {
             tracing::warn!("no majority was heard of for too long; clients are not served");
         }
         self.shared.set_serving(serving);
-        if !serving && !self.forward.is_empty() {
-            // Its clients go elsewhere, and see what became of their writes there. What is still
-            // here would take effect whenever this server is back, after all that they did since.
-            self.give_up_submissions();
-        }
         true
     }
 
@@ -1224,12 +1219,18 @@ impl Engine {
     /// wakes those that were held until it knew. Whoever was removed lets all clients go at once:
     /// their sessions go on with the servers that are left.
     fn hold(&mut self) {
+        let confirmed_ms = self.shared.confirmed_ms();
+        let silent_ms = self.now_ms.saturating_sub(confirmed_ms);
+        let lets_all_go = !self.belongs || silent_ms > self.shared.options.sync_limit_ms;
+        if lets_all_go && !self.forward.is_empty() {
+            // Its clients go elsewhere, and see what became of their writes there. What is still
+            // here would take effect whenever this server is back, after all that they did since.
+            self.give_up_submissions();
+        }
         if !self.belongs {
             self.shared.close_where(|_| true);
             return;
         }
-        let confirmed_ms = self.shared.confirmed_ms();
-        let silent_ms = self.now_ms.saturating_sub(confirmed_ms);
         let third_ms = u64::try_from(self.shared.options.min_session_timeout_ms).unwrap_or(0) / 3;
         let sync_limit_ms = self.shared.options.sync_limit_ms;
         let holds = confirmed_ms < u64::MAX && silent_ms > third_ms.min(sync_limit_ms);
