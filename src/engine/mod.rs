@@ -426,6 +426,8 @@ pub struct Engine {
     vote_from: BTreeMap<u64, u64>,
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
+    /// A reconfig waits until all that is on its way is applied: nothing else is begun.
+    drains: bool,
     /// When a follower last needed a snapshot that there was not yet.
     snapshot_missed_ms: Option<u64>,
     applied: LogId,
@@ -541,6 +543,7 @@ impl Engine {
             received: None,
             vote_from: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            drains: false,
             snapshot_missed_ms: None,
             applied,
             committed_before: hard_state.commit,
@@ -748,6 +751,9 @@ impl Engine {
             // Nobody else has to know.
             self.gone.clear();
         }
+        if self.drains {
+            return;
+        }
         let expired = self.expiry.take_expired(EXPIRIES_PER_TICK);
         if expired.is_empty() {
             return;
@@ -778,7 +784,7 @@ impl Engine {
             per_minute,
             never_used_ms,
         } = self.shared.options.cleaner;
-        if self.leading.is_none() || self.now_ms < self.cleaned_ms + interval_ms {
+        if self.leading.is_none() || self.drains || self.now_ms < self.cleaned_ms + interval_ms {
             return;
         }
         self.cleaned_ms = self.now_ms;
@@ -811,6 +817,7 @@ impl Engine {
     }
 
     fn propose(&mut self, wall_ms: i64, out: &mut Outputs) {
+        self.drains = false;
         if !self.replica.is_leader() {
             return;
         }
@@ -835,14 +842,10 @@ impl Engine {
             if let Some(reconfig) = first.filter(|batch| is_reconfig(batch)).cloned() {
                 // Before it leads for all purposes, it may not know who is a member.
                 let can_judge = self.leading.is_some() && !self.replica.is_changing();
-                if can_judge && self.applied.index < self.replica.last_index() {
-                    // It is judged by the state that it will meet: what is on its way may decide
-                    // whether it is allowed, and what it leads to. Nothing else is proposed
-                    // meanwhile, so that this ends.
-                    self.inbound.put_back(batches);
-                    return;
-                }
-                let entry = can_judge
+                // It is judged by the state that it will meet: what is on its way may decide
+                // whether it is allowed, and what it leads to.
+                self.drains = can_judge && self.applied.index < self.replica.last_index();
+                let entry = (can_judge && !self.drains)
                     .then(|| self.plan_reconfig(reconfig, wall_ms))
                     .flatten();
                 if entry.is_none_or(|entry| self.propose_entry(entry).is_err()) {
