@@ -195,6 +195,8 @@ pub struct Watches {
     watched: Vec<Option<Watched>>,
     /// Numbers that are not in use.
     free: Vec<u32>,
+    /// A number that was in use when it kept the tables from being shrunk.
+    pin: usize,
     /// From the hash of a path to its number. Never iterated.
     index: Index<u32>,
     hasher: foldhash::fast::RandomState,
@@ -503,14 +505,24 @@ impl Watches {
     }
 
     /// Gives back what the tables took when there was far more in them. Paths that are still
-    /// watched keep their numbers.
+    /// watched keep their numbers, so one of them may stand in the way. It costs what is left, and
+    /// is done when at least as much goes: else every client that leaves would pay for all.
     fn shrink(&mut self) {
-        if self.watched.len() < SHRUNK_FROM || self.index.len() > self.watched.len() / 4 {
+        let (length, most) = (self.watched.len(), self.watched.len() / 2);
+        if length < SHRUNK_FROM || self.index.len() > length / 4 {
+            return;
+        }
+        let is_pinned = self.watched.get(self.pin).is_some_and(Option::is_some);
+        if is_pinned && self.pin >= most {
             return;
         }
         let used = self.watched.iter().rposition(Option::is_some);
-        self.watched.truncate(used.map_or(0, |last| last + 1));
-        let end = self.watched.len();
+        let end = used.map_or(0, |last| last + 1);
+        if end > most {
+            self.pin = end - 1;
+            return;
+        }
+        self.watched.truncate(end);
         self.free.retain(|number| (*number as usize) < end);
         self.watched.shrink_to_fit();
         self.free.shrink_to_fit();
@@ -669,6 +681,25 @@ mod tests {
             watches.add(greedy, &path(number), DATA).unwrap();
         }
         assert_eq!(watches.paths(), 100);
+    }
+
+    /// Whoever leaves then does not pay for it.
+    #[test]
+    fn tables_stay_while_a_path_with_a_high_number_is_watched() {
+        let (greedy, modest) = (ConnectionId(1), ConnectionId(2));
+        let mut watches = Watches::default();
+        let path = |number: usize| Text::from(format!("/{number}"));
+        let all = 2 * SHRUNK_FROM;
+        for number in 0..all {
+            watches.add(greedy, &path(number), DATA).unwrap();
+        }
+        let last = path(all - 1);
+        watches.add(modest, &last, DATA).unwrap();
+        while watches.forget(greedy, 1_000) {}
+        assert_eq!((watches.watched.len(), watches.pin), (all, all - 1));
+        assert!(watches.contains(modest, &last, 2));
+        while watches.forget(modest, 1_000) {}
+        assert!(watches.watched.is_empty() && watches.free.is_empty());
     }
 
     #[test]

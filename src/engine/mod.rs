@@ -34,7 +34,7 @@ pub mod replica;
 pub mod shared;
 pub mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -426,6 +426,8 @@ pub struct Engine {
     vote_from: BTreeMap<u64, u64>,
     /// Servers that are sent a snapshot.
     transfers: BTreeMap<u64, catch_up::Transfer>,
+    /// Whether it was looked at what the configuration says of the servers.
+    lines_compared: bool,
     /// A reconfig waits until all that is on its way is applied: nothing else is begun.
     drains: bool,
     /// When a follower last needed a snapshot that there was not yet.
@@ -543,6 +545,7 @@ impl Engine {
             received: None,
             vote_from: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            lines_compared: false,
             drains: false,
             snapshot_missed_ms: None,
             applied,
@@ -791,8 +794,14 @@ impl Engine {
         let limit =
             usize::try_from((per_minute * interval_ms / 60_000).max(1)).unwrap_or(usize::MAX);
         let state = self.shared.state.read();
+        let mut bytes = 0;
         for removal in state.machine.removable(wall_ms, never_used_ms, limit) {
             let body = removal.encode_to_vec();
+            // All of it is one entry. What is left out has its turn next time.
+            bytes += body.len();
+            if bytes > forward::BYTES_PER_ENTRY && bytes > body.len() {
+                break;
+            }
             self.internal
                 .push(own_command(crate::machine::op::REMOVE, body));
         }
@@ -1207,6 +1216,9 @@ impl Engine {
                 znodes = state.machine.znode_count(),
                 "serving"
             );
+            if !std::mem::replace(&mut self.lines_compared, true) {
+                self.warn_of_lines(&state.machine);
+            }
         } else if !self.belongs {
             tracing::warn!(
                 "this server does not belong to the ensemble any more; its clients are let go"
@@ -1216,6 +1228,26 @@ impl Engine {
         }
         self.shared.set_serving(serving);
         true
+    }
+
+    /// Says once in which lines the configuration differs from the ensemble: whoever changed them
+    /// there waits for an effect in vain.
+    fn warn_of_lines(&self, machine: &Machine) {
+        let configured: BTreeSet<&str> = self.shared.options.ensemble.lines().collect();
+        let Some(ensemble) = machine.ensemble().filter(|_| !configured.is_empty()) else {
+            return;
+        };
+        let lines = ensemble.members().iter().map(ToString::to_string);
+        let lines: Vec<String> = lines.collect();
+        let counting: BTreeSet<&str> = lines.iter().map(String::as_str).collect();
+        if configured != counting {
+            tracing::warn!(
+                configured = ?configured.difference(&counting).collect::<Vec<_>>(),
+                counting = ?counting.difference(&configured).collect::<Vec<_>>(),
+                "the server lines of the configuration are not those of the ensemble, which count: \
+                 after the first start, only a reconfig changes them"
+            );
+        }
     }
 
     /// Closes the connections of sessions that may be over without this server's knowledge, and

@@ -7,13 +7,14 @@ use std::sync::{OnceLock, Weak};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::auth::{IDENTITIES_MAX, IDENTITY_BYTES_MAX};
+use super::auth::{ACL_ENTRIES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX};
+use super::forward::BYTES_PER_ENTRY;
 use super::*;
 use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
 use crate::wire::request::{Create, SetWatches};
 use crate::wire::{
-    Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Reader, Request,
-    SubRequest, Text, Zxid,
+    Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Id, Reader,
+    Request, SubRequest, Text, Zxid,
 };
 
 /// A server whose disk is under the test's control.
@@ -653,6 +654,67 @@ fn a_session_has_few_identities() {
 }
 
 #[test]
+fn a_long_access_list_is_refused_before_the_log() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let entry = |scheme: &str, id: &str| Acl {
+        perms: 31,
+        id: Id::new(scheme, id),
+    };
+    let list = |length| vec![entry("world", "anyone"); length];
+    let create = |path: &str, list: Vec<Acl>| Create {
+        opcode: op::CREATE,
+        path: path.into(),
+        data: None,
+        acl: Some(list),
+        flags: 0,
+        ttl: None,
+    };
+    let most = create("/most", list(ACL_ENTRIES_MAX));
+    bench.send(&client, 1, &Request::Create(most));
+    assert_eq!(client.frames(), [ok(1)]);
+    let index = bench.engine.replica.last_index();
+    let long = || list(ACL_ENTRIES_MAX + 1);
+    bench.send(&client, 2, &Request::Create(create("/long", long())));
+    let operation = SubRequest::Create(create("/long", long()));
+    bench.send(&client, 3, &Request::Multi(vec![operation]));
+    let set = Request::SetAcl {
+        path: "/most".into(),
+        acl: Some(long()),
+        version: -1,
+    };
+    bench.send(&client, 4, &set);
+    // Each stands for all of its identities, of which there is one so far.
+    let auths = vec![entry("auth", ""); ACL_ENTRIES_MAX / 2];
+    let auth = Request::Auth {
+        scheme: "digest".into(),
+        auth: Bytes::from_static(b"u:p"),
+    };
+    bench.send(&client, -4, &auth);
+    bench.send(
+        &client,
+        -4,
+        &Request::Auth {
+            scheme: "digest".into(),
+            auth: Bytes::from_static(b"v:p"),
+        },
+    );
+    bench.send(&client, 5, &Request::Create(create("/auth", auths)));
+    let refused = |xid| failed(xid, ErrorCode::InvalidAcl);
+    let expected = [
+        refused(2),
+        refused(3),
+        refused(4),
+        ok(-4),
+        ok(-4),
+        refused(5),
+    ];
+    assert_eq!(client.frames(), expected);
+    // The identities are all that came.
+    assert_eq!(bench.engine.replica.last_index(), index + 2);
+}
+
+#[test]
 fn settings_are_in_the_log_before_the_first_client_is_served() {
     let settings = vec![("extended_types", 1), ("enforce_quota", 1)];
     let bench = Bench::with(Options {
@@ -703,6 +765,48 @@ impl Sink for Nobody {
     fn done(&mut self, _: &Machine, _: CommandId, _: Outcome) {}
     fn session_attached(&mut self, _: &Attached) {}
     fn session_closed(&mut self, _: SessionId) {}
+}
+
+/// What is removed at a time is one entry, which has to fit into a message.
+#[test]
+fn containers_with_long_names_are_removed_by_and_by() {
+    let mut bench = Bench::with(Options {
+        cleaner: CleanerOptions {
+            interval_ms: 1_000,
+            ..CleanerOptions::default()
+        },
+        ..Options::default()
+    });
+    let (mut client, _) = bench.client();
+    let long = format!("/{}", "c".repeat(BYTES_PER_ENTRY / 2 - 100));
+    for number in 0..5 {
+        let path = format!("{long}{number}");
+        let container = Request::Create(Create {
+            opcode: op::CREATE_CONTAINER,
+            path: path.as_str().into(),
+            data: None,
+            acl: Some(vec![Acl::open()]),
+            flags: 4,
+            ttl: None,
+        });
+        bench.send(&client, 1, &container);
+        let child = format!("{path}/x");
+        bench.send(&client, 2, &create(&child, 0));
+        let path = child.as_str().into();
+        bench.send(&client, 3, &Request::Delete { path, version: -1 });
+        assert_eq!(client.frames(), [ok(1), ok(2), ok(3)]);
+    }
+    let count = |bench: &Bench| bench.shared.state.read().machine.znode_count();
+    let all = count(&bench);
+    let mut counts = vec![0];
+    for _ in 0..80 {
+        bench.pass(50);
+        let gone = all - count(&bench);
+        if counts.last() != Some(&gone) {
+            counts.push(gone);
+        }
+    }
+    assert_eq!(counts, [0, 2, 4, 5]);
 }
 
 #[test]

@@ -39,9 +39,13 @@
 //!     other thing.
 //! 11. *A read-only server that never heard from the others.* ZooKeeper shows an empty tree; zkraft
 //!     goes on not serving. An empty disk is not the state of the ensemble.
+//! 12. *Identities and access lists.* ZooKeeper takes any number; zkraft refuses what would give a
+//!     session more than 64 identities, or 16 KiB of them (-115), and lists of more than 256
+//!     entries, of which `auth` is one for each identity (-114). All servers hold them, and
+//!     compare them while everybody waits.
 //!
 //! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
-//! is in `tests/differential`, numbers 10 and 11 in the engine's own tests.
+//! is in `tests/differential`, numbers 10 to 12 in the engine's own tests.
 //!
 //! # Where ZooKeeper 3.8.0 differs from the baseline, 3.9.5
 //!

@@ -334,6 +334,10 @@ impl Connection {
                     let Ok(decoded) = Request::decode(opcode, body.clone()) else {
                         break Next::Single(frame);
                     };
+                    // It is refused.
+                    if auth::sets_long_acl(&decoded, || self.identities().len()) {
+                        break Next::Single(frame);
+                    }
                     let kind = if is_read(opcode) {
                         if is_fenced {
                             submissions.extend(self.fence(&mut inner, now_ms));

@@ -55,6 +55,11 @@ impl Connection {
                 return Ok(());
             }
         };
+        if auth::sets_long_acl(&request, || self.identities().len()) {
+            let kind = answered(Err(ErrorCode::InvalidAcl), false, HeaderZxid::Applied);
+            self.answer_in_order(pending(kind), now_ms);
+            return Ok(());
+        }
         match request {
             Request::CloseSession if scope != Scope::Global => {
                 self.shared.local.lock().end(session, self.id);
