@@ -364,6 +364,15 @@ fn what_no_kept_snapshot_needs_is_removed() {
     );
 }
 
+/// The names of the snapshots, oldest first.
+fn snapshots_in(data: &Path) -> Vec<String> {
+    let names = fs::read_dir(data.join("snapshot")).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
 /// Copies a snapshot from one server's directory to another's.
 fn copy(from: &LogHandle, to: &LogHandle, meta: &SnapshotMeta) -> Result<(), Fault> {
     copy_file(from, to, meta)?;
@@ -396,12 +405,8 @@ fn a_received_snapshot_that_is_no_good_takes_the_place_of_none() {
         copy_file(&source.log, &running.log, &meta(index)).unwrap();
         running.log.discard_snapshot(index, 1).unwrap();
     }
-    let names = fs::read_dir(target.path().join("snapshot")).unwrap();
-    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
     let expected = [5, 10, 15].map(|index| format!("snapshot.{index:016x}.{:016x}", 1));
-    assert_eq!(names, expected);
+    assert_eq!(snapshots_in(target.path()), expected);
 }
 
 #[test]
@@ -418,12 +423,8 @@ fn a_received_snapshot_is_kept_and_recovered_from() {
     copy(&source.log, &running.log, &meta(100)).unwrap();
     // What this server was writing meanwhile is older, and is no reason to give the other up.
     running.save(meta(20));
-    let names = fs::read_dir(target.path().join("snapshot")).unwrap();
-    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
     let expected = [15, 20, 100].map(|index| format!("snapshot.{index:016x}.{:016x}", 1));
-    assert_eq!(names, expected);
+    assert_eq!(snapshots_in(target.path()), expected);
 
     // Killed before the log is told of it: it is what the server has.
     running.log.stop();
