@@ -17,7 +17,7 @@ from kazoo.exceptions import (
     RuntimeInconsistency,
 )
 
-from .bench import Bench, Events, above, at_least, case, contains, equal, raises
+from .bench import EVENT_SECONDS_MAX, Bench, Events, above, at_least, case, contains, equal, raises
 
 # The frame limit is 1048575 bytes (spec section 1.3); this leaves room for the other fields.
 PAYLOAD_BYTES_NEAR_LIMIT = 1_048_000
@@ -83,8 +83,8 @@ def children_are_listed_with_and_without_the_stat(bench: Bench) -> None:
     client = bench.client()
     root = bench.folder(client)
     names = [f"child{i:03}" for i in range(150)]
-    for name in names:
-        client.create_async(f"{root}/{name}")
+    for result in [client.create_async(f"{root}/{name}") for name in names]:
+        result.get(timeout=EVENT_SECONDS_MAX)
     equal(sorted(client.get_children(root)), names, "children")
     listed, stat = client.get_children(root, include_data=True)
     equal(sorted(listed), names, "children with stat")

@@ -155,11 +155,11 @@ def events_of_many_nodes_come_in_the_order_of_the_changes(bench: Bench) -> None:
     root = bench.folder(writing)
     paths = [f"{root}/{number}" for number in range(200)]
     seen = Events()
-    for path in paths:
-        watching.exists_async(path, watch=seen)
+    asked = [watching.exists_async(path, watch=seen) for path in paths]
     watching.sync(root)
-    for path in paths:
-        writing.create_async(path)
+    made = [writing.create_async(path) for path in paths]
+    for result in asked + made:
+        result.get(timeout=EVENT_SECONDS_MAX)
     equal([seen.next().path for _ in paths], paths, "order of the events")
 
 
