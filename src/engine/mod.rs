@@ -843,11 +843,7 @@ impl Engine {
             if is_own {
                 self.inbound.put_back(std::mem::take(&mut batches));
             }
-            let first = if is_own {
-                own.as_ref()
-            } else {
-                batches.first()
-            };
+            let first = batches.first().or(own.as_ref());
             if let Some(reconfig) = first.filter(|batch| is_reconfig(batch)).cloned() {
                 // Before it leads for all purposes, it may not know who is a member.
                 let can_judge = self.leading.is_some() && !self.replica.is_changing();

@@ -181,12 +181,14 @@ impl Host for Local {
         let SnapshotMeta { index, term, .. } = meta;
         let reader = self.log.open_snapshot(index, term);
         let loaded = reader.and_then(|reader| load(Some(reader)));
+        if loaded.is_err()
+            && let Err(error) = self.log.discard_snapshot(index, term)
+        {
+            tracing::warn!(%error, "a snapshot that is no good stays on the disk");
+        }
         // Older ones go only for one that is good.
-        let kept = match &loaded {
-            Ok(_) => self.log.snapshot_received(index),
-            Err(_) => self.log.discard_snapshot(index, term),
-        };
-        match loaded.and_then(|machine| kept.map(|()| machine)) {
+        let keep = |machine| self.log.snapshot_received(index).map(|()| machine);
+        match loaded.and_then(keep) {
             Ok(machine) => {
                 let received = Box::new((meta, machine));
                 self.doorbell.event(Event::SnapshotReceived(received));
