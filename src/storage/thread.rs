@@ -25,7 +25,9 @@ use tracing::warn;
 
 use super::directory::{Directory, free_in, load_ballast, mark_diverged, short_of_space};
 use super::disk::{Disk, lower_priority};
-use super::snapshot::{SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots};
+use super::snapshot::{
+    SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots,
+};
 use super::wal::Wal;
 use super::{Append, Fault, SnapshotMeta, Storage, StorageConfig};
 use crate::metrics::Metrics;
@@ -167,14 +169,17 @@ impl LogHandle {
     /// # Errors
     /// There is none of this entry (any more), it cannot be read, or this log is in memory.
     pub fn open_snapshot(&self, index: u64, term: u64) -> Result<SnapshotReader, Fault> {
+        let file = self.find_snapshot(index, term)?;
+        SnapshotReader::open(&*self.files()?.shared.disk, &file)
+    }
+
+    fn find_snapshot(&self, index: u64, term: u64) -> Result<SnapshotFile, Fault> {
         let shared = &self.files()?.shared;
         let dir = shared.config.snapshot_files();
-        let files = list_snapshots(&*shared.disk, &dir)?;
-        let mut files = files.iter();
-        match files.find(|file| (file.index, file.term) == (index, term)) {
-            Some(file) => SnapshotReader::open(&*shared.disk, file),
-            None => Err(Fault::NoSnapshot { dir, index, term }),
-        }
+        let mut files = list_snapshots(&*shared.disk, &dir)?.into_iter();
+        files
+            .find(|file| (file.index, file.term) == (index, term))
+            .ok_or(Fault::NoSnapshot { dir, index, term })
     }
 
     /// Begins to copy the snapshot of another server, of which there may be one copy at a time; it
@@ -190,19 +195,12 @@ impl LogHandle {
     /// Blocks.
     ///
     /// # Errors
-    /// The snapshots cannot be listed, the file cannot be removed, or this log is in memory.
+    /// There is none of this entry, it cannot be removed, or this log is in memory.
     pub fn discard_snapshot(&self, index: u64, term: u64) -> Result<(), Fault> {
-        let shared = &self.files()?.shared;
-        let dir = shared.config.snapshot_files();
-        for file in list_snapshots(&*shared.disk, &dir)? {
-            if (file.index, file.term) == (index, term) {
-                shared
-                    .disk
-                    .remove(&file.path)
-                    .map_err(|error| Fault::io("remove", &file.path, error))?;
-            }
-        }
-        Ok(())
+        let file = self.find_snapshot(index, term)?;
+        let disk = &self.files()?.shared.disk;
+        disk.remove(&file.path)
+            .map_err(|error| Fault::io("remove", &file.path, error))
     }
 
     /// Takes note of a snapshot that was received and can be loaded, and removes what is not needed
