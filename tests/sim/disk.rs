@@ -50,6 +50,8 @@ struct State {
     chance: Box<dyn FnMut(u64) -> u64 + Send>,
     faults: Faults,
     inodes: Vec<Inode>,
+    /// Those that may hold something: by far not all that ever were.
+    kept: BTreeSet<usize>,
     dirs: BTreeSet<PathBuf>,
     names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
@@ -101,6 +103,7 @@ impl FaultyDisk {
             chance: Box::new(chance),
             faults: Faults::default(),
             inodes: Vec::new(),
+            kept: BTreeSet::new(),
             dirs: BTreeSet::new(),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -143,8 +146,9 @@ impl State {
         }
         self.names = self.durable_names.clone();
         let linked: BTreeSet<usize> = self.names.values().copied().collect();
-        for (number, inode) in self.inodes.iter_mut().enumerate() {
-            if linked.contains(&number) {
+        for number in &self.kept {
+            let inode = &mut self.inodes[*number];
+            if linked.contains(number) {
                 inode.crash(mood, &mut self.chance);
             } else {
                 inode.empty();
@@ -160,11 +164,14 @@ impl State {
         });
         let names = self.names.values().chain(self.durable_names.values());
         let linked: BTreeSet<usize> = names.chain(to_come).copied().collect();
-        for (number, inode) in self.inodes.iter_mut().enumerate() {
-            if inode.opened == 0 && !linked.contains(&number) {
+        self.kept.retain(|number| {
+            let inode = &mut self.inodes[*number];
+            let keeps = inode.opened > 0 || linked.contains(number);
+            if !keeps {
                 inode.empty();
             }
-        }
+            keeps
+        });
     }
 
     /// One more changing call: whether the power lasts for it. An error if it was gone before.
@@ -476,6 +483,7 @@ impl Disk for FaultyDisk {
         }
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
+        state.kept.insert(inode);
         state.change_names(NameChange {
             gone: None,
             come: Some((path.to_owned(), inode)),
