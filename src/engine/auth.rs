@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-use crate::wire::{Acl, Id, Request, SubRequest, Text};
+use crate::wire::{Id, Text};
 
 /// What decides whether an authentication packet is good.
 #[derive(Clone, Debug)]
@@ -36,31 +36,6 @@ impl Default for AuthOptions {
 /// as it lives, and nothing else bounds what a client adds.
 pub const IDENTITIES_MAX: usize = 64;
 pub const IDENTITY_BYTES_MAX: usize = 16 * 1024;
-
-/// An access list has no more entries than that, and for each `auth` in it one for every identity:
-/// they are compared with each other when it is set, and with a caller whenever it is asked.
-pub const ACL_ENTRIES_MAX: usize = 256;
-
-/// Whether a request of a session with so many identities sets a longer list.
-pub fn sets_long_acl(request: &Request, identities: impl Fn() -> usize) -> bool {
-    let is_long = |list: &Option<Vec<Acl>>| {
-        let weight = |entry: &Acl| match &*entry.id.scheme {
-            "auth" => identities(),
-            _ => 1,
-        };
-        list.iter().flatten().map(weight).sum::<usize>() > ACL_ENTRIES_MAX
-    };
-    let is_long_in = |operation: &SubRequest| match operation {
-        SubRequest::Create(create) => is_long(&create.acl),
-        _ => false,
-    };
-    match request {
-        Request::Create(create) => is_long(&create.acl),
-        Request::SetAcl { acl, .. } => is_long(acl),
-        Request::Multi(operations) => operations.iter().any(is_long_in),
-        _ => false,
-    }
-}
 
 /// Whether a session may have these.
 pub fn are_few(identities: &[Id]) -> bool {

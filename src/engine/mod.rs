@@ -13,6 +13,7 @@ mod acquaintance;
 mod agreement;
 pub mod auth;
 pub mod barrier;
+mod bounds;
 mod catch_up;
 pub mod connection;
 pub mod entry;

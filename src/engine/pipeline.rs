@@ -19,7 +19,19 @@ pub struct Pending {
     pub opcode: i32,
     /// When it was read, in ms of the engine's clock.
     pub since_ms: u64,
+    /// Of its body, as it came.
+    pub bytes: usize,
     pub kind: Kind,
+}
+
+impl Pending {
+    /// What it holds here, in bytes. A write's body is in its command, which the server counts.
+    fn held_bytes(&self) -> usize {
+        match self.kind {
+            Kind::Write => 0,
+            _ => self.bytes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +92,8 @@ impl Kind {
 #[derive(Debug, Default)]
 pub struct Pipeline {
     queue: VecDeque<Pending>,
+    /// What they hold.
+    bytes: usize,
     /// Lists among them.
     lists: usize,
     /// Syncs and fences among them that still wait for their round.
@@ -92,6 +106,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn push(&mut self, pending: Pending) {
+        self.bytes += pending.held_bytes();
         self.lists += usize::from(pending.kind.is_list());
         self.syncs += usize::from(pending.kind.is_waiting_sync());
         self.fences += usize::from(matches!(pending.kind, Kind::Fence { .. }));
@@ -104,6 +119,7 @@ impl Pipeline {
 
     /// Puts back what was just taken, as a large read.
     pub fn park(&mut self, pending: Pending) {
+        self.bytes += pending.held_bytes();
         self.queue.push_front(pending);
     }
 
@@ -126,7 +142,7 @@ impl Pipeline {
     /// Takes the large read at the head, which is answered.
     pub fn end_large(&mut self) -> Option<Pending> {
         match self.queue.front()?.kind {
-            Kind::Large(None) => self.queue.pop_front(),
+            Kind::Large(None) => self.pop(),
             _ => None,
         }
     }
@@ -147,6 +163,11 @@ impl Pipeline {
         self.holds_write
     }
 
+    /// Bytes of the requests that wait, without those of writes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Lists that wait for a write.
     pub fn lists(&self) -> usize {
         self.lists
@@ -161,9 +182,15 @@ impl Pipeline {
         match self.queue.front() {
             Some(Pending {
                 kind: Kind::Write, ..
-            }) => self.queue.pop_front(),
+            }) => self.pop(),
             _ => None,
         }
+    }
+
+    fn pop(&mut self) -> Option<Pending> {
+        let pending = self.queue.pop_front()?;
+        self.bytes -= pending.held_bytes();
+        Some(pending)
     }
 
     /// Releases the oldest sync or fence that still waits.
@@ -186,7 +213,7 @@ impl Pipeline {
     /// Takes the next request that can be answered now.
     pub fn next_runnable(&mut self) -> Option<Pending> {
         while let Kind::Fence { released: true } = self.queue.front()?.kind {
-            self.queue.pop_front();
+            self.pop();
             self.fences -= 1;
         }
         match self.queue.front()?.kind {
@@ -197,7 +224,7 @@ impl Pipeline {
                 released: false, ..
             } => None,
             _ => {
-                let pending = self.queue.pop_front()?;
+                let pending = self.pop()?;
                 self.lists -= usize::from(pending.kind.is_list());
                 Some(pending)
             }
@@ -243,6 +270,7 @@ mod tests {
             xid,
             opcode: op::PING,
             since_ms: 0,
+            bytes: 10,
             kind,
         }
     }
@@ -265,6 +293,26 @@ mod tests {
         assert_eq!(runnable(&mut pipeline), [3]);
         assert_eq!(pipeline.applied().map(|pending| pending.xid), Some(4));
         assert!(pipeline.is_empty());
+    }
+
+    #[test]
+    fn what_waits_is_counted_in_bytes_without_writes() {
+        let mut pipeline = Pipeline::default();
+        pipeline.push(pending(1, Kind::Write));
+        pipeline.push(pending(2, Kind::Read(Request::WhoAmI)));
+        pipeline.push(pending(3, Kind::Large(Some(Request::WhoAmI))));
+        assert_eq!(pipeline.bytes(), 20);
+        pipeline.applied();
+        assert_eq!(pipeline.bytes(), 20);
+        let read = pipeline.next_runnable().expect("nothing before it");
+        assert_eq!(pipeline.bytes(), 10);
+        pipeline.park(read);
+        assert_eq!(pipeline.bytes(), 20);
+        assert_eq!(runnable(&mut pipeline), [2]);
+        assert!(pipeline.begin_large().is_some());
+        assert_eq!(pipeline.bytes(), 10, "it keeps its place");
+        assert!(pipeline.end_large().is_some());
+        assert_eq!(pipeline.bytes(), 0);
     }
 
     #[test]

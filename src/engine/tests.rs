@@ -7,7 +7,8 @@ use std::sync::{OnceLock, Weak};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::auth::{ACL_ENTRIES_MAX, IDENTITIES_MAX, IDENTITY_BYTES_MAX};
+use super::auth::{IDENTITIES_MAX, IDENTITY_BYTES_MAX};
+use super::bounds::{ACL_ENTRIES_MAX, QUOTA_BYTES_MAX};
 use super::forward::BYTES_PER_ENTRY;
 use super::*;
 use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
@@ -606,6 +607,32 @@ fn unanswered_writes_are_bounded_by_their_bytes_too() {
 }
 
 #[test]
+fn reads_behind_a_write_are_bounded_by_their_bytes_too() {
+    let path: Text = format!("/{}", "a".repeat(300_000)).into();
+    let get = Request::GetData {
+        path: path.clone(),
+        watch: false,
+    };
+    for read in [get, Request::GetAcl { path }] {
+        let mut bench = Bench::new();
+        let (mut client, _) = bench.client();
+        bench.automatic = false;
+        bench.send(&client, 1, &create("/a", 0));
+        let mut sent = 0;
+        while client.connection.wants_input(bench.now_ms) {
+            sent += 1;
+            bench.send(&client, 2, &read);
+        }
+        assert_eq!(sent, 4);
+        bench.automatic = true;
+        bench.persist();
+        bench.turn();
+        assert_eq!(client.frames().len(), 5);
+        assert!(client.connection.wants_input(bench.now_ms));
+    }
+}
+
+#[test]
 fn nothing_is_read_behind_a_request_that_ends_the_connection() {
     let mut bench = Bench::new();
     let (mut client, _) = bench.client();
@@ -712,6 +739,47 @@ fn a_long_access_list_is_refused_before_the_log() {
     assert_eq!(client.frames(), expected);
     // The identities are all that came.
     assert_eq!(bench.engine.replica.last_index(), index + 2);
+}
+
+#[test]
+fn a_long_text_of_a_quota_is_refused_before_the_log() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let text = |bytes| Some(vec![b'a'; bytes].into());
+    bench.send(&client, 1, &create("/zookeeper/quota/a", 0));
+    let set = |path: &str, bytes| Request::SetData {
+        path: path.into(),
+        data: text(bytes),
+        version: -1,
+    };
+    bench.send(&client, 2, &set("/zookeeper/quota/a", QUOTA_BYTES_MAX));
+    assert_eq!(client.frames(), [ok(1), ok(2)]);
+    let index = bench.engine.replica.last_index();
+    let long = QUOTA_BYTES_MAX + 1;
+    bench.send(&client, 3, &set("/zookeeper/quota/a", long));
+    let operation = SubRequest::SetData {
+        path: "/zookeeper/quota/a".into(),
+        data: text(long),
+        version: -1,
+    };
+    bench.send(&client, 4, &Request::Multi(vec![operation]));
+    let Request::Create(mut statistics) = create("/zookeeper/quota/a/zookeeper_stats", 0) else {
+        unreachable!("as asked for")
+    };
+    statistics.data = text(long);
+    let operation = SubRequest::Create(statistics.clone());
+    bench.send(&client, 5, &Request::Multi(vec![operation]));
+    bench.send(&client, 6, &Request::Create(statistics));
+    let refused = |xid| failed(xid, ErrorCode::BadArguments);
+    assert_eq!(
+        client.frames(),
+        [refused(3), refused(4), refused(5), refused(6)]
+    );
+    assert_eq!(bench.engine.replica.last_index(), index);
+    // Elsewhere it is data like any other.
+    bench.send(&client, 7, &create("/a", 0));
+    bench.send(&client, 8, &set("/a", long));
+    assert_eq!(client.frames(), [ok(7), ok(8)]);
 }
 
 #[test]

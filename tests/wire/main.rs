@@ -43,9 +43,11 @@
 //!     session more than 64 identities, or 16 KiB of them (-115), and lists of more than 256
 //!     entries, of which `auth` is one for each identity (-114). All servers hold them, and
 //!     compare them while everybody waits.
+//! 13. *Text of quotas.* zkraft refuses more than 1 KiB in a znode below /zookeeper/quota (-8):
+//!     every write below a quota reads it.
 //!
 //! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
-//! is in `tests/differential`, numbers 10 to 12 in the engine's own tests.
+//! is in `tests/differential`, numbers 10 to 13 in the engine's own tests.
 //!
 //! # Where ZooKeeper 3.8.0 differs from the baseline, 3.9.5
 //!

@@ -29,14 +29,17 @@ use crate::wire::{
     ConnectRequest, FrameLength, HEADER_BYTES, Id, Request, SessionId, frame_length, op, request,
 };
 
-use super::auth;
 use super::outbox::{Outbox, Remaining};
 use super::pipeline::{Kind, Pending, Pipeline};
 use super::shared::{Shared, State, Submission};
+use super::{auth, bounds};
 use local::is_ephemeral;
 
 /// Unanswered requests of one connection above which no more are read.
 pub const REQUESTS_MAX: usize = 1_000;
+/// Bytes of unanswered reads of one connection above which no more are read: a path may be as long
+/// as a frame.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Bytes of answers that are given at once, without going through the outbox.
 const DIRECT_BYTES_MAX: usize = 256 << 10;
 /// Data above this, in bytes, is shared with the tree instead of being copied under its lock.
@@ -335,9 +338,10 @@ impl Connection {
                         break Next::Single(frame);
                     };
                     // It is refused.
-                    if auth::sets_long_acl(&decoded, || self.identities().len()) {
+                    if bounds::refusal(&decoded, || self.identities().len()).is_some() {
                         break Next::Single(frame);
                     }
+                    let bytes = frame.len() - HEADER_BYTES;
                     let kind = if is_read(opcode) {
                         if is_fenced {
                             submissions.extend(self.fence(&mut inner, now_ms));
@@ -355,6 +359,7 @@ impl Connection {
                         xid,
                         opcode,
                         since_ms: now_ms,
+                        bytes,
                         kind,
                     });
                 }
@@ -388,6 +393,7 @@ impl Connection {
             xid: 0,
             opcode: op::SYNC,
             since_ms: now_ms,
+            bytes: 0,
             kind: Kind::Fence { released: false },
         });
         Some(Submission::Barrier(self.clone()))
@@ -447,6 +453,7 @@ impl Connection {
             false => REQUESTS_MAX_IN_CROWD,
         };
         let is_full = pipeline.len() >= most
+            || pipeline.bytes() >= REQUEST_BYTES_MAX
             || pipeline.lists() >= LISTS_BEHIND_WRITE_MAX
             || self.shared.is_flooded();
         (is_full && !pipeline.is_empty()) || pipeline.is_stopped()

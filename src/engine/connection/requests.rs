@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::engine::auth;
 use crate::engine::pipeline::{HeaderZxid, Kind, Pending};
 use crate::engine::shared::Submission;
+use crate::engine::{auth, bounds};
 use crate::machine::{self, Machine};
 use crate::proto::log;
 use crate::wire::{Answer, ErrorCode, HEADER_BYTES, Id, Reader, Request, SessionId, op};
@@ -32,10 +32,12 @@ impl Connection {
         self.stats.last_opcode.store(opcode, Ordering::Relaxed);
         self.stats.last_xid.store(xid, Ordering::Relaxed);
 
+        let bytes = body.len();
         let pending = |kind| Pending {
             xid,
             opcode,
             since_ms: now_ms,
+            bytes,
             kind,
         };
         let (scope, session) = {
@@ -55,8 +57,8 @@ impl Connection {
                 return Ok(());
             }
         };
-        if auth::sets_long_acl(&request, || self.identities().len()) {
-            let kind = answered(Err(ErrorCode::InvalidAcl), false, HeaderZxid::Applied);
+        if let Some(code) = bounds::refusal(&request, || self.identities().len()) {
+            let kind = answered(Err(code), false, HeaderZxid::Applied);
             self.answer_in_order(pending(kind), now_ms);
             return Ok(());
         }
