@@ -74,8 +74,9 @@ impl Large {
     pub(super) fn step(&mut self) {
         match &mut self.work {
             Work::Walk(walk) => {
-                if let Some(bytes) = walk.step(NODES_AT_ONCE) {
-                    self.work = Work::Done(Ok(Answer::Encoded(bytes.freeze())));
+                if let Some(answer) = walk.step(NODES_AT_ONCE) {
+                    let answer = answer.map(|bytes| Answer::Encoded(bytes.freeze()));
+                    self.work = Work::Done(answer);
                 }
             }
             Work::Multi(multi) => {
@@ -160,9 +161,14 @@ impl Multi {
         }
         if let Some(walk) = &mut self.list {
             let names = walk.step(NODES_AT_ONCE)?;
-            SubAnswer::begin_children(&mut writer);
-            writer.raw(&names);
             self.list = None;
+            match names {
+                Ok(names) => {
+                    SubAnswer::begin_children(&mut writer);
+                    writer.raw(&names);
+                }
+                Err(code) => SubAnswer::Error(Some(code)).encode(&mut writer),
+            }
         }
         if self.done < self.operations.len() {
             return None;

@@ -20,8 +20,12 @@ use crate::wire::{
 pub const NODES_AT_ONCE: usize = 1_000;
 /// Bytes of a reply from which it is large.
 pub const BYTES_AT_ONCE: usize = 64 << 10;
-/// About how many bytes a name takes in a reply, with its length, until it is known.
-const NAME_BYTES: usize = 24;
+/// The longest list of names or paths that is answered, in bytes: a reply has less than 2 GiB.
+pub const LIST_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 1 << 30 };
+/// Bytes of names that one step copies.
+const BYTES_IN_STEP: usize = 1 << 20;
+/// About how many bytes the path of an ephemeral takes in a reply, with its length.
+const PATH_BYTES: usize = 24;
 
 /// The znodes of one moment, and how far a read has come with them.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ enum Left {
         ids: std::vec::IntoIter<NodeId>,
         prefix: Option<Text>,
         paths: BTreeSet<String>,
+        /// What they take in a reply.
+        bytes: usize,
     },
     /// Counts what is below `root`.
     Count {
@@ -52,8 +58,9 @@ enum Left {
 }
 
 impl Walk {
-    /// Goes on for about `nodes` znodes. The answer, as its bytes, once it is complete.
-    pub fn step(&mut self, nodes: usize) -> Option<BytesMut> {
+    /// Goes on for about `nodes` znodes. The answer, as its bytes, once it is complete, or what is
+    /// to be answered instead.
+    pub fn step(&mut self, nodes: usize) -> Option<Result<BytesMut, ErrorCode>> {
         let znodes = &self.znodes;
         let get = |id: NodeId| {
             znodes
@@ -63,12 +70,15 @@ impl Walk {
         let mut writer = Writer::new(&mut self.answer);
         match &mut self.left {
             Left::Names(next) => {
+                let mut copied = 0;
                 for _ in 0..nodes {
-                    if !next.exists() {
+                    // A name may be as long as a frame.
+                    if !next.exists() || copied >= BYTES_IN_STEP {
                         break;
                     }
                     let znode = get(*next);
                     writer.buffer(Some(znode.name_bytes()));
+                    copied += znode.name_bytes().len();
                     *next = znode.next;
                 }
                 if next.exists() {
@@ -78,14 +88,27 @@ impl Walk {
                     stat.encode(&mut writer);
                 }
             }
-            Left::Paths { ids, prefix, paths } => {
+            Left::Paths {
+                ids,
+                prefix,
+                paths,
+                bytes,
+            } => {
+                let before = *bytes;
                 for id in ids.by_ref().take(nodes) {
                     let path = path(get, id);
                     if prefix
                         .as_ref()
                         .is_none_or(|prefix| path.starts_with(prefix.as_str()))
                     {
+                        *bytes += 4 + path.len();
                         paths.insert(path);
+                    }
+                    if *bytes > LIST_BYTES_MAX {
+                        return Some(Err(ErrorCode::BadArguments));
+                    }
+                    if *bytes - before >= BYTES_IN_STEP {
+                        break;
                     }
                 }
                 if ids.len() > 0 {
@@ -106,7 +129,7 @@ impl Walk {
                 writer.int(*count);
             }
         }
-        Some(std::mem::take(&mut self.answer))
+        Some(Ok(std::mem::take(&mut self.answer)))
     }
 }
 
@@ -158,7 +181,7 @@ impl Machine {
     pub fn is_large(&self, request: &Request, session: SessionId) -> bool {
         match request {
             Request::GetData { path, .. } => self.data_bytes_at(path) >= BYTES_AT_ONCE,
-            Request::GetChildren { path, .. } => self.children_at(path) > NODES_AT_ONCE,
+            Request::GetChildren { path, .. } => self.at(path).is_some_and(is_long),
             Request::GetAllChildrenNumber { path } => {
                 self.tree.len() > NODES_AT_ONCE && self.children_at(path) > 0
             }
@@ -171,7 +194,10 @@ impl Machine {
                 let mut bytes = 0;
                 operations.iter().take(NODES_AT_ONCE).any(|operation| {
                     match operation {
-                        SubRequest::GetChildren { path } => nodes += self.children_at(path),
+                        SubRequest::GetChildren { path } => {
+                            nodes += self.children_at(path);
+                            bytes += self.list_bytes_at(path);
+                        }
                         SubRequest::GetData { path } => bytes += self.data_bytes_at(path),
                         _ => {}
                     }
@@ -187,8 +213,8 @@ impl Machine {
     pub fn large_bytes(&self, request: &Request, session: SessionId) -> usize {
         match request {
             Request::GetData { path, .. } => self.data_bytes_at(path),
-            Request::GetChildren { path, .. } => self.children_at(path) * NAME_BYTES,
-            Request::GetEphemerals { .. } => self.tree.ephemerals(session).count() * NAME_BYTES,
+            Request::GetChildren { path, .. } => self.list_bytes_at(path),
+            Request::GetEphemerals { .. } => self.tree.ephemerals(session).count() * PATH_BYTES,
             Request::MultiRead(operations) if operations.len() > NODES_AT_ONCE => usize::MAX,
             Request::MultiRead(operations) => {
                 let bytes = operations
@@ -210,9 +236,9 @@ impl Machine {
             Request::GetChildren {
                 path, with_stat, ..
             } => {
-                let znode = self.tree.get(self.readable(path, caller)?);
+                let (_, znode) = self.listable(path, caller)?;
                 let stat = with_stat.then(|| znode.stat());
-                (Left::Names(znode.first()), stat, Some(znode.count()))
+                (Left::Names(znode.first()), stat, Some(znode))
             }
             Request::GetEphemerals { prefix } => {
                 let ids: Vec<NodeId> = self.tree.ephemerals(caller.session).collect();
@@ -223,6 +249,7 @@ impl Machine {
                     ids: ids.into_iter(),
                     prefix,
                     paths: BTreeSet::new(),
+                    bytes: 0,
                 };
                 (left, None, None)
             }
@@ -244,16 +271,10 @@ impl Machine {
     /// One operation of a multiRead.
     pub fn read_part(&self, operation: &SubRequest, caller: &Caller<'_>) -> Found {
         if let SubRequest::GetChildren { path } = operation
-            && let Ok(id) = self.readable(path, caller)
+            && let Ok((_, znode)) = self.listable(path, caller)
+            && is_long(znode)
         {
-            let znode = self.tree.get(id);
-            if znode.count() as usize > NODES_AT_ONCE {
-                return Found::List(self.walk(
-                    Left::Names(znode.first()),
-                    None,
-                    Some(znode.count()),
-                ));
-            }
+            return Found::List(self.walk(Left::Names(znode.first()), None, Some(znode)));
         }
         Found::Answer(self.read_one(operation, caller))
     }
@@ -263,7 +284,7 @@ impl Machine {
         const STAT_AND_HEADER: usize = 81;
         STAT_AND_HEADER
             + match operation {
-                SubRequest::GetChildren { path } => self.children_at(path) * NAME_BYTES,
+                SubRequest::GetChildren { path } => self.list_bytes_at(path),
                 SubRequest::GetData { path } => self.data_bytes_at(path),
                 _ => 0,
             }
@@ -279,11 +300,12 @@ impl Machine {
         }
     }
 
-    fn walk(&self, left: Left, stat: Option<Stat>, head: Option<u32>) -> Walk {
+    /// `parent`: whose children are listed.
+    fn walk(&self, left: Left, stat: Option<Stat>, parent: Option<&Znode>) -> Walk {
         let mut answer = BytesMut::new();
-        if let Some(count) = head {
-            answer.reserve(count as usize * NAME_BYTES);
-            answer.put_u32(count);
+        if let Some(parent) = parent {
+            answer.reserve(4 + parent.list_bytes());
+            answer.put_u32(parent.count());
         }
         Walk {
             znodes: self.tree.slabs().0.clone(),
@@ -294,13 +316,23 @@ impl Machine {
     }
 
     fn children_at(&self, path: &str) -> usize {
-        let id = self.tree.lookup(path);
-        id.map_or(0, |id| self.tree.get(id).count() as usize)
+        self.at(path).map_or(0, |znode| znode.count() as usize)
+    }
+
+    fn list_bytes_at(&self, path: &str) -> usize {
+        self.at(path).map_or(0, Znode::list_bytes)
     }
 
     fn data_bytes_at(&self, path: &str) -> usize {
-        let id = self.tree.lookup(path);
-        id.and_then(|id| self.tree.get(id).data())
-            .map_or(0, <[u8]>::len)
+        self.at(path).and_then(Znode::data).map_or(0, <[u8]>::len)
     }
+
+    fn at(&self, path: &str) -> Option<&Znode> {
+        Some(self.tree.get(self.tree.lookup(path)?))
+    }
+}
+
+/// Whether the list of its children is large.
+pub(super) fn is_long(parent: &Znode) -> bool {
+    parent.count() as usize > NODES_AT_ONCE || parent.list_bytes() >= BYTES_AT_ONCE
 }

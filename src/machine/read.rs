@@ -2,7 +2,8 @@
 //!
 //! A read checks permissions but not the syntax of paths: a malformed path has no znode.
 
-use super::znode::NodeId;
+use super::large::{LIST_BYTES_MAX, is_long};
+use super::znode::{NodeId, Znode};
 use super::{Caller, Machine, acl};
 use crate::wire::{Answer, ErrorCode, Request, Stat, SubAnswer, SubRequest, Text, perms};
 
@@ -22,10 +23,9 @@ impl Machine {
             Request::GetChildren {
                 path, with_stat, ..
             } => {
-                let id = self.readable(path, caller)?;
-                let names = self.names(id);
+                let (names, stat) = self.names(path, caller)?;
                 if *with_stat {
-                    Answer::ChildrenStat(names, self.tree.get(id).stat())
+                    Answer::ChildrenStat(names, stat)
                 } else {
                     Answer::Children(names)
                 }
@@ -70,18 +70,23 @@ impl Machine {
         Ok((znode.data(), znode.stat()))
     }
 
-    /// What `getChildren` answers: the names in order of creation.
+    /// What `getChildren` answers: the names in order of creation. Nothing, if there are more than
+    /// `most` or their list is long.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn children(
+    pub fn few_children(
         &self,
         path: &str,
+        most: usize,
         caller: &Caller<'_>,
-    ) -> Result<(impl Iterator<Item = &str>, Stat), ErrorCode> {
-        let id = self.readable(path, caller)?;
+    ) -> Result<Option<(impl Iterator<Item = &str>, Stat)>, ErrorCode> {
+        let (id, znode) = self.listable(path, caller)?;
+        if znode.count() as usize > most || is_long(znode) {
+            return Ok(None);
+        }
         let names = self.tree.children(id).map(|(_, child)| child.name());
-        Ok((names, self.tree.get(id).stat()))
+        Ok(Some((names, znode.stat())))
     }
 
     /// Whether the caller holds any of the `needed` permissions on a znode.
@@ -128,8 +133,8 @@ impl Machine {
                 SubAnswer::GetData(znode.shared_data(), znode.stat())
             }),
             SubRequest::GetChildren { path } => self
-                .readable(path, caller)
-                .map(|id| SubAnswer::GetChildren(self.names(id))),
+                .names(path, caller)
+                .map(|(names, _)| SubAnswer::GetChildren(names)),
             _ => Err(ErrorCode::Unimplemented),
         };
         answer.unwrap_or_else(|code| SubAnswer::Error(Some(code)))
@@ -141,9 +146,24 @@ impl Machine {
         Ok(id)
     }
 
-    fn names(&self, id: NodeId) -> Vec<Text> {
-        let mut names = Vec::with_capacity(self.tree.get(id).count() as usize);
+    /// A znode whose children may be listed.
+    pub(super) fn listable(
+        &self,
+        path: &str,
+        caller: &Caller<'_>,
+    ) -> Result<(NodeId, &Znode), ErrorCode> {
+        let id = self.readable(path, caller)?;
+        let znode = self.tree.get(id);
+        if znode.list_bytes() > LIST_BYTES_MAX {
+            return Err(ErrorCode::BadArguments);
+        }
+        Ok((id, znode))
+    }
+
+    fn names(&self, path: &str, caller: &Caller<'_>) -> Result<(Vec<Text>, Stat), ErrorCode> {
+        let (id, znode) = self.listable(path, caller)?;
+        let mut names = Vec::with_capacity(znode.count() as usize);
         names.extend(self.tree.children(id).map(|(_, child)| child.name_text()));
-        names
+        Ok((names, znode.stat()))
     }
 }

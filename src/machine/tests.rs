@@ -566,6 +566,81 @@ fn chunks_of_an_image_are_about_as_large_as_they_should_be() {
     );
 }
 
+/// Reads in steps to the end. How many there were, and the bytes of the answer.
+fn walk(machine: &Machine, request: &Request) -> Result<(usize, Bytes), ErrorCode> {
+    let caller = Caller {
+        session: SessionId(1),
+        identities: &[],
+    };
+    let Begun::Walk(mut walk) = machine.begin_large(request, &caller)? else {
+        panic!("it is not answered at once");
+    };
+    let mut steps = 1;
+    loop {
+        if let Some(answer) = walk.step(NODES_AT_ONCE) {
+            return Ok((steps, answer?.freeze()));
+        }
+        steps += 1;
+    }
+}
+
+#[test]
+fn a_list_is_large_by_the_length_of_its_names_too_and_has_an_end() {
+    let mut rig = Rig::new();
+    let session = SessionId(1);
+    let list = |path: &str| Request::GetChildren {
+        path: path.into(),
+        watch: false,
+        with_stat: false,
+    };
+    let ephemerals = Request::GetEphemerals { prefix: None };
+    let name = |number: usize| format!("{number}{}", "n".repeat(30_000));
+    rig.run(vec![client(1, 1, &create("/a", 0))]);
+    let add = |rig: &mut Rig, numbers: std::ops::Range<usize>| {
+        let path = |number| create(&format!("/a/{}", name(number)), 1);
+        let commands = numbers.map(|number| client(1, 1, &path(number)));
+        rig.run_unchecked(commands.collect());
+    };
+    add(&mut rig, 0..2);
+    assert!(!rig.machine.is_large(&list("/a"), session));
+    add(&mut rig, 2..34);
+    assert!(rig.machine.is_large(&list("/a"), session));
+    let (steps, names) = walk(&rig.machine, &list("/a")).unwrap();
+    assert_eq!(steps, 1);
+    assert_eq!(
+        names.len(),
+        4 + rig.machine.large_bytes(&list("/a"), session)
+    );
+    let caller = Caller {
+        session,
+        identities: &[],
+    };
+    let Ok(Answer::Children(whole)) = rig.machine.read(&list("/a"), &caller) else {
+        panic!("they are listed");
+    };
+    assert_eq!(whole.len(), 34);
+    assert!(walk(&rig.machine, &ephemerals).is_ok());
+    add(&mut rig, 34..35);
+    let too_long = Err(ErrorCode::BadArguments);
+    assert_eq!(walk(&rig.machine, &list("/a")), too_long);
+    assert_eq!(walk(&rig.machine, &ephemerals), too_long);
+    assert_eq!(
+        rig.machine.read(&list("/a"), &caller),
+        Err(ErrorCode::BadArguments)
+    );
+    // What is derived is the same after a restart.
+    let chunks: Vec<Bytes> = rig.machine.image().chunks().collect();
+    let restored = Machine::restore(chunks.into_iter().map(Ok::<_, ()>)).unwrap();
+    assert_eq!(walk(&restored, &list("/a")), too_long);
+    let remove = Request::Delete {
+        path: format!("/a/{}", name(0)).into(),
+        version: -1,
+    };
+    rig.run(vec![client(1, 1, &remove)]);
+    rig.run(vec![client(1, 1, &create("/a/b", 0))]);
+    assert!(walk(&rig.machine, &list("/a")).is_ok());
+}
+
 /// Everything a client could see of the znodes, as lines.
 fn dump(machine: &Machine) -> Vec<String> {
     let znodes = machine.tree.subtree(NodeId::ROOT);

@@ -238,6 +238,12 @@ impl Tree {
                 znode.count() as usize,
                 "children of {id:?}"
             );
+            let names = self.children(id).map(|(_, child)| 4 + child.name().len());
+            assert_eq!(
+                names.sum::<usize>(),
+                znode.list_bytes(),
+                "names below {id:?}"
+            );
         }
     }
 
@@ -368,8 +374,13 @@ impl Tree {
     pub fn derive_all(&mut self) {
         self.index = Index::with_capacity(self.znodes.used());
         for number in 0..self.znodes.slots() {
-            if self.znodes.get(number).is_some() {
-                self.derive(NodeId(number));
+            let Some(znode) = self.znodes.get(number) else {
+                continue;
+            };
+            let (parent, bytes) = (znode.parent, znode.name_bytes().len() as u64);
+            self.derive(NodeId(number));
+            if let Some(parent) = self.znodes.get_mut(parent.0) {
+                parent.children_mut().names += bytes;
             }
         }
     }
@@ -406,8 +417,10 @@ impl Tree {
 
     /// Joins a znode in its slot to the siblings it names, and enters it everywhere.
     fn link(&mut self, id: NodeId, edit: impl FnOnce(&mut Children)) {
+        let bytes = self.get(id).name_bytes().len() as u64;
         self.join(id, id, id, |children| {
             children.count += 1;
+            children.names += bytes;
             edit(children);
         });
         self.enter(id);
@@ -418,9 +431,11 @@ impl Tree {
         let znode = self.get(id);
         assert_eq!(znode.count(), 0, "only a leaf is removed");
         let (previous, next) = (znode.previous, znode.next);
+        let bytes = znode.name_bytes().len() as u64;
         self.leave(id);
         self.join(id, next, previous, |children| {
             children.count -= 1;
+            children.names -= bytes;
             edit(children);
         });
         self.znodes.remove(id.0).expect("it was there a moment ago")

@@ -70,6 +70,8 @@ pub struct Children {
     pub count: u32,
     pub first: NodeId,
     pub last: NodeId,
+    /// Of all their names, in bytes. Follows from the tree: it is in no image.
+    pub names: u64,
 }
 
 /// Name and data, in one allocation.
@@ -235,6 +237,12 @@ impl Znode {
         self.children.as_ref().map_or(0, |children| children.count)
     }
 
+    /// What a list of the children's names takes in a reply, in bytes.
+    pub fn list_bytes(&self) -> usize {
+        let of = |children: &Children| children.names as usize + 4 * children.count as usize;
+        self.children.as_deref().map_or(0, of)
+    }
+
     pub fn pzxid(&self) -> Zxid {
         self.children
             .as_ref()
@@ -398,6 +406,7 @@ impl Children {
         count: 0,
         first: NodeId::NONE,
         last: NodeId::NONE,
+        names: 0,
     };
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -407,6 +416,7 @@ impl Children {
             count: r.int()? as u32,
             first: NodeId(r.int()? as u32),
             last: NodeId(r.int()? as u32),
+            names: 0,
         })
     }
 }

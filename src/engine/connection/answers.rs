@@ -67,9 +67,9 @@ impl Connection {
                 }
                 Err(code) => Some(code),
             },
-            _ => match machine.children(path, caller) {
-                Ok((_, stat)) if stat.num_children as usize > DIRECT_CHILDREN_MAX => return false,
-                Ok((names, stat)) => {
+            _ => match machine.few_children(path, DIRECT_CHILDREN_MAX, caller) {
+                Ok(None) => return false,
+                Ok(Some((names, stat))) => {
                     encode_reply_with(header(xid, 0), out, |w| {
                         w.count(stat.num_children as usize);
                         names.for_each(|name| w.text(name));
