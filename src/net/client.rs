@@ -82,6 +82,7 @@ pub(super) fn serve(
             sender: &sender,
             read_bytes: READ_BYTES,
             greeted: false,
+            only_words: admitted.only_words,
             frame_room: None,
             reply_room: None,
             turn: None,
@@ -109,6 +110,8 @@ struct Client<'a> {
     read_bytes: usize,
     /// A handshake was received.
     greeted: bool,
+    /// It was let in for a four-letter word.
+    only_words: bool,
     /// The room of a large frame under way.
     frame_room: Option<Room<'a>>,
     /// The room of a large reply that is not sent yet.
@@ -132,6 +135,11 @@ impl Client<'_> {
                     let written = timeout(WRITE_PATIENCE, write_all(self.stream, &answer));
                     let _ = Box::pin(written).await;
                     return End::Orderly;
+                }
+                if self.only_words {
+                    self.metrics().connection_rejected.add(1);
+                    let reason = "there are as many connections as there may be";
+                    return End::Because(reason.into());
                 }
             }
             let sender = self.sender;

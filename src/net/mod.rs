@@ -77,6 +77,10 @@ pub struct Limits {
 /// Files that stay free for the log, snapshots and all else that is not a client.
 const RESERVED_FILES: usize = 128;
 
+/// Connections from this machine that are let in above the limit of all, each for a four-letter
+/// word: a server that is full must not look dead to a probe, which would have it restarted.
+const PROBES: usize = 8;
+
 /// Two log lines about connections that cannot be had are this far apart at least.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
@@ -126,6 +130,8 @@ pub struct Context {
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
+    /// Those among them that were let in for a word.
+    probes: usize,
     by_address: HashMap<IpAddr, usize>,
 }
 
@@ -157,10 +163,14 @@ impl Context {
     fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, String> {
         let per_address = self.limits.per_address;
         let mut counts = self.counts.lock();
+        let mut only_words = false;
         if let Some((most, reason)) = &self.most
-            && counts.all >= *most
+            && counts.all - counts.probes >= *most
         {
-            return Err(format!("{reason}: {most} connections are all"));
+            only_words = address.to_canonical().is_loopback() && counts.probes < PROBES;
+            if !only_words {
+                return Err(format!("{reason}: {most} connections are all"));
+            }
         }
         let count = counts.by_address.entry(address).or_default();
         if per_address > 0 && *count >= per_address {
@@ -168,9 +178,11 @@ impl Context {
         }
         *count += 1;
         counts.all += 1;
+        counts.probes += usize::from(only_words);
         Ok(Admitted {
             context: self.clone(),
             address,
+            only_words,
         })
     }
 }
@@ -179,12 +191,15 @@ impl Context {
 struct Admitted {
     context: Arc<Context>,
     address: IpAddr,
+    /// It may ask for a four-letter word and nothing else.
+    only_words: bool,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.context.counts.lock();
         counts.all -= 1;
+        counts.probes -= usize::from(self.only_words);
         if let Some(count) = counts.by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {

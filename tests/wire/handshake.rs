@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::client::{Body, Client, Hello, Welcome, mode, op, open_acl, record};
-use crate::server::Server;
+use crate::server::{Program, Server};
 
 #[test]
 fn s01_the_read_only_byte_is_answered_if_it_was_sent() {
@@ -390,6 +390,21 @@ fn the_61st_connection_from_one_address_is_closed() {
     let clients: Vec<Client> = (0..60).map(|_| server.client()).collect();
     server.connect().closes();
     drop(clients);
+}
+
+/// ZooKeeper refuses the word too, and a probe takes the server for dead.
+#[test]
+fn a_server_that_is_full_still_answers_a_word_to_this_machine() {
+    let server = Server::start(Program::Zkraft, "full", "maxCnxns=2\n");
+    let clients: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    assert!(server.word("srvr").starts_with("Zookeeper version: "));
+    let mut third = server.connect();
+    third.send(&Hello::default().frame());
+    third.closes();
+    // Eight have a place; those before may not have given theirs back yet.
+    let idle: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    server.connect().closes();
+    drop((clients, idle));
 }
 
 fn be_int(bytes: &[u8]) -> i32 {
