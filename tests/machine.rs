@@ -287,7 +287,7 @@ impl World {
                 let never_used = words.get("never-used").map_or(0, number);
                 let limit = words.get("limit").map_or(100, number) as usize;
                 let now = number(words.argument(0));
-                let candidates = self.machine.removable(now, never_used, limit);
+                let (candidates, _) = self.machine.removable(0, now, never_used, limit);
                 if candidates.is_empty() {
                     return vec!["nothing to remove".to_owned()];
                 }

@@ -50,7 +50,7 @@ use crate::machine::{
 use crate::metrics::Metrics;
 use crate::proto;
 use crate::watch::{FilterOn, WatchLimits, Watches};
-use crate::wire::{ServerLine, SessionId, WatcherEvent, op, perms};
+use crate::wire::{ServerLine, SessionId, Text, WatcherEvent, op, perms};
 
 pub use agreement::Divergence;
 pub use auth::AuthOptions;
@@ -393,6 +393,8 @@ pub struct Engine {
     /// When the last of them was proposed.
     proposed_ms: u64,
     cleaned_ms: u64,
+    /// Where the cleaner goes on, and how much it may still remove this time.
+    cleaning: Option<(u32, usize)>,
     /// The term in which this leader wrote its settings into the log.
     settings_term: u64,
     snapshot: SnapshotState,
@@ -518,6 +520,7 @@ impl Engine {
             proposed: VecDeque::new(),
             proposed_ms: 0,
             cleaned_ms: now_ms,
+            cleaning: None,
             settings_term: 0,
             snapshot: SnapshotState {
                 due: snapshot_due,
@@ -788,24 +791,38 @@ impl Engine {
             per_minute,
             never_used_ms,
         } = self.shared.options.cleaner;
-        if self.leading.is_none() || self.drains || self.now_ms < self.cleaned_ms + interval_ms {
+        if self.leading.is_none() {
+            self.cleaning = None;
             return;
         }
-        self.cleaned_ms = self.now_ms;
-        let limit =
-            usize::try_from((per_minute * interval_ms / 60_000).max(1)).unwrap_or(usize::MAX);
+        if self.drains {
+            return;
+        }
+        let is_due = self.now_ms >= self.cleaned_ms + interval_ms;
+        let (from, limit) = match self.cleaning.take() {
+            Some(rest) => rest,
+            None if is_due => {
+                self.cleaned_ms = self.now_ms;
+                let limit = (per_minute * interval_ms / 60_000).max(1);
+                (0, usize::try_from(limit).unwrap_or(usize::MAX))
+            }
+            None => return,
+        };
         let state = self.shared.state.read();
+        let (found, next) = state.machine.removable(from, wall_ms, never_used_ms, limit);
+        let left = limit - found.len();
         let mut bytes = 0;
-        for removal in state.machine.removable(wall_ms, never_used_ms, limit) {
+        for removal in found {
             let body = removal.encode_to_vec();
             // All of it is one entry. What is left out has its turn next time.
             bytes += body.len();
             if bytes > forward::BYTES_PER_ENTRY && bytes > body.len() {
-                break;
+                return;
             }
             self.internal
                 .push(own_command(crate::machine::op::REMOVE, body));
         }
+        self.cleaning = next.filter(|_| left > 0).map(|next| (next, left));
     }
 
     fn take_submissions(&mut self) {
@@ -1443,6 +1460,8 @@ impl Sink for Local<'_> {
             woken,
             ..
         } = self;
+        // What clients read late must not keep the whole request that it lies in.
+        let mut own: Option<Text> = None;
         watches.lock().fire(change, &mut |id, kind, path, filter| {
             let Some(connection) = registry.connections.get(&id) else {
                 return;
@@ -1455,9 +1474,13 @@ impl Sink for Local<'_> {
             if !crate::machine::acl::allows(acl, perms::READ, &connection.identities()) {
                 return;
             }
+            let own = match &mut own {
+                Some(own) if *own == *path => own,
+                own => own.insert(Text::from(path.as_str())),
+            };
             let event = WatcherEvent {
                 kind,
-                path: path.clone(),
+                path: own.clone(),
                 zxid: change.zxid,
             };
             if connection.event(event) {

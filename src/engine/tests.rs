@@ -8,10 +8,10 @@ use std::sync::{OnceLock, Weak};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::auth::{IDENTITIES_MAX, IDENTITY_BYTES_MAX};
-use super::bounds::{ACL_ENTRIES_MAX, QUOTA_BYTES_MAX};
+use super::bounds::{ACL_ENTRIES_MAX, AUTH_ENTRIES_MAX, PATH_BYTES_MAX, QUOTA_BYTES_MAX};
 use super::forward::BYTES_PER_ENTRY;
 use super::*;
-use crate::machine::{BYTES_AT_ONCE, NODES_AT_ONCE};
+use crate::machine::{BYTES_AT_ONCE, CANDIDATES_AT_ONCE, NODES_AT_ONCE};
 use crate::wire::request::{Create, SetWatches};
 use crate::wire::{
     Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Id, Reader,
@@ -841,13 +841,14 @@ fn containers_with_long_names_are_removed_by_and_by() {
     let mut bench = Bench::with(Options {
         cleaner: CleanerOptions {
             interval_ms: 1_000,
+            per_minute: 1_000_000,
             ..CleanerOptions::default()
         },
         ..Options::default()
     });
     let (mut client, _) = bench.client();
-    let long = format!("/{}", "c".repeat(BYTES_PER_ENTRY / 2 - 100));
-    for number in 0..5 {
+    let long = format!("/{}", "c".repeat(PATH_BYTES_MAX - 10));
+    for number in 0..600 {
         let path = format!("{long}{number}");
         let container = Request::Create(Create {
             opcode: op::CREATE_CONTAINER,
@@ -874,7 +875,110 @@ fn containers_with_long_names_are_removed_by_and_by() {
             counts.push(gone);
         }
     }
-    assert_eq!(counts, [0, 2, 4, 5]);
+    let at_once = BYTES_PER_ENTRY / (PATH_BYTES_MAX + 20);
+    assert_eq!(counts.len(), 4, "{counts:?}");
+    let steps = counts.windows(2).map(|counts| counts[1] - counts[0]);
+    assert!(steps.clone().all(|step| step <= at_once + 2), "{counts:?}");
+    assert_eq!(steps.sum::<usize>(), 600);
+}
+
+#[test]
+fn many_containers_are_looked_at_by_and_by() {
+    let mut bench = Bench::with(Options {
+        cleaner: CleanerOptions {
+            interval_ms: 60_000,
+            never_used_ms: 1,
+            ..CleanerOptions::default()
+        },
+        ..Options::default()
+    });
+    let (mut client, _) = bench.client();
+    let container = |number: usize| {
+        SubRequest::Create(Create {
+            opcode: op::CREATE_CONTAINER,
+            path: format!("/c{number}").as_str().into(),
+            data: None,
+            acl: Some(vec![Acl::open()]),
+            flags: 4,
+            ttl: None,
+        })
+    };
+    // In each turn some of them are looked at, and all in the same minute.
+    let many = 2 * CANDIDATES_AT_ONCE + 10;
+    let all = (0..many).map(container).collect();
+    bench.send(&client, 1, &Request::Multi(all));
+    assert_eq!(client.frames(), [ok(1)]);
+    let before = bench.shared.state.read().machine.znode_count();
+    for _ in 0..130 {
+        bench.pass(500);
+    }
+    let gone = before - bench.shared.state.read().machine.znode_count();
+    assert_eq!(gone, many);
+}
+
+#[test]
+fn no_znode_has_a_very_long_path() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let longest = format!("/{}", "a".repeat(PATH_BYTES_MAX - 1));
+    bench.send(&client, 1, &create(&longest, 0));
+    assert_eq!(client.frames(), [ok(1)]);
+    let index = bench.engine.replica.last_index();
+    bench.send(&client, 2, &create(&format!("{longest}/b"), 0));
+    assert_eq!(client.frames(), [failed(2, ErrorCode::BadArguments)]);
+    assert_eq!(bench.engine.replica.last_index(), index);
+}
+
+#[test]
+fn a_request_begins_one_quota() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let statistics = |quota: &str| {
+        let path = format!("/zookeeper/quota/{quota}/zookeeper_stats");
+        let Request::Create(create) = create(&path, 0) else {
+            unreachable!("as asked for")
+        };
+        SubRequest::Create(create)
+    };
+    let index = bench.engine.replica.last_index();
+    let two = vec![statistics("a"), statistics("b")];
+    bench.send(&client, 1, &Request::Multi(two));
+    assert_eq!(client.frames(), [failed(1, ErrorCode::BadArguments)]);
+    assert_eq!(bench.engine.replica.last_index(), index);
+}
+
+#[test]
+fn the_lists_of_a_request_stand_for_a_bounded_number_of_identities() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    for number in 1..IDENTITIES_MAX {
+        let auth = Request::Auth {
+            scheme: "digest".into(),
+            auth: format!("u{number}:p").into_bytes().into(),
+        };
+        bench.send(&client, -4, &auth);
+    }
+    client.frames();
+    let creates = |count: usize| {
+        let one = |number| {
+            SubRequest::Create(Create {
+                opcode: op::CREATE,
+                path: format!("/m{number}").as_str().into(),
+                data: None,
+                acl: Some(vec![Acl {
+                    perms: 31,
+                    id: Id::new("auth", ""),
+                }]),
+                flags: 0,
+                ttl: None,
+            })
+        };
+        Request::Multi((0..count).map(one).collect())
+    };
+    bench.send(&client, 1, &creates(AUTH_ENTRIES_MAX / IDENTITIES_MAX + 1));
+    assert_eq!(client.frames(), [failed(1, ErrorCode::InvalidAcl)]);
+    bench.send(&client, 2, &creates(2));
+    assert_eq!(client.frames(), [ok(2)]);
 }
 
 #[test]
@@ -1128,7 +1232,7 @@ fn a_multi_read_that_names_much_often_is_refused_before_anything_is_copied() {
     assert_eq!(client.frames(), [ok(3)]);
     bench.send(&client, 4, &get(40_000));
     let bytes = client.connection.large().unwrap().bytes;
-    assert_eq!(bytes, large::MULTI_READ_BYTES_MAX);
+    assert_eq!(bytes, crate::machine::MULTI_READ_BYTES_MAX);
     assert_eq!(client.frames(), [failed(4, ErrorCode::BadArguments)]);
 }
 

@@ -24,6 +24,12 @@ pub const BYTES_AT_ONCE: usize = 64 << 10;
 pub const LIST_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 1 << 30 };
 /// Bytes of names that one step copies.
 const BYTES_IN_STEP: usize = 1 << 20;
+/// The largest answer to one multiRead, in bytes: it names a znode as often as it likes.
+pub const MULTI_READ_BYTES_MAX: usize = 64 << 20;
+/// Operations of one multiRead. All are found at one moment, in about 10 ms.
+const MULTI_READ_OPERATIONS_MAX: usize = 32_768;
+/// What stands before each answer of a multiRead, and the Stat.
+const PART_BYTES: usize = 81;
 /// About how many bytes the path of an ephemeral takes in a reply, with its length.
 const PATH_BYTES: usize = 24;
 
@@ -49,12 +55,27 @@ enum Left {
         /// What they take in a reply.
         bytes: usize,
     },
+    /// The operations of a multiRead.
+    Parts {
+        parts: std::vec::IntoIter<Part>,
+        /// The next name of the list that is being written.
+        name: NodeId,
+    },
     /// Counts what is below `root`.
     Count {
         root: NodeId,
         next: Option<NodeId>,
         count: i32,
     },
+}
+
+/// What an operation of a multiRead has found.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Data(NodeId),
+    /// The children of this one.
+    Names(NodeId),
+    Error(ErrorCode),
 }
 
 impl Walk {
@@ -70,17 +91,7 @@ impl Walk {
         let mut writer = Writer::new(&mut self.answer);
         match &mut self.left {
             Left::Names(next) => {
-                let mut copied = 0;
-                for _ in 0..nodes {
-                    // A name may be as long as a frame.
-                    if !next.exists() || copied >= BYTES_IN_STEP {
-                        break;
-                    }
-                    let znode = get(*next);
-                    writer.buffer(Some(znode.name_bytes()));
-                    copied += znode.name_bytes().len();
-                    *next = znode.next;
-                }
+                write_names(get, next, &mut Budget::of(nodes), &mut writer);
                 if next.exists() {
                     return None;
                 }
@@ -94,9 +105,12 @@ impl Walk {
                 paths,
                 bytes,
             } => {
-                let before = *bytes;
-                for id in ids.by_ref().take(nodes) {
+                let mut budget = Budget::of(nodes);
+                while budget.is_left()
+                    && let Some(id) = ids.next()
+                {
                     let path = path(get, id);
+                    budget.take(path.len());
                     if prefix
                         .as_ref()
                         .is_none_or(|prefix| path.starts_with(prefix.as_str()))
@@ -107,15 +121,43 @@ impl Walk {
                     if *bytes > LIST_BYTES_MAX {
                         return Some(Err(ErrorCode::BadArguments));
                     }
-                    if *bytes - before >= BYTES_IN_STEP {
-                        break;
-                    }
                 }
                 if ids.len() > 0 {
                     return None;
                 }
                 writer.count(paths.len());
                 paths.iter().for_each(|path| writer.text(path));
+            }
+            Left::Parts { parts, name } => {
+                let mut budget = Budget::of(nodes);
+                write_names(get, name, &mut budget, &mut writer);
+                while !name.exists() && budget.is_left() {
+                    let Some(part) = parts.next() else {
+                        Answer::end_multi(&mut writer);
+                        return Some(Ok(std::mem::take(&mut self.answer)));
+                    };
+                    match part {
+                        Part::Data(id) => {
+                            let znode = get(id);
+                            budget.take(znode.data().map_or(0, <[u8]>::len));
+                            let data = znode.shared_data();
+                            SubAnswer::GetData(data, znode.stat()).encode(&mut writer);
+                        }
+                        Part::Names(id) => {
+                            let znode = get(id);
+                            budget.take(0);
+                            SubAnswer::begin_children(&mut writer);
+                            writer.count(znode.count() as usize);
+                            *name = znode.first();
+                            write_names(get, name, &mut budget, &mut writer);
+                        }
+                        Part::Error(code) => {
+                            budget.take(0);
+                            SubAnswer::Error(Some(code)).encode(&mut writer);
+                        }
+                    }
+                }
+                return None;
             }
             Left::Count { root, next, count } => {
                 for _ in 0..nodes {
@@ -130,6 +172,46 @@ impl Walk {
             }
         }
         Some(Ok(std::mem::take(&mut self.answer)))
+    }
+}
+
+/// What one step may still do.
+struct Budget {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    fn of(nodes: usize) -> Self {
+        Self {
+            nodes,
+            bytes: BYTES_IN_STEP,
+        }
+    }
+
+    fn is_left(&self) -> bool {
+        self.nodes > 0 && self.bytes > 0
+    }
+
+    /// One more znode, with so many bytes to copy: a name may be as long as a frame.
+    fn take(&mut self, bytes: usize) {
+        self.nodes = self.nodes.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// Writes the names of siblings from this one on, as many as may be.
+fn write_names<'a>(
+    get: impl Fn(NodeId) -> &'a Znode,
+    next: &mut NodeId,
+    budget: &mut Budget,
+    writer: &mut Writer<'_>,
+) {
+    while next.exists() && budget.is_left() {
+        let znode = get(*next);
+        writer.buffer(Some(znode.name_bytes()));
+        budget.take(znode.name_bytes().len());
+        *next = znode.next;
     }
 }
 
@@ -166,14 +248,6 @@ fn following<'a>(get: impl Fn(NodeId) -> &'a Znode, id: NodeId, root: NodeId) ->
 pub enum Begun {
     Answer(Answer),
     Walk(Walk),
-}
-
-/// What an operation of a multiRead is answered with.
-#[derive(Debug)]
-pub enum Found {
-    Answer(SubAnswer),
-    /// The names of many children.
-    List(Walk),
 }
 
 impl Machine {
@@ -263,26 +337,56 @@ impl Machine {
                 };
                 (left, None, None)
             }
+            Request::MultiRead(operations) => {
+                let (parts, bytes) = self.find_parts(operations, caller)?;
+                let parts = parts.into_iter();
+                let name = NodeId::NONE;
+                let mut walk = self.walk(Left::Parts { parts, name }, None, None);
+                walk.answer.reserve(bytes);
+                return Ok(Begun::Walk(walk));
+            }
             other => return self.read(other, caller).map(Begun::Answer),
         };
         Ok(Begun::Walk(self.walk(left, stat, head)))
     }
 
-    /// One operation of a multiRead.
-    pub fn read_part(&self, operation: &SubRequest, caller: &Caller<'_>) -> Found {
-        if let SubRequest::GetChildren { path } = operation
-            && let Ok((_, znode)) = self.listable(path, caller)
-            && is_long(znode)
-        {
-            return Found::List(self.walk(Left::Names(znode.first()), None, Some(znode)));
+    /// What the operations of a multiRead name, all at this moment, and how many bytes the answer
+    /// will have.
+    fn find_parts(
+        &self,
+        operations: &[SubRequest],
+        caller: &Caller<'_>,
+    ) -> Result<(Vec<Part>, usize), ErrorCode> {
+        if operations.len() > MULTI_READ_OPERATIONS_MAX {
+            return Err(ErrorCode::BadArguments);
         }
-        Found::Answer(self.read_one(operation, caller))
+        let mut bytes = PART_BYTES;
+        let mut parts = Vec::with_capacity(operations.len());
+        for operation in operations {
+            let found = match operation {
+                SubRequest::GetData { path } => self.readable(path, caller).map(|id| {
+                    let data = self.tree.get(id).data();
+                    (Part::Data(id), data.map_or(0, <[u8]>::len))
+                }),
+                SubRequest::GetChildren { path } => {
+                    let list = self.listable(path, caller);
+                    list.map(|(id, znode)| (Part::Names(id), znode.list_bytes()))
+                }
+                _ => Err(ErrorCode::Unimplemented),
+            };
+            let (part, size) = found.unwrap_or_else(|code| (Part::Error(code), 0));
+            bytes += PART_BYTES + size;
+            if bytes > MULTI_READ_BYTES_MAX {
+                return Err(ErrorCode::BadArguments);
+            }
+            parts.push(part);
+        }
+        Ok((parts, bytes))
     }
 
     /// About how many bytes its answer will have.
-    pub fn part_bytes(&self, operation: &SubRequest) -> usize {
-        const STAT_AND_HEADER: usize = 81;
-        STAT_AND_HEADER
+    fn part_bytes(&self, operation: &SubRequest) -> usize {
+        PART_BYTES
             + match operation {
                 SubRequest::GetChildren { path } => self.list_bytes_at(path),
                 SubRequest::GetData { path } => self.data_bytes_at(path),
@@ -290,21 +394,11 @@ impl Machine {
             }
     }
 
-    /// What an operation of a multiRead touches, in znodes.
-    pub fn part_nodes(&self, operation: &SubRequest) -> usize {
-        match operation {
-            SubRequest::GetChildren { path } => 1 + self.children_at(path).min(NODES_AT_ONCE),
-            // Copying a KiB, which is done later, is about as much as finding a znode.
-            SubRequest::GetData { path } => 1 + self.data_bytes_at(path) / 1024,
-            _ => 1,
-        }
-    }
-
     /// `parent`: whose children are listed.
     fn walk(&self, left: Left, stat: Option<Stat>, parent: Option<&Znode>) -> Walk {
         let mut answer = BytesMut::new();
         if let Some(parent) = parent {
-            answer.reserve(4 + parent.list_bytes());
+            answer.reserve(4 + parent.list_bytes() + Stat::BYTES);
             answer.put_u32(parent.count());
         }
         Walk {

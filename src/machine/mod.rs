@@ -36,7 +36,7 @@ pub use digest::FUNCTION as DIGEST_FUNCTION;
 pub use ensemble::Ensemble;
 pub use image::{Image, RestoreError};
 pub(crate) use index::Index;
-pub use large::{BYTES_AT_ONCE, Begun, Found, NODES_AT_ONCE, Walk};
+pub use large::{BYTES_AT_ONCE, Begun, MULTI_READ_BYTES_MAX, NODES_AT_ONCE, Walk};
 pub use level::{FEATURE_LEVEL, LEVEL_SETTING, LOCAL_SESSIONS};
 pub use origin::{CommandId, OriginId};
 pub use session::{Attached, FIRST_GENERATION, LOCAL_GENERATION, SessionInfo};
@@ -47,6 +47,9 @@ use session::Sessions;
 use settings::Settings;
 use tree::Tree;
 use znode::{Kind, NewZnode, NodeId, Znode};
+
+/// Containers and TTL znodes that the cleaner looks at in one go: a fraction of a millisecond.
+pub const CANDIDATES_AT_ONCE: usize = 2_000;
 
 /// Commands of ours beside the client's opcodes. Clients cannot send them: their opcodes are
 /// decoded, and these mean nothing to the decoder.
@@ -375,8 +378,15 @@ impl Machine {
 
     /// What the leader should propose to remove (§5.3): containers that had children and have none,
     /// or never had any for `never_used_ms` (0: those are kept), and TTL znodes that outlived
-    /// themselves. At most `limit`.
-    pub fn removable(&self, now_ms: i64, never_used_ms: i64, limit: usize) -> Vec<log::Remove> {
+    /// themselves. At most `limit`, among some of the containers and TTL znodes: from `from` on, 0
+    /// at first; and where to go on, if there are more.
+    pub fn removable(
+        &self,
+        from: u32,
+        now_ms: i64,
+        never_used_ms: i64,
+        limit: usize,
+    ) -> (Vec<log::Remove>, Option<u32>) {
         let age_ms = |znode: &Znode| now_ms.saturating_sub(znode.mtime);
         let is_removable = |znode: &Znode| match znode.kind() {
             _ if znode.count() > 0 => false,
@@ -385,8 +395,10 @@ impl Machine {
             Kind::Ttl(ttl_ms) => age_ms(znode) > ttl_ms,
             Kind::Persistent | Kind::Ephemeral(_) => false,
         };
-        self.tree
-            .cleanable()
+        let mut candidates = self.tree.cleanable(NodeId(from));
+        let found = candidates
+            .by_ref()
+            .take(CANDIDATES_AT_ONCE)
             .filter(|(_, znode)| is_removable(znode))
             .take(limit)
             .map(|(id, znode)| log::Remove {
@@ -395,7 +407,8 @@ impl Machine {
                 mzxid: znode.mzxid.0,
                 created: znode.created(),
             })
-            .collect()
+            .collect();
+        (found, candidates.next().map(|(id, _)| id.0))
     }
 
     fn apply_batch(&mut self, batch: &log::Batch, sink: &mut impl Sink) {

@@ -641,6 +641,59 @@ fn a_list_is_large_by_the_length_of_its_names_too_and_has_an_end() {
     assert!(walk(&rig.machine, &list("/a")).is_ok());
 }
 
+#[test]
+fn a_large_multi_read_shows_one_moment() {
+    let mut rig = Rig::new();
+    rig.run(vec![client(1, 1, &create("/a", 0))]);
+    let add = |numbers: std::ops::Range<usize>| {
+        let paths = numbers.map(|number| format!("/a/{number}"));
+        let creates = paths.map(|path| client(1, 1, &create(&path, 0)));
+        creates.collect::<Vec<_>>()
+    };
+    rig.run_unchecked(add(0..NODES_AT_ONCE + 100));
+    let path = || Text::from("/a");
+    let read = Request::MultiRead(vec![
+        SubRequest::GetData { path: "/b".into() },
+        SubRequest::GetData { path: path() },
+        SubRequest::GetChildren { path: path() },
+        SubRequest::GetChildren {
+            path: "/a/1".into(),
+        },
+        SubRequest::GetChildren { path: path() },
+        SubRequest::GetData { path: path() },
+    ]);
+    let caller = Caller {
+        session: SessionId(1),
+        identities: &[],
+    };
+    let expected = rig.machine.read(&read, &caller).unwrap();
+    let Ok(Begun::Walk(mut walk)) = rig.machine.begin_large(&read, &caller) else {
+        panic!("it is not answered at once");
+    };
+    let mut more = NODES_AT_ONCE + 100;
+    let mut steps = 1;
+    let seen = loop {
+        if let Some(answer) = walk.step(NODES_AT_ONCE) {
+            break Answer::Encoded(answer.unwrap().freeze());
+        }
+        steps += 1;
+        rig.run_unchecked(add(more..more + 1));
+        more += 1;
+    };
+    assert_eq!(steps, 3);
+    let encoded = |answer: &Answer| {
+        let header = crate::wire::ReplyHeader {
+            xid: 1,
+            zxid: Zxid(1),
+            error: 0,
+        };
+        let mut out = BytesMut::new();
+        crate::wire::response::encode_reply(header, answer, &mut out);
+        out
+    };
+    assert!(encoded(&seen) == encoded(&expected));
+}
+
 /// Everything a client could see of the znodes, as lines.
 fn dump(machine: &Machine) -> Vec<String> {
     let znodes = machine.tree.subtree(NodeId::ROOT);

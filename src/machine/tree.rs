@@ -171,8 +171,8 @@ impl Tree {
     }
 
     /// Containers and TTL znodes.
-    pub fn cleanable(&self) -> impl Iterator<Item = (NodeId, &Znode)> {
-        self.cleanable.iter().map(|id| (*id, self.get(*id)))
+    pub fn cleanable(&self, from: NodeId) -> impl Iterator<Item = (NodeId, &Znode)> {
+        self.cleanable.range(from..).map(|id| (*id, self.get(*id)))
     }
 
     pub fn digest(&self) -> u64 {

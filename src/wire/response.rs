@@ -104,6 +104,25 @@ impl Answer {
         }
     }
 
+    /// The same answer to a write, with memory of its own for the paths: that of a request is as
+    /// large as the frame or the log entry that it came in.
+    pub fn detached(self) -> Self {
+        let own = |path: Text| Text::from(path.as_str());
+        match self {
+            Self::Path(path) => Self::Path(own(path)),
+            Self::PathStat(path, stat) => Self::PathStat(own(path), stat),
+            Self::Multi(answers) => {
+                let detached = |answer| match answer {
+                    SubAnswer::Create(path) => SubAnswer::Create(own(path)),
+                    SubAnswer::Create2(path, stat) => SubAnswer::Create2(own(path), stat),
+                    other => other,
+                };
+                Self::Multi(answers.into_iter().map(detached).collect())
+            }
+            other => other,
+        }
+    }
+
     /// What stands behind the last answer of a multi.
     pub fn end_multi(w: &mut Writer<'_>) {
         encode_multi_header(-1, true, -1, w);

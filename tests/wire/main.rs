@@ -43,11 +43,18 @@
 //!     session more than 64 identities, or 16 KiB of them (-115), and lists of more than 256
 //!     entries, of which `auth` is one for each identity (-114). All servers hold them, and
 //!     compare them while everybody waits.
-//! 13. *Text of quotas.* zkraft refuses more than 1 KiB in a znode below /zookeeper/quota (-8):
-//!     every write below a quota reads it.
+//! 13. *What every server would pay for.* zkraft refuses (-8) more than 1 KiB in a znode below
+//!     /zookeeper/quota, which every write below a quota reads; a multi that begins more than one
+//!     quota; paths of more than 4 KiB for new znodes; a multiRead of more than 32,768 operations
+//!     or 64 MiB; and a list of more than 1 GiB.
+//! 14. *Quotas inside a multi.* ZooKeeper checks against what was there before the multi; zkraft
+//!     against what the operations before have made of it.
+//! 15. *Authentication behind what waits.* ZooKeeper judges a read by the identities that its
+//!     session had when it came; zkraft by those it has when its turn comes, which may be more.
 //!
 //! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
-//! is in `tests/differential`, numbers 10 to 13 in the engine's own tests.
+//! is in `tests/differential`, numbers 10 to 13 in the engine's own tests, and
+//! numbers 14 and 15 nobody depends on.
 //!
 //! # Where ZooKeeper 3.8.0 differs from the baseline, 3.9.5
 //!

@@ -107,7 +107,8 @@ impl Connection {
             return false;
         };
         let result = match outcome {
-            Outcome::Reply(result) => result,
+            // What the client reads late must not keep the whole request that it lies in.
+            Outcome::Reply(result) => result.map(Answer::detached),
             // The session has moved on to another connection: this one is closed without a reply.
             Outcome::Moved | Outcome::Refused | Outcome::Attached(_) => {
                 inner.phase = Phase::Closed;

@@ -1,11 +1,9 @@
 //! Large reads, a step at a time: see `engine::large`.
 
-use std::sync::atomic::Ordering;
-
-use crate::engine::large::{Large, MULTI_READ_BYTES_MAX, Needs, Work};
-use crate::machine::Caller;
+use crate::engine::large::{Large, Work};
+use crate::machine::{Caller, MULTI_READ_BYTES_MAX};
 use crate::watch::WatchMode;
-use crate::wire::{Answer, Request, SessionId};
+use crate::wire::{Answer, Request};
 
 use super::{Connection, LargeRead};
 
@@ -61,25 +59,13 @@ impl Connection {
 
     /// Goes on with a large read for a fraction of a millisecond. True: it is answered.
     pub fn step_large(&self, large: &mut Large, now_ms: u64) -> bool {
-        if large.needs() == Needs::State {
+        if let Work::Rearm(rearm) = &mut large.work {
             let state = self.shared.state.read();
-            match &mut large.work {
-                Work::Rearm(rearm) => {
-                    for event in self.rearm(rearm, &state.machine, &mut state.watches.lock()) {
-                        let _ = self.event(event);
-                    }
-                    if rearm.is_done() {
-                        large.work = Work::Done(Ok(Answer::Empty));
-                    }
-                }
-                _ => {
-                    let identities = self.identities();
-                    let caller = Caller {
-                        session: SessionId(self.stats.session.load(Ordering::Relaxed)),
-                        identities: &identities,
-                    };
-                    large.read_on(&state.machine, &caller);
-                }
+            for event in self.rearm(rearm, &state.machine, &mut state.watches.lock()) {
+                let _ = self.event(event);
+            }
+            if rearm.is_done() {
+                large.work = Work::Done(Ok(Answer::Empty));
             }
         } else {
             large.step();
