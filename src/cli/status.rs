@@ -73,8 +73,12 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
         if !serves || answer.contains(READ_ONLY) {
             bail!("{server} runs, but does not serve clients: it knows no leader");
         }
-        // Not everyone is allowed to ask for more.
-        let more = ask(server, "mntr").unwrap_or_default();
+        // Not everyone may ask for more, and is told so; but who is silent, or does not serve any more, is not ready.
+        let more = ask(server, "mntr")
+            .with_context(|| format!("{server} does not say whether it has caught up"))?;
+        if more.contains(NOT_SERVING) {
+            bail!("{server} runs, but does not serve clients any more");
+        }
         if more.lines().any(|line| line == JOINING) {
             bail!(
                 "{server} serves clients, but does not vote yet: until it has caught up, a \
@@ -196,6 +200,14 @@ mod tests {
         assert!(status(server(1, answer), false, true).is_err());
         let shown = status(server(1, answer), false, false).unwrap();
         assert!(shown.contains("does not serve clients"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_say_whether_it_votes_is_not_ready() {
+        let message = status(server(1, "Mode: follower\n"), false, true).unwrap_err();
+        assert!(message.contains("whether it has caught up"), "{message}");
+        let allowed = "mntr is not executed because it is not in the whitelist.\n";
+        assert_eq!(status(server(2, allowed), false, true), Ok(String::new()));
     }
 
     #[test]

@@ -261,7 +261,7 @@ fn every_honoured_key_is_followed_with_and_without_prefix() {
 
 #[test]
 fn all_problems_of_a_file_are_reported_at_once() {
-    let text = "tickTime=0\nskipACL=true\nsecureClientPort=2281\nmaxCnxns=many\n\
+    let text = "tickTime=0\nskipACL=YES\nsecureClientPort=2281\nmaxCnxns=many\n\
                 clientPort=70000\nx=\\u12\n";
     let message = refusal(text);
     let mut lines: Vec<&str> = message.lines().collect();
@@ -269,7 +269,7 @@ fn all_problems_of_a_file_are_reported_at_once() {
     let starts = [
         "zoo.cfg: dataDir is not set",
         "zoo.cfg:1: tickTime=0: expected a whole number of milliseconds from 1 to 2147483647",
-        "zoo.cfg:2: skipACL=true: expected yes or no",
+        "zoo.cfg:2: skipACL=YES: expected yes or no, in lower case",
         "zoo.cfg:3: secureClientPort=2281: not supported: TLS is not built yet",
         "zoo.cfg:4: maxCnxns=many: expected a whole number",
         "zoo.cfg:5: clientPort=70000: expected a whole number from 0 to 65535",

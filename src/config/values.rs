@@ -99,18 +99,19 @@ pub fn unless_negative(value: &str, range: Range) -> Result<Option<u32>, Expecte
 }
 
 pub fn boolean(value: &str) -> Result<bool, Expected> {
-    choice(value, "true", "false")
-}
-
-pub fn yes_or_no(value: &str) -> Result<bool, Expected> {
-    choice(value, "yes", "no")
-}
-
-fn choice(value: &str, yes: &str, no: &str) -> Result<bool, Expected> {
     match value.to_ascii_lowercase().as_str() {
-        word if word == yes => Ok(true),
-        word if word == no => Ok(false),
-        _ => Err(Expected(format!("{yes} or {no}"))),
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Expected::new("true or false")),
+    }
+}
+
+/// In just this case: any other word leaves ZooKeeper as it is, also `YES`.
+pub fn yes_or_no(value: &str) -> Result<bool, Expected> {
+    match value {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(Expected::new("yes or no, in lower case")),
     }
 }
 
