@@ -34,6 +34,11 @@ CACHE = REPO / ".cache"
 
 Kind = Literal["zkraft", "zookeeper"]
 
+# Options of a ZooKeeper server that is measured. Others have what starts fast and stays small.
+JVM_OF_ONE = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx4g", "-Xms1g")
+# Each of three has less; what it does not need it does not take.
+JVM_OF_THREE = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx2g")
+
 START_SECONDS_MAX = 30
 STOP_SECONDS_MAX = 20
 

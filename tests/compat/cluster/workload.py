@@ -69,8 +69,9 @@ class Actor(threading.Thread):
                 pass
             except Expired:
                 self.expired += 1
-            except AssertionError as error:
-                self.wrong.append(f"{self.name}: {error}")
+            except Exception as error:  # noqa: BLE001
+                # Also what a garbled answer raises: who is gone must not look content.
+                self.wrong.append(f"{self.name}: {type(error).__name__}: {error}")
                 return
         self.client.end()
 
