@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 /// Which load.
@@ -42,9 +43,35 @@ impl Workload {
         matches!(self, Self::Fill | Self::Idle)
     }
 
-    /// Whether the bare echo can stand for the server.
+    /// Whether the bare echo can stand for the server, for as long as it is measured.
     pub fn has_echo(self) -> bool {
-        !matches!(self, Self::FanOut | Self::Idle)
+        !matches!(self, Self::FanOut | Self::Fill | Self::Idle)
+    }
+
+    /// Whether its operations can be due at times of a schedule.
+    pub fn has_schedule(self) -> bool {
+        !matches!(self, Self::Session | Self::FanOut | Self::Fill | Self::Idle)
+    }
+
+    /// Whether a client has more than one request unanswered if it may.
+    pub fn has_depth(self) -> bool {
+        !matches!(
+            self,
+            Self::Session | Self::FanOut | Self::Idle | Self::Flink
+        )
+    }
+
+    /// Whether its znodes have data of the size that was asked for.
+    pub fn has_data(self) -> bool {
+        !matches!(self, Self::Session | Self::Idle | Self::Flink)
+    }
+
+    /// Whether it has keys.
+    pub fn has_keys(self) -> bool {
+        matches!(
+            self,
+            Self::Get | Self::Set | Self::Mixed | Self::Published | Self::Fill
+        )
     }
 }
 
@@ -85,7 +112,7 @@ pub struct BenchArguments {
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub warm_up: f64,
     /// Operations a second of all clients, on a schedule: latency counts from when an operation
-    /// was due (without it: as many as the depth allows)
+    /// was due (without it: as many as the depth allows). Not for session, fan-out, fill, idle
     #[arg(long, value_name = "OPS", value_parser = positive)]
     pub rate: Option<f64>,
     /// Processes of the server or servers, for their processor time and memory, in sum
@@ -114,6 +141,28 @@ pub struct BenchArguments {
     pub json: Option<PathBuf>,
 }
 
+impl BenchArguments {
+    /// What the arguments do not say one by one.
+    ///
+    /// # Errors
+    /// If two of them do not go together.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.rate.is_some() && !self.workload.has_schedule() {
+            let all = Workload::value_variants().iter();
+            let names: Vec<_> = all
+                .filter(|workload| workload.has_schedule())
+                .map(|workload| workload.name())
+                .collect();
+            bail!(
+                "--rate is not for {}, only for {}",
+                self.workload.name(),
+                names.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
@@ -123,7 +172,59 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
-        _ => Err("write operations a second, for example 20000".to_owned()),
+        Ok(rate) if (0.001..=RATE_MAX).contains(&rate) => Ok(rate),
+        _ => Err(format!(
+            "write operations a second, from 0.001 to {RATE_MAX}, for example 20000"
+        )),
+    }
+}
+
+/// Far more operations a second than one thread can ask for.
+const RATE_MAX: f64 = 10_000_000.0;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: BenchArguments,
+    }
+
+    impl BenchArguments {
+        pub fn parsed(words: &str) -> Result<Self, clap::Error> {
+            let words = std::iter::once("bench").chain(words.split(' '));
+            Program::try_parse_from(words).map(|program| program.arguments)
+        }
+    }
+
+    #[test]
+    fn a_rate_is_refused_where_there_is_no_schedule() {
+        for workload in Workload::value_variants() {
+            let name = workload.name();
+            let checked = |words: &str| BenchArguments::parsed(words).unwrap().check();
+            let with_rate = checked(&format!("{name} --rate 100"));
+            assert_eq!(with_rate.is_ok(), workload.has_schedule(), "{name}");
+            assert!(checked(&name).is_ok(), "{name}");
+        }
+        let refused = BenchArguments::parsed("fill --rate 100").unwrap().check();
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "--rate is not for fill, only for get, set, create, mixed, published, ephemeral, flink"
+        );
+    }
+
+    #[test]
+    fn a_rate_that_nobody_reaches_is_refused() {
+        let highest = BenchArguments::parsed("get --rate 1e7").unwrap();
+        assert_eq!(highest.rate, Some(1e7));
+        for wrong in ["10000001", "1e9", "0", "inf", "NaN", "many"] {
+            let refused = BenchArguments::parsed(&format!("get --rate {wrong}"));
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("from 0.001 to 10000000"), "{message}");
+        }
     }
 }

@@ -3,11 +3,13 @@
 //!
 //! Closed loop: a client asks again as soon as it may have another request unanswered. Open loop: a
 //! schedule says when each operation is due, and its latency counts from then, whenever it could
-//! be sent: a server that stalls does not hide what it did to those who would have come.
+//! be sent: a server that stalls does not hide what it did to those who would have come. So
+//! whatever was due in the period is asked for, if need be after its end.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -22,7 +24,7 @@ use crate::wire::xid;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
-/// How long a server may leave everything unanswered.
+/// How long a client may wait without an answer, and all of them for what was due in the period.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest latency that is told apart, in ns.
 const LATENCY_MAX_NS: u64 = 120_000_000_000;
@@ -79,15 +81,22 @@ pub struct Drive<'a> {
     random: Random,
     start: Instant,
     buffer: Vec<u8>,
-    /// Operations of the schedule that were handed out.
-    scheduled: u64,
+    /// `None`: as many operations as the depth allows.
+    schedule: Option<Schedule>,
     next_ping_scan_ns: u64,
-    /// The last time anything came.
-    heard_ns: u64,
     asking: bool,
     recording: bool,
     counted: u64,
     histograms: Vec<Histogram<u32>>,
+}
+
+/// When operations are due: at a steady rate, whatever the server does. Clients have them in turn.
+struct Schedule {
+    /// Operations a second.
+    rate: f64,
+    clients: u64,
+    /// Operations that are due by now.
+    due: u64,
 }
 
 struct Client {
@@ -100,14 +109,17 @@ struct Client {
     rest: Vec<u8>,
     unanswered: VecDeque<Unanswered>,
     next_xid: i32,
-    /// When operations were due that are not begun, in ns.
-    due: VecDeque<u64>,
+    /// Operations that were begun in this period.
+    begun: u64,
     /// When the present operation began, in ns.
     began_ns: u64,
     in_operation: bool,
     waits_to_write: bool,
     timeout_ms: i32,
     sent_ns: u64,
+    /// When it got the last answer or began to wait for one, in ns. A ping's answer is none: it
+    /// comes beside a reply that was lost.
+    heard_ns: u64,
     /// Whether the connection has ended.
     is_gone: bool,
 }
@@ -150,9 +162,12 @@ impl<'a> Drive<'a> {
             random: Random(plan.seed),
             start: Instant::now(),
             buffer: vec![0; READ_BYTES],
-            scheduled: 0,
+            schedule: plan.rate.map(|rate| Schedule {
+                rate,
+                clients: scripts.len() as u64,
+                due: 0,
+            }),
             next_ping_scan_ns: 0,
-            heard_ns: 0,
             asking: false,
             recording: false,
             counted: 0,
@@ -162,9 +177,9 @@ impl<'a> Drive<'a> {
             let socket = connect(plan.address_of(number))?;
             drive.add(number, &socket)?;
             let depth = script.depth().unwrap_or(plan.depth);
-            drive
-                .clients
-                .push(Client::new(socket, script, depth, plan.session_timeout_ms));
+            let mut client = Client::new(socket, script, depth, plan.session_timeout_ms);
+            client.heard_ns = drive.now_ns();
+            drive.clients.push(client);
             drive.flush(number)?;
             // Not more handshakes at once than a server's backlog takes.
             while drive.opening() > 256 {
@@ -183,14 +198,19 @@ impl<'a> Drive<'a> {
     /// If the server closes a connection, does not answer, or answers what it should not.
     pub fn run(&mut self) -> anyhow::Result<Measured> {
         self.asking = true;
-        self.scheduled = 0;
         self.start = Instant::now();
-        self.heard_ns = 0;
         self.next_ping_scan_ns = 0;
-        self.clients
-            .iter_mut()
-            .for_each(|client| client.sent_ns = 0);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.due = 0;
+        }
+        for client in &mut self.clients {
+            (client.sent_ns, client.heard_ns, client.begun) = (0, 0, 0);
+        }
         for number in 0..self.clients.len() {
+            // Of many sessions that are opened and closed, the first are closed by now.
+            if self.plan.churn && self.clients[number].is_gone {
+                self.reopen(number)?;
+            }
             self.refill(number)?;
         }
         while let Some(left) = self.plan.warm_up.checked_sub(self.start.elapsed()) {
@@ -217,9 +237,20 @@ impl<'a> Drive<'a> {
         let server_cpu = server_cpu.zip(process::cpu_of(self.pids));
         let operations = self.counted;
 
-        // What is still under way counts for the latencies: a stall at the end is one too.
+        // What is still under way, or was due and could not be sent, counts for the latencies: a
+        // stall at the end is one too.
+        self.hand_out_schedule()?;
         self.asking = false;
+        let ended = Instant::now();
         while !self.plan.churn && !self.is_done() {
+            let behind = self.behind();
+            if behind > 0 && ended.elapsed() > PATIENCE {
+                bail!(
+                    "{behind} operations that were due are not begun {} s after the period: \
+                     choose a lower rate",
+                    PATIENCE.as_secs()
+                );
+            }
             self.step(Duration::from_secs(1))?;
         }
         self.recording = false;
@@ -250,10 +281,12 @@ impl<'a> Drive<'a> {
     /// Closes all sessions, so that nothing is left of them in the server.
     pub fn close(mut self) -> anyhow::Result<()> {
         self.asking = false;
+        let now_ns = self.now_ns();
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
             if client.phase == Phase::Open {
                 client.phase = Phase::Closed;
+                client.heard_ns = now_ns;
                 frames::close_session(&mut client.output, client.next_xid);
                 self.flush(number)?;
             }
@@ -271,9 +304,16 @@ impl<'a> Drive<'a> {
     }
 
     fn is_done(&self) -> bool {
-        self.clients
-            .iter()
-            .all(|client| client.unanswered.is_empty())
+        let mut clients = self.clients.iter();
+        clients.all(|client| client.unanswered.is_empty()) && self.behind() == 0
+    }
+
+    /// Operations that are due and not begun.
+    fn behind(&self) -> u64 {
+        self.schedule.as_ref().map_or(0, |schedule| {
+            let begun: u64 = self.clients.iter().map(|client| client.begun).sum();
+            schedule.due - begun
+        })
     }
 
     fn now_ns(&self) -> u64 {
@@ -314,35 +354,29 @@ impl<'a> Drive<'a> {
 
     /// Gives clients what is due by now. Returns how long nothing more is.
     fn hand_out_schedule(&mut self) -> anyhow::Result<Duration> {
-        let Some(rate) = self.plan.rate.filter(|_| self.asking) else {
+        let now_ns = self.now_ns();
+        let Some(schedule) = self.schedule.as_mut().filter(|_| self.asking) else {
             return Ok(Duration::MAX);
         };
-        loop {
-            let due_ns = (self.scheduled as f64 * 1e9 / rate) as u64;
-            let now_ns = self.now_ns();
-            if due_ns > now_ns {
-                return Ok(Duration::from_nanos(due_ns - now_ns));
-            }
-            let number = self.scheduled as usize % self.clients.len();
-            self.scheduled += 1;
-            self.clients[number].due.push_back(due_ns);
-            self.refill(number)?;
+        let fresh = schedule.advance(now_ns);
+        let next_ns = schedule.due_ns(fresh.end);
+        for operation in fresh {
+            self.refill(operation as usize % self.clients.len())?;
         }
+        Ok(Duration::from_nanos(next_ns.saturating_sub(self.now_ns())))
     }
 
+    /// Keeps sessions alive that are silent, and gives up on a server that is.
     fn keep_alive(&mut self, now_ns: u64) -> anyhow::Result<()> {
-        let waiting = self
-            .clients
-            .iter()
-            .any(|client| client.phase == Phase::Handshake || !client.unanswered.is_empty());
-        if waiting && now_ns > self.heard_ns + PATIENCE.as_nanos() as u64 {
-            bail!(
-                "the server has answered nothing for {} s",
-                PATIENCE.as_secs()
-            );
-        }
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
+            if client.is_waiting() && now_ns > client.heard_ns + PATIENCE.as_nanos() as u64 {
+                bail!(
+                    "{} has left a client without an answer for {} s",
+                    self.plan.address_of(number),
+                    PATIENCE.as_secs()
+                );
+            }
             let silent_ms = now_ns.saturating_sub(client.sent_ns) / 1_000_000;
             if client.phase == Phase::Open && silent_ms > client.timeout_ms as u64 / 3 {
                 frames::ping(&mut client.output);
@@ -355,7 +389,8 @@ impl<'a> Drive<'a> {
 
     /// Asks for as much as this client may have unanswered.
     fn refill(&mut self, number: usize) -> anyhow::Result<()> {
-        if !self.asking {
+        // On a schedule, what was due in the period is asked for after it as well.
+        if !self.asking && self.schedule.is_none() {
             return Ok(());
         }
         let mut now_ns = None;
@@ -364,9 +399,14 @@ impl<'a> Drive<'a> {
             return Ok(());
         }
         while client.unanswered.len() < client.depth {
-            let is_bound = self.plan.rate.is_some() && !client.in_operation;
-            if is_bound && client.due.is_empty() {
-                break;
+            let mut due_ns = None;
+            if let Some(schedule) = &self.schedule
+                && !client.in_operation
+            {
+                due_ns = schedule.due_of(number, client.begun);
+                if due_ns.is_none() {
+                    break;
+                }
             }
             let turn = Turn {
                 out: &mut client.output,
@@ -378,7 +418,7 @@ impl<'a> Drive<'a> {
                 break;
             };
             let now_ns = *now_ns.get_or_insert_with(|| self.start.elapsed().as_nanos() as u64);
-            client.asked(asked, now_ns);
+            client.asked(asked, due_ns, now_ns);
         }
         self.flush(number)
     }
@@ -440,7 +480,6 @@ impl<'a> Drive<'a> {
             return self.ended(number);
         }
         let now_ns = self.now_ns();
-        self.heard_ns = now_ns;
         let buffer = std::mem::take(&mut self.buffer);
         let mut input = &buffer[..rest + count];
         let mut taken = Ok(());
@@ -471,6 +510,7 @@ impl<'a> Drive<'a> {
                 bail!("the server refused a session");
             }
             client.timeout_ms = timeout_ms;
+            client.heard_ns = now_ns;
             client.phase = Phase::Open;
             if self.plan.churn {
                 client.phase = Phase::Closed;
@@ -493,6 +533,7 @@ impl<'a> Drive<'a> {
             }
             _ => {}
         }
+        client.heard_ns = now_ns;
         if client.phase == Phase::Closed {
             let began_ns = client.began_ns;
             if self.plan.churn {
@@ -539,15 +580,37 @@ impl<'a> Drive<'a> {
             bail!("the server closed a connection");
         }
         if self.plan.churn && self.asking {
-            let began_ns = self.start.elapsed().as_nanos() as u64;
-            let socket = connect(self.plan.address_of(number))?;
-            self.add(number, &socket)?;
-            let timeout_ms = self.plan.session_timeout_ms;
-            let client = &mut self.clients[number];
-            client.reopen(socket, timeout_ms, began_ns);
-            self.flush(number)?;
+            self.reopen(number)?;
         }
         Ok(())
+    }
+
+    fn reopen(&mut self, number: usize) -> anyhow::Result<()> {
+        let began_ns = self.now_ns();
+        let socket = connect(self.plan.address_of(number))?;
+        self.add(number, &socket)?;
+        self.clients[number].reopen(socket, self.plan.session_timeout_ms, began_ns);
+        self.flush(number)
+    }
+}
+
+impl Schedule {
+    /// Lets come what is due at this time. Returns the operations whose clients may go on: of many,
+    /// the last one of each client, who finds those before it.
+    fn advance(&mut self, now_ns: u64) -> Range<u64> {
+        let before = self.due;
+        self.due = before.max((now_ns as f64 * self.rate / 1e9) as u64 + 1);
+        before.max(self.due.saturating_sub(self.clients))..self.due
+    }
+
+    fn due_ns(&self, operation: u64) -> u64 {
+        (operation as f64 * 1e9 / self.rate) as u64
+    }
+
+    /// When the next operation of a client was due, if it is by now. `begun`: those before it.
+    fn due_of(&self, client: usize, begun: u64) -> Option<u64> {
+        let operation = client as u64 + begun * self.clients;
+        (operation < self.due).then(|| self.due_ns(operation))
     }
 }
 
@@ -564,12 +627,13 @@ impl Client {
             rest: Vec::new(),
             unanswered: VecDeque::new(),
             next_xid: 1,
-            due: VecDeque::new(),
+            begun: 0,
             began_ns: 0,
             in_operation: false,
             waits_to_write: false,
             timeout_ms,
             sent_ns: 0,
+            heard_ns: 0,
             is_gone: false,
         }
     }
@@ -579,15 +643,25 @@ impl Client {
         self.phase = Phase::Handshake;
         self.is_gone = false;
         self.began_ns = began_ns;
+        self.heard_ns = began_ns;
         self.waits_to_write = false;
         self.rest.clear();
         self.output.clear();
         frames::hello(&mut self.output, timeout_ms);
     }
 
-    fn asked(&mut self, asked: Asked, now_ns: u64) {
+    /// Whether the server owes it something.
+    fn is_waiting(&self) -> bool {
+        !self.is_gone && (self.phase != Phase::Open || !self.unanswered.is_empty())
+    }
+
+    fn asked(&mut self, asked: Asked, due_ns: Option<u64>, now_ns: u64) {
         if asked.begins {
-            self.began_ns = self.due.pop_front().unwrap_or(now_ns);
+            self.began_ns = due_ns.unwrap_or(now_ns);
+            self.begun += 1;
+        }
+        if self.unanswered.is_empty() {
+            self.heard_ns = now_ns;
         }
         self.in_operation = !asked.ends && (asked.begins || self.in_operation);
         self.sent_ns = now_ns;
@@ -629,13 +703,13 @@ fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::super::echo::Echo;
-    use super::super::script::Silent;
+    use super::super::script::{Creates, Numbered, Silent};
     use super::*;
 
-    #[test]
-    fn clients_are_dealt_out_to_the_servers() {
-        let echoes = [128, 128].map(|bytes| Echo::start(bytes).unwrap());
-        let plan = Plan {
+    const PATIENCE_NS: u64 = PATIENCE.as_nanos() as u64;
+
+    fn plan(echoes: &[Echo]) -> Plan {
+        Plan {
             addresses: echoes.iter().map(|echo| echo.address).collect(),
             depth: 1,
             rate: None,
@@ -644,13 +718,138 @@ mod tests {
             session_timeout_ms: 30_000,
             churn: false,
             seed: 1,
-        };
-        let scripts = (0..3).map(|_| -> Box<dyn Script> { Box::new(Silent(&["idle"])) });
-        let drive = Drive::open(&plan, scripts.collect(), Fan::default(), &[], &|_| {}).unwrap();
+        }
+    }
+
+    fn open<'a>(plan: &'a Plan, script: &dyn Fn() -> Box<dyn Script>, clients: usize) -> Drive<'a> {
+        let scripts = (0..clients).map(|_| script()).collect();
+        Drive::open(plan, scripts, Fan::default(), &[], &|_| {}).unwrap()
+    }
+
+    fn silent() -> Box<dyn Script> {
+        Box::new(Silent(&["idle"]))
+    }
+
+    fn creates() -> Box<dyn Script> {
+        Box::new(Creates {
+            path: Numbered::new("/a-", 4),
+            created: 0,
+            data: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn clients_are_dealt_out_to_the_servers() {
+        let echoes = [128, 128].map(|bytes| Echo::start(bytes).unwrap());
+        let plan = plan(&echoes);
+        let drive = open(&plan, &silent, 3);
         let peer = |client: &Client| client.socket.peer_addr().unwrap();
         let peers: Vec<_> = drive.clients.iter().map(peer).collect();
         let [one, two] = echoes.each_ref().map(|echo| echo.address);
         assert_eq!(peers, [one, two, one]);
+        drive.close().unwrap();
+    }
+
+    #[test]
+    fn one_server_that_is_silent_is_named_while_others_answer() {
+        let echoes = [128, 128].map(|bytes| Echo::start(bytes).unwrap());
+        let plan = plan(&echoes);
+        let mut drive = open(&plan, &silent, 2);
+        let whole = Asked {
+            class: 0,
+            begins: true,
+            ends: true,
+        };
+        // Nobody waits, so nobody waits too long.
+        drive.keep_alive(10 * PATIENCE_NS).unwrap();
+        // It was idle for long, and waits from now on.
+        let asked_ns = 10 * PATIENCE_NS;
+        drive.clients[1].asked(whole, None, asked_ns);
+        drive.keep_alive(asked_ns + PATIENCE_NS).unwrap();
+        // A ping is answered, and no reply.
+        let mut ping = Vec::new();
+        frames::ping(&mut ping);
+        ping.resize(20, 0);
+        let late_ns = asked_ns + PATIENCE_NS + 1;
+        drive.take(1, &ping[4..], late_ns).unwrap();
+        drive.clients[0].heard_ns = late_ns;
+        let error = drive.keep_alive(late_ns).unwrap_err().to_string();
+        assert!(error.contains(&echoes[1].address.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_schedule_is_dealt_out_in_turn() {
+        let mut schedule = Schedule {
+            rate: 1_000.0,
+            clients: 3,
+            due: 0,
+        };
+        assert_eq!(schedule.due_of(0, 0), None);
+        assert_eq!(schedule.advance(0), 0..1);
+        assert_eq!(schedule.advance(999_999), 1..1);
+        assert_eq!(schedule.advance(3_500_000), 1..4);
+        assert_eq!(schedule.due_of(0, 0), Some(0));
+        assert_eq!(schedule.due_of(0, 1), Some(3_000_000));
+        assert_eq!(schedule.due_of(1, 0), Some(1_000_000));
+        assert_eq!(schedule.due_of(1, 1), None);
+        assert_eq!(schedule.due_ns(4), 4_000_000);
+    }
+
+    #[test]
+    fn a_schedule_that_is_far_behind_asks_each_client_once() {
+        let mut schedule = Schedule {
+            rate: 1e7,
+            clients: 3,
+            due: 0,
+        };
+        let fresh = schedule.advance(3_600_000_000_000);
+        assert_eq!(fresh.end - fresh.start, 3);
+        assert_eq!(fresh.end, schedule.due);
+        // Nothing of it is lost.
+        assert_eq!(schedule.due_of(0, 0), Some(0));
+        assert_eq!(schedule.due_of(1, 1), Some(400));
+    }
+
+    #[test]
+    fn what_was_due_is_asked_for_after_the_period_too() {
+        let echoes = [Echo::start(128).unwrap()];
+        let plan = Plan {
+            rate: Some(1_000.0),
+            ..plan(&echoes)
+        };
+        let mut drive = open(&plan, &creates, 2);
+        // The period is over, and nothing of it was sent.
+        drive.recording = true;
+        drive.schedule.as_mut().unwrap().due = 9;
+        drive.start = Instant::now() - Duration::from_secs(5);
+        assert_eq!(drive.behind(), 9);
+        assert!(!drive.is_done());
+        drive.refill(0).unwrap();
+        drive.refill(1).unwrap();
+        while !drive.is_done() {
+            drive.step(Duration::from_secs(1)).unwrap();
+        }
+        assert_eq!(drive.counted, 9);
+        // The latency counts from when it was due.
+        assert!(drive.histograms[0].min() > 4_900_000_000);
+        assert_eq!(drive.schedule.as_ref().unwrap().due, 9);
+        drive.close().unwrap();
+    }
+
+    #[test]
+    fn sessions_that_ended_while_others_were_opened_are_opened_again() {
+        let echoes = [Echo::start(128).unwrap()];
+        let plan = Plan {
+            churn: true,
+            duration: Some(Duration::ZERO),
+            ..plan(&echoes)
+        };
+        let mut drive = open(&plan, &silent, 3);
+        while !drive.clients.iter().all(|client| client.is_gone) {
+            drive.step(Duration::from_secs(1)).unwrap();
+        }
+        drive.run().unwrap();
+        assert!(drive.clients.iter().all(|client| !client.is_gone));
         drive.close().unwrap();
     }
 }

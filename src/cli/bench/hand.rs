@@ -1,7 +1,7 @@
 //! One client for what stands before and after a measurement: making znodes and removing them.
 
 use std::collections::VecDeque;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -91,36 +91,24 @@ impl Hand {
                 tell(*removed);
             }
         }
-        self.finish()?;
         for name in self.children(path)? {
             self.remove_below(&format!("{path}/{name}"), removed, tell)?;
         }
-        let xid = self.take_xid();
-        frames::delete(&mut self.output, xid, path.as_bytes());
-        self.finish()
+        let frame = self.ask(|out, xid| frames::delete(out, xid, path.as_bytes()))?;
+        must_be_gone(path, parse(&frame)?)
     }
 
     fn children(&mut self, path: &str) -> anyhow::Result<Vec<String>> {
+        let frame = self.ask(|out, xid| frames::list(out, xid, path.as_bytes()))?;
+        names(path, parse(&frame)?)
+    }
+
+    /// Waits until everything is answered, then for the reply to this.
+    fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>, i32)) -> anyhow::Result<Vec<u8>> {
         self.finish()?;
-        let xid = self.next_xid;
+        write(&mut self.output, self.next_xid);
         self.next_xid += 1;
-        frames::list(&mut self.output, xid, path.as_bytes());
-        let frame = self.flush_and_read()?;
-        let reply = Reply::parse(&frame).context("a reply without a header")?;
-        if reply.error != 0 {
-            return Ok(Vec::new());
-        }
-        let count = frames::int_at(reply.body, 0).unwrap_or(0).max(0);
-        let mut at = 4;
-        let mut names = Vec::new();
-        for _ in 0..count {
-            let length = frames::int_at(reply.body, at).context("a list that ends too soon")?;
-            let name = reply.body.get(at + 4..at + 4 + length.max(0) as usize);
-            let name = name.context("a name that ends too soon")?;
-            names.push(String::from_utf8_lossy(name).into_owned());
-            at += 4 + name.len();
-        }
-        Ok(names)
+        self.flush_and_read()
     }
 
     fn take_xid(&mut self) -> i32 {
@@ -137,9 +125,10 @@ impl Hand {
             ErrorCode::NoNode as i32,
             ErrorCode::NotEmpty as i32,
         ];
+        super::check_interrupted()?;
         while self.unanswered.len() > window {
             let frame = self.flush_and_read()?;
-            let reply = Reply::parse(&frame).context("a reply without a header")?;
+            let reply = parse(&frame)?;
             if matches!(reply.xid, xid::PING | xid::NOTIFICATION) {
                 continue;
             }
@@ -168,10 +157,15 @@ impl Hand {
             self.taken = 0;
             let start = self.input.len();
             self.input.resize(start + (64 << 10), 0);
-            let count = self.socket.read(&mut self.input[start..])?;
-            self.input.truncate(start + count);
-            if count == 0 {
-                bail!("the server closed the connection");
+            let read = self.socket.read(&mut self.input[start..]);
+            self.input
+                .truncate(start + read.as_ref().map_or(0, |count| *count));
+            match read {
+                Ok(0) => bail!("the server closed the connection"),
+                Ok(_) => {}
+                // Ctrl-C is dealt with where a request ends.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot read from the server"),
             }
         }
     }
@@ -185,5 +179,75 @@ impl Drop for Hand {
         let mut rest = [0; 1_024];
         let _ = self.socket.set_read_timeout(Some(Duration::from_secs(2)));
         while self.socket.read(&mut rest).is_ok_and(|count| count > 0) {}
+    }
+}
+
+fn parse(frame: &[u8]) -> anyhow::Result<Reply<'_>> {
+    Reply::parse(frame).context("a reply without a header")
+}
+
+/// What a list of children says. A znode that is gone has none.
+fn names(path: &str, reply: Reply<'_>) -> anyhow::Result<Vec<String>> {
+    match reply.error {
+        0 => {}
+        NO_NODE => return Ok(Vec::new()),
+        code => bail!("{path} is left behind: its list of children failed with error {code}"),
+    }
+    let count = frames::int_at(reply.body, 0).unwrap_or(0).max(0);
+    let mut at = 4;
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let length = frames::int_at(reply.body, at).context("a list that ends too soon")?;
+        let name = reply.body.get(at + 4..at + 4 + length.max(0) as usize);
+        let name = name.context("a name that ends too soon")?;
+        names.push(String::from_utf8_lossy(name).into_owned());
+        at += 4 + name.len();
+    }
+    Ok(names)
+}
+
+/// The reply to the delete of a znode below which everything was removed.
+fn must_be_gone(path: &str, reply: Reply<'_>) -> anyhow::Result<()> {
+    match reply.error {
+        0 | NO_NODE => Ok(()),
+        code => bail!("{path} is left behind: its delete failed with error {code}"),
+    }
+}
+
+const NO_NODE: i32 = ErrorCode::NoNode as i32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(error: i32, body: &[u8]) -> Reply<'_> {
+        Reply {
+            xid: 1,
+            error,
+            body,
+        }
+    }
+
+    #[test]
+    fn what_is_left_behind_is_named() {
+        let deleted = |error| must_be_gone("/bench", reply(error, &[]));
+        assert!(deleted(0).is_ok());
+        assert!(deleted(NO_NODE).is_ok());
+        let message = deleted(ErrorCode::NotEmpty as i32).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "/bench is left behind: its delete failed with error -111"
+        );
+    }
+
+    #[test]
+    fn a_list_that_fails_is_not_an_empty_one() {
+        let listed = |error, body| names("/bench", reply(error, body));
+        let body = [0, 0, 0, 1, 0, 0, 0, 2, b'a', b'b'];
+        assert_eq!(listed(0, &body).unwrap(), ["ab"]);
+        assert!(listed(0, &body[..9]).is_err());
+        assert!(listed(NO_NODE, &[]).unwrap().is_empty());
+        let message = listed(ErrorCode::NoAuth as i32, &[]).unwrap_err();
+        assert!(message.to_string().contains("/bench is left behind"));
     }
 }

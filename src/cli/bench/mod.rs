@@ -58,14 +58,23 @@ fn check_interrupted() -> anyhow::Result<()> {
 /// # Errors
 /// If a server cannot be reached or does not answer as it should.
 pub fn run(arguments: &BenchArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    arguments.check()?;
     watch_for_interrupts()?;
     let mut bench = Bench::new(arguments)?;
     let measured = bench.measure();
     // Also after a failure, as far as the servers still answer.
     let cleaned = bench.clean_up();
-    let report = measured?;
-    cleaned?;
-    report.write(arguments.json.as_deref(), out)
+    // What was measured holds, whatever is left behind.
+    let written = measured.and_then(|report| report.write(arguments.json.as_deref(), out));
+    both(written, cleaned)
+}
+
+/// Succeeds if both did; tells of both failures otherwise.
+fn both(first: anyhow::Result<()>, second: anyhow::Result<()>) -> anyhow::Result<()> {
+    match (first, second) {
+        (Err(first), Err(second)) => bail!("{first:#}; then {second:#}"),
+        (first, second) => first.and(second),
+    }
 }
 
 /// A server under load, or the servers of an ensemble.
@@ -191,7 +200,12 @@ impl<'a> Bench<'a> {
     /// What the generator reaches and takes where nothing is done.
     fn measure_echo(&mut self) -> anyhow::Result<Ceiling> {
         self.progress.set_message("bare echo");
-        let echo = Echo::start(self.arguments.size as usize)?;
+        // A ceiling is what is reached without a schedule.
+        let arguments = BenchArguments {
+            rate: None,
+            ..self.arguments.clone()
+        };
+        let echo = Echo::start(arguments.size as usize)?;
         let mut target = Target {
             name: "bare echo".to_owned(),
             addresses: vec![echo.address],
@@ -202,7 +216,7 @@ impl<'a> Bench<'a> {
         };
         let duration = Duration::from_secs_f64(ECHO_SECONDS);
         let round = round(
-            self.arguments,
+            &arguments,
             &mut target,
             &self.progress,
             ROUND_WARM_UP,
@@ -210,6 +224,7 @@ impl<'a> Bench<'a> {
         )?;
         Ok(Ceiling {
             per_second: round.per_second,
+            p50_us: round.latency_us.p50,
             generator_us: round.generator_us,
         })
     }
@@ -317,8 +332,9 @@ impl<'a> Bench<'a> {
 
     /// Removes what was made, unless it is to be kept.
     fn clean_up(&mut self) -> anyhow::Result<()> {
-        // A second Ctrl-C ends the clean-up too.
+        // Whoever presses Ctrl-C from now on ends the clean-up too.
         INTERRUPTED.store(false, Ordering::Relaxed);
+        let mut cleaned = Ok(());
         for target in &self.targets {
             if !target.is_prepared || self.arguments.keep {
                 continue;
@@ -328,12 +344,13 @@ impl<'a> Bench<'a> {
             let tell = |count| self.progress.set_position(count);
             let removed = target
                 .hand()
-                .and_then(|mut hand| hand.remove_tree(&target.root, &tell));
-            removed
-                .with_context(|| format!("cannot remove {} from {}", target.root, target.name))?;
+                .and_then(|mut hand| hand.remove_tree(&target.root, &tell))
+                .with_context(|| format!("cannot remove {} from {}", target.root, target.name));
+            // The other one is cleaned all the same.
+            cleaned = both(cleaned, removed);
         }
         self.progress.finish_and_clear();
-        Ok(())
+        cleaned
     }
 }
 
@@ -453,6 +470,7 @@ fn plan(
                 job: round_job(target, client),
                 number: 0,
                 step: 0,
+                asked: 0,
             }),
         }
     };
@@ -504,6 +522,16 @@ fn watch_for_interrupts() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_does_not_hide_another() {
+        let failed = |message: &'static str| Err(anyhow::Error::msg(message));
+        assert!(both(Ok(()), Ok(())).is_ok());
+        let message = |first, second| both(first, second).unwrap_err().to_string();
+        assert_eq!(message(failed("a"), Ok(())), "a");
+        assert_eq!(message(Ok(()), failed("b")), "b");
+        assert_eq!(message(failed("a"), failed("b")), "a; then b");
+    }
 
     #[test]
     fn servers_are_named_in_a_list() {

@@ -67,6 +67,14 @@ impl From<Measured> for Round {
     }
 }
 
+impl Round {
+    /// Whether it kept up with a schedule of so many operations a second, but for what is always
+    /// under way at the end.
+    fn has_reached(&self, rate: f64) -> bool {
+        (self.operations + 1) as f64 >= 0.99 * rate * self.seconds
+    }
+}
+
 /// Memory of a server's processes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Memory {
@@ -82,6 +90,8 @@ pub struct Server {
     pub name: String,
     pub rounds: Vec<Round>,
     pub memory: Option<Memory>,
+    /// Whether all rounds kept up with the schedule, if there was one.
+    pub rate_reached: Option<bool>,
     /// The median of each figure over the rounds.
     pub median: Option<Median>,
 }
@@ -105,11 +115,14 @@ impl Server {
             name: name.to_owned(),
             rounds: Vec::new(),
             memory: None,
+            rate_reached: None,
             median: None,
         }
     }
 
-    fn summarise(&mut self) {
+    fn summarise(&mut self, rate: Option<f64>) {
+        self.rate_reached =
+            rate.map(|rate| self.rounds.iter().all(|round| round.has_reached(rate)));
         let of = |figure: &dyn Fn(&Round) -> Option<f64>| {
             median(self.rounds.iter().filter_map(figure).collect())
         };
@@ -136,6 +149,8 @@ impl Server {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ceiling {
     pub per_second: f64,
+    /// Median latency of the same load, in µs: with one client at depth 1 a bare round trip.
+    pub p50_us: f64,
     pub generator_us: f64,
 }
 
@@ -152,6 +167,9 @@ pub struct Ratios {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub workload: String,
+    /// What the table is of.
+    #[serde(skip)]
+    heading: String,
     pub settings: BTreeMap<&'static str, f64>,
     pub servers: Vec<Server>,
     pub bare_echo: Option<Ceiling>,
@@ -164,7 +182,9 @@ impl Report {
         mut servers: Vec<Server>,
         bare_echo: Option<Ceiling>,
     ) -> Self {
-        servers.iter_mut().for_each(Server::summarise);
+        for server in &mut servers {
+            server.summarise(arguments.rate);
+        }
         let ratios = match &servers[..] {
             [first, other] => Some(ratios(first, other)),
             _ => None,
@@ -180,6 +200,7 @@ impl Report {
         settings.extend(arguments.rate.map(|rate| ("rate", rate)));
         Self {
             workload: arguments.workload.name(),
+            heading: heading(arguments),
             settings,
             servers,
             bare_echo,
@@ -207,25 +228,7 @@ impl Report {
     }
 
     fn table(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        let setting = |name| self.settings.get(name).copied().unwrap_or_default();
-        write!(
-            out,
-            "{}: {} clients, depth {}, {} bytes, {} keys",
-            self.workload,
-            setting("clients"),
-            setting("depth"),
-            setting("bytes"),
-            setting("keys"),
-        )?;
-        if let Some(rate) = self.settings.get("rate") {
-            write!(out, ", {rate} operations/s on schedule")?;
-        }
-        writeln!(
-            out,
-            "; medians of {} × {} s",
-            self.servers.first().map_or(0, |server| server.rounds.len()),
-            setting("seconds")
-        )?;
+        writeln!(out, "{}", self.heading)?;
         let mut rows = vec![
             [
                 "",
@@ -267,13 +270,24 @@ impl Report {
             ]);
         }
         if let Some(echo) = &self.bare_echo {
-            let mut row = vec!["bare echo".to_owned(), format!("{:.0}", echo.per_second)];
+            let mut row = vec![
+                "bare echo".to_owned(),
+                format!("{:.0}", echo.per_second),
+                format!("{:.1}", echo.p50_us),
+            ];
             row.resize(7, String::new());
             row.push(format!("{:.2}", echo.generator_us));
             rows.push(row);
         }
         write_columns(&rows, out)?;
         for server in &self.servers {
+            if server.rate_reached == Some(false) {
+                writeln!(
+                    out,
+                    "{}: the rate was not reached; the latencies are those of a queue that grew",
+                    server.name
+                )?;
+            }
             if let Some(memory) = &server.memory {
                 let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
                 write!(
@@ -291,6 +305,31 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// The load in words, with the settings that it has.
+fn heading(arguments: &BenchArguments) -> String {
+    let workload = arguments.workload;
+    let mut text = format!("{}: {} clients", workload.name(), arguments.clients);
+    if workload.has_depth() {
+        text += &format!(", depth {}", arguments.depth);
+    }
+    if workload.has_data() {
+        text += &format!(", {} bytes", arguments.size);
+    }
+    if workload.has_keys() {
+        text += &format!(", {} keys", arguments.keys);
+    }
+    if let Some(rate) = arguments.rate {
+        text += &format!(", {rate} operations/s on schedule");
+    }
+    if !workload.is_counted() {
+        text += &format!(
+            "; medians of {} × {} s",
+            arguments.rounds, arguments.seconds
+        );
+    }
+    text
 }
 
 fn ratios(first: &Server, other: &Server) -> Ratios {
@@ -358,6 +397,74 @@ mod tests {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    fn report(arguments: &str, operations: u64) -> Report {
+        let arguments = BenchArguments::parsed(arguments).unwrap();
+        let mut server = Server::new("here");
+        server.rounds.push(Round::from(Measured {
+            seconds: 5.0,
+            operations,
+            latency_ns: Vec::new(),
+            all_latency_ns: Histogram::new(3).unwrap(),
+            generator_cpu: 0.0,
+            server_cpu: None,
+        }));
+        let echo = Ceiling {
+            per_second: 1e6,
+            p50_us: 7.5,
+            generator_us: 1.0,
+        };
+        Report::new(&arguments, vec![server], Some(echo))
+    }
+
+    #[test]
+    fn the_heading_has_what_the_load_has() {
+        let heading = |arguments| report(arguments, 1).heading;
+        assert_eq!(
+            heading("get --rate 100"),
+            "get: 8 clients, depth 16, 128 bytes, 1000 keys, 100 operations/s on schedule; \
+             medians of 3 × 5 s"
+        );
+        assert_eq!(
+            heading("create"),
+            "create: 8 clients, depth 16, 128 bytes; medians of 3 × 5 s"
+        );
+        assert_eq!(
+            heading("fan-out"),
+            "fan-out: 8 clients, 128 bytes; medians of 3 × 5 s"
+        );
+        for load in ["flink", "session"] {
+            let expected = format!("{load}: 8 clients; medians of 3 × 5 s");
+            assert_eq!(heading(load), expected);
+        }
+        assert_eq!(
+            heading("fill"),
+            "fill: 8 clients, depth 16, 128 bytes, 1000 keys"
+        );
+        assert_eq!(heading("idle"), "idle: 8 clients");
+    }
+
+    #[test]
+    fn a_rate_that_was_not_reached_is_told() {
+        for (operations, reached) in [(500, true), (494, true), (493, false)] {
+            let report = report("get --rate 100", operations);
+            assert_eq!(report.servers[0].rate_reached, Some(reached));
+            let mut table = Vec::new();
+            report.write(None, &mut table).unwrap();
+            let table = String::from_utf8(table).unwrap();
+            assert_eq!(table.contains("here: the rate was not reached"), !reached);
+            let mut json = Vec::new();
+            report.write(Some(Path::new("-")), &mut json).unwrap();
+            let json = String::from_utf8(json).unwrap();
+            assert!(
+                json.contains(&format!("\"rate_reached\": {reached}")),
+                "{json}"
+            );
+            assert!(json.contains("\"p50_us\": 7.5"), "{json}");
+            assert!(!json.contains("heading"), "{json}");
+        }
+        assert_eq!(report("get", 1).servers[0].rate_reached, None);
     }
 
     #[test]

@@ -410,9 +410,14 @@ pub struct Checkpoints {
     pub job: String,
     pub number: usize,
     pub step: usize,
+    /// The step that is unanswered.
+    pub asked: usize,
 }
 
 impl Checkpoints {
+    const EXISTS: usize = 2;
+    const MULTI: usize = 3;
+
     fn path(&self, number: usize) -> String {
         format!("{}/checkpoints/{number:019}", self.job)
     }
@@ -430,16 +435,17 @@ impl Script for Checkpoints {
         let (new, old) = (self.path(self.number + 1), self.path(self.number));
         let under = |parent: &str, name: &str| format!("{parent}/{name}").into_bytes();
         // The first one has no predecessor to remove.
-        let last = if self.number == 0 { 3 } else { 7 };
+        let last = if self.number == 0 { Self::MULTI } else { 7 };
         let step = self.step;
+        self.asked = step;
         match step {
             0 => {
                 let value = (self.number as i32 + 1).to_be_bytes();
                 frames::set(out, xid, &counter, &value, self.number as i32);
             }
             1 => frames::get(out, xid, &counter, true),
-            2 => frames::exists(out, xid, new.as_bytes()),
-            3 => Frames::begin(out, xid, op::MULTI)
+            Self::EXISTS => frames::exists(out, xid, new.as_bytes()),
+            Self::MULTI => Frames::begin(out, xid, op::MULTI)
                 .operation(op::CREATE)
                 .znode(new.as_bytes(), &[7; CHECKPOINT_BYTES], PERSISTENT)
                 .operation(op::CREATE)
@@ -470,9 +476,17 @@ impl Script for Checkpoints {
     fn replied(&mut self, _: usize, reply: Reply<'_>, _: &mut Fan) -> Result<(), String> {
         const NO_NODE: i32 = crate::wire::ErrorCode::NoNode as i32;
         match reply.error {
+            // A multi that failed has no error in its header: its results say so.
+            0 if self.asked == Self::MULTI && frames::int_at(reply.body, 0) == Some(-1) => {
+                Err("the multi of a checkpoint failed".to_owned())
+            }
+            0 => Ok(()),
             // The new checkpoint does not exist, of course.
-            0 | NO_NODE => Ok(()),
-            code => Err(format!("a step of a checkpoint failed with error {code}")),
+            NO_NODE if self.asked == Self::EXISTS => Ok(()),
+            code => Err(format!(
+                "step {} of a checkpoint failed with error {code}",
+                self.asked
+            )),
         }
     }
 
@@ -500,6 +514,7 @@ mod tests {
             job: "/job".into(),
             number: 0,
             step: 0,
+            asked: 0,
         };
         let mut requests = Vec::new();
         for _ in 0..3 {
@@ -521,6 +536,31 @@ mod tests {
             requests.push(count);
         }
         assert_eq!(requests, [4, 8, 8]);
+    }
+
+    #[test]
+    fn a_step_of_a_checkpoint_that_fails_is_an_error() {
+        let is_fine = |asked, error, body: &[u8]| {
+            let mut script = Checkpoints {
+                job: "/job".into(),
+                number: 1,
+                step: 0,
+                asked,
+            };
+            let reply = Reply {
+                xid: 1,
+                error,
+                body,
+            };
+            script.replied(0, reply, &mut Fan::default()).is_ok()
+        };
+        for step in 0..8 {
+            assert!(is_fine(step, 0, &[0; 60]), "{step}");
+            assert_eq!(is_fine(step, -101, &[]), step == 2, "{step}");
+            assert!(!is_fine(step, -103, &[]), "{step}");
+            let failed = [0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0x92];
+            assert_eq!(is_fine(step, 0, &failed), step != 3, "{step}");
+        }
     }
 
     #[test]
