@@ -479,11 +479,18 @@ fn a_path_may_be_deep_and_a_name_long() {
         path.push_str("/d");
         client.make(&path);
     }
-    let long = format!("/deep/{}", "n".repeat(50_000));
-    client.make(&long);
+    let long = |bytes| format!("/deep/{}", "n".repeat(bytes));
+    let longest = long(4096 - "/deep/".len());
+    client.make(&longest);
     assert_eq!(client.exists("/deep").unwrap().num_children, 2);
-    assert_eq!(client.get(&long).unwrap().1.version, 0);
-    client.delete(&long, 0).unwrap();
+    assert_eq!(client.get(&longest).unwrap().1.version, 0);
+    client.delete(&longest, 0).unwrap();
+    // ZooKeeper has no limit but that of a frame.
+    let created = client.create(&long(50_000), 0);
+    match Server::plain().is_zookeeper() {
+        true => assert!(created.is_ok()),
+        false => assert_eq!(created.map(drop), Err(code::BAD_ARGUMENTS)),
+    }
 }
 
 #[test]
