@@ -73,7 +73,7 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
         if !serves || answer.contains(READ_ONLY) {
             bail!("{server} runs, but does not serve clients: it knows no leader");
         }
-        // Not everyone may ask for more, and is told so; but who is silent, or does not serve any more, is not ready.
+        // Not everyone may ask for more, and is told so; but who is silent is not ready.
         let more = ask(server, "mntr")
             .with_context(|| format!("{server} does not say whether it has caught up"))?;
         if more.contains(NOT_SERVING) {

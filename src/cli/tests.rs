@@ -58,6 +58,13 @@ impl RunningServer for Pretended {
     }
 }
 
+impl Drop for Pretended {
+    fn drop(&mut self) {
+        let broke = matches!(self.script, Script::Breaks);
+        assert!(!broke, "whoever drops a server waits for its threads");
+    }
+}
+
 fn signals(count: usize) -> std::io::Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {

@@ -529,9 +529,10 @@ impl Log for Files {
         };
         let done = move |result: Result<u64, Fault>| match result {
             Ok(bytes) => doorbell.event(Event::SnapshotTaken { index, bytes }),
-            Err(error) => {
+            Err(fault) => {
                 metrics.snapshot_error_count.add(1);
-                tracing::warn!(%error, "no snapshot was written; the log is kept instead");
+                let error = fault.survived();
+                tracing::warn!(error, "no snapshot was written; the log is kept instead");
                 doorbell.event(Event::SnapshotFailed);
             }
         };
@@ -571,6 +572,11 @@ fn load(reader: Option<SnapshotReader>) -> Result<Machine, Fault> {
     };
     let machine = Machine::restore(&mut reader).map_err(|error| match error {
         RestoreError::Source(fault) => fault,
+        // All formats from 1 on are known, up to one.
+        RestoreError::Format(found @ 1..) => Fault::NewerImage {
+            path: path.clone(),
+            found,
+        },
         other => rejected(other.to_string()),
     })?;
     // Reading to the end checks the seal of the file, even if the machine needs no more of it.

@@ -177,28 +177,28 @@ impl Host for Local {
         self.log.receive_snapshot(meta)
     }
 
-    fn snapshot_received(&self, from: u64, meta: SnapshotMeta) {
+    fn snapshot_received(&self, _from: u64, meta: SnapshotMeta) -> Result<(), Fault> {
         let SnapshotMeta { index, term, .. } = meta;
         let reader = self.log.open_snapshot(index, term);
         let loaded = reader.and_then(|reader| load(Some(reader)));
-        if loaded.is_err()
-            && let Err(error) = self.log.discard_snapshot(index, term)
+        // What else there may be says nothing against the file. One that only a newer version can
+        // load would keep this one from starting again.
+        if let Err(
+            Fault::CorruptSnapshot { .. }
+            | Fault::RejectedSnapshot { .. }
+            | Fault::NewerImage { .. },
+        ) = loaded
+            && let Err(fault) = self.log.discard_snapshot(index, term)
         {
-            tracing::warn!(%error, "a snapshot that is no good stays on the disk");
+            let reason = fault.survived();
+            tracing::warn!(reason, "a snapshot that is no good stays on the disk");
         }
+        let machine = loaded?;
         // Older ones go only for one that is good.
-        let keep = |machine| self.log.snapshot_received(index).map(|()| machine);
-        match loaded.and_then(keep) {
-            Ok(machine) => {
-                let received = Box::new((meta, machine));
-                self.doorbell.event(Event::SnapshotReceived(received));
-            }
-            // The leader sends another one.
-            Err(error) => tracing::warn!(
-                server = from, %error,
-                "a snapshot was received and cannot be used"
-            ),
-        }
+        self.log.snapshot_received(index)?;
+        let received = Box::new((meta, machine));
+        self.doorbell.event(Event::SnapshotReceived(received));
+        Ok(())
     }
 
     fn snapshot_unreadable(&self, index: u64) {
@@ -294,8 +294,14 @@ pub fn secret(config: &Config) -> Result<Option<Secret>, SecretError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use bytes::Bytes;
+
     use super::*;
     use crate::engine::{Engine, Options, Outputs, Setup};
+    use crate::machine::Machine;
+    use crate::storage::{Storage, StorageConfig};
 
     /// A server alone that knows this feature level.
     fn engine(level: u32) -> Engine {
@@ -313,6 +319,69 @@ mod tests {
             }
         }
         engine
+    }
+
+    /// The image of an empty machine in this format, and its digest.
+    fn image(format: i32) -> (Vec<Bytes>, u64) {
+        let machine = Machine::new();
+        let mut chunks: Vec<Bytes> = machine.image().chunks().collect();
+        let mut first = chunks[0].to_vec();
+        assert_eq!(first[4..8], 1_i32.to_be_bytes());
+        first[4..8].copy_from_slice(&format.to_be_bytes());
+        chunks[0] = first.into();
+        (chunks, machine.digest())
+    }
+
+    #[test]
+    fn only_a_received_snapshot_that_can_be_loaded_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StorageConfig::new(dir.path(), 1);
+        let (_, storage) = Storage::open(config, load).unwrap();
+        let log = storage.start(|_, _| {}, |fault| panic!("{fault}")).unwrap();
+        let local = Local::new(engine(1).shared(), Arc::default(), log);
+        let receive = |index, format| {
+            let (chunks, digest) = image(format);
+            let meta = SnapshotMeta {
+                index,
+                term: 1,
+                digest,
+                ..SnapshotMeta::default()
+            };
+            let mut writer = local.receive_snapshot(&meta).unwrap();
+            chunks
+                .iter()
+                .try_for_each(|chunk| writer.push(chunk))
+                .unwrap();
+            writer.finish().unwrap();
+            local.snapshot_received(2, meta)
+        };
+        let path = |index: u64| {
+            let name = format!("snapshot/snapshot.{index:016x}.0000000000000001");
+            dir.path().join(name)
+        };
+        let is_there = |index| path(index).symlink_metadata().is_ok();
+
+        receive(7, 1).unwrap();
+        assert!(is_there(7));
+        let newer = receive(8, 1_000).unwrap_err().to_string();
+        let expected = "holds a state of format 1000, which this zkraft does not know; start the \
+                        newer zkraft that wrote it";
+        assert!(newer.ends_with(expected), "{newer}");
+        let rejected = receive(9, -1).unwrap_err();
+        let is_rejected = matches!(rejected, Fault::RejectedSnapshot { .. });
+        assert!(is_rejected, "{rejected}");
+        assert!(!is_there(8) && !is_there(9));
+
+        // One that cannot be opened may be as good as any.
+        symlink("nowhere", path(10)).unwrap();
+        let meta = SnapshotMeta {
+            index: 10,
+            term: 1,
+            ..SnapshotMeta::default()
+        };
+        let unread = local.snapshot_received(2, meta).unwrap_err();
+        assert!(matches!(unread, Fault::Io { .. }), "{unread}");
+        assert!(is_there(10));
     }
 
     #[test]

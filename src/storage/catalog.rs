@@ -9,7 +9,8 @@
 //! 2. sled's `flush` does not reach the drive: a change is followed by an fsync of its `db` file.
 //! 3. A catalog that cannot be opened or read is moved aside and begun anew, with a warning. One
 //!    that cannot be written is given up, with a warning: the server runs without. So it does if
-//!    the disk is full or not writable, which says nothing against the catalog on it.
+//!    the disk is full or not writable, which says nothing against the catalog on it. A panic of
+//!    sled's is an error like any other.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -72,7 +73,7 @@ struct Map {
 impl Catalog {
     /// Opens the catalog in `dir` and reads it. Never fails: see the head of the file.
     pub(super) fn open(dir: &Path, warnings: &mut Warnings) -> (Self, Facts) {
-        match Map::open(dir).and_then(|map| map.read().map(|facts| (map, facts))) {
+        match read(dir) {
             Ok((map, facts)) => return (Self { map: Some(map) }, facts),
             Err(error) if !is_damage(&error) => {
                 warnings.add(format!(
@@ -86,7 +87,7 @@ impl Catalog {
                 dir.display()
             )),
         }
-        let opened = move_aside(dir).and_then(|()| Map::open(dir));
+        let opened = move_aside(dir).and_then(|()| caught(|| Map::open(dir)));
         match opened {
             Ok(map) => (Self { map: Some(map) }, Facts::default()),
             Err(error) => {
@@ -104,10 +105,45 @@ impl Catalog {
         let Some(map) = &self.map else {
             return;
         };
-        if let Err(error) = map.write(facts) {
+        if let Err(error) = caught(|| map.write(facts)) {
             warn!(%error, "the catalog cannot be written, going on without");
-            self.map = None;
+            self.close();
         }
+    }
+
+    fn close(&mut self) {
+        if let Some(map) = self.map.take() {
+            close(map);
+        }
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Opens the catalog in `dir` and reads it.
+fn read(dir: &Path) -> io::Result<(Map, Facts)> {
+    let map = caught(|| Map::open(dir))?;
+    match caught(|| map.read()) {
+        Ok(facts) => Ok((map, facts)),
+        Err(error) => {
+            close(map);
+            Err(error)
+        }
+    }
+}
+
+/// Closing syncs once more, and sled takes for granted that this succeeds.
+fn close(map: Map) {
+    let closed = caught(|| {
+        drop(map);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        warn!(%error, "the catalog was not closed in order");
     }
 }
 
@@ -128,7 +164,7 @@ impl Map {
             .flush_every_ms(None);
         let until = Instant::now() + LOCK_PATIENCE;
         let db = loop {
-            match caught(|| config.open())?.map_err(io_error) {
+            match config.open().map_err(io_error) {
                 // The directory is ours alone, so this is a catalog of ours that was just closed.
                 Err(error) if is_locked(&error) && Instant::now() < until => {
                     thread::sleep(Duration::from_millis(10));
@@ -180,11 +216,11 @@ pub fn catches_panics() -> bool {
 
 /// Does something with sled, which asserts where it should return errors when its files are
 /// damaged.
-fn caught<T>(something: impl FnOnce() -> T) -> io::Result<T> {
+fn caught<T>(something: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     GUARDED.set(true);
     let done = panic::catch_unwind(AssertUnwindSafe(something));
     GUARDED.set(false);
-    done.map_err(|_| io::Error::other("sled panicked"))
+    done.unwrap_or_else(|_| Err(io::Error::other("sled panicked")))
 }
 
 fn put<T: Serialize>(batch: &mut sled::Batch, key: &str, value: &T) -> io::Result<()> {
@@ -239,6 +275,8 @@ fn move_aside(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn facts() -> Facts {
@@ -331,6 +369,34 @@ mod tests {
         assert_eq!(found, facts());
     }
 
+    /// As when the disk fails for good: what cannot be synced cannot be closed in order.
+    #[test]
+    fn a_catalog_that_cannot_be_closed_is_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog");
+        let (mut catalog, ..) = open(&path);
+        catalog.save(&facts());
+        let own = catalog.map.as_ref().unwrap().file.as_raw_fd();
+        let mut others: Vec<i32> = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd").unwrap() {
+            let entry = entry.unwrap();
+            if fs::read_link(entry.path()).is_ok_and(|to| to == path.join("db")) {
+                others.push(entry.file_name().to_string_lossy().parse().unwrap());
+            }
+        }
+        others.retain(|fd| *fd != own);
+        let [sleds] = others[..] else {
+            panic!("{others:?}");
+        };
+        // A pipe cannot be synced.
+        let (pipe, _other_end) = io::pipe().unwrap();
+        // SAFETY: both descriptors are open, and sled goes on to own the one that is replaced.
+        assert_eq!(unsafe { libc::dup2(pipe.as_raw_fd(), sleds) }, sleds);
+        drop(catalog);
+        let (_catalog, found, warnings) = open(&path);
+        assert_eq!((found, warnings), (facts(), vec![]));
+    }
+
     #[test]
     fn a_full_disk_says_nothing_against_the_catalog() {
         let damage = |code| {
@@ -355,9 +421,9 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_and_its_hook_knows_that() {
-        let guarded = caught(catches_panics).unwrap();
+        let guarded = caught(|| Ok(catches_panics())).unwrap();
         assert!(guarded && !catches_panics());
-        let error = caught(|| panic!("an assertion of sled's")).unwrap_err();
+        let error = caught::<()>(|| panic!("an assertion of sled's")).unwrap_err();
         assert_eq!(error.to_string(), "sled panicked");
         assert!(!catches_panics());
     }

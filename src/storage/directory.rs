@@ -58,8 +58,12 @@ impl Directory {
         if !same_dir(&config.data_dir, &config.log_dir) {
             locks.push(lock(&config.log_dir)?);
         }
-        if let Ok(report) = fs::read_to_string(config.diverged_mark()) {
-            return Err(diverged(config, disk, &report));
+        let mark = config.diverged_mark();
+        match fs::read_to_string(&mark) {
+            Ok(report) => return Err(diverged(config, disk, &report)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // What it says matters less than that it is there.
+            Err(error) => return Err(Fault::io("read", &mark, error)),
         }
         let short = short_of_space(disk, config)?;
         drop_ballast(disk, &config.log_dir, warnings)?;

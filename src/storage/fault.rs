@@ -200,6 +200,13 @@ pub enum Fault {
     #[error("snapshot {path} cannot be loaded: {reason}")]
     RejectedSnapshot { path: PathBuf, reason: String },
 
+    /// The state in a snapshot file is as a later zkraft writes it.
+    #[error(
+        "snapshot {path} holds a state of format {found}, which this zkraft does not know; start \
+         the newer zkraft that wrote it"
+    )]
+    NewerImage { path: PathBuf, found: i32 },
+
     /// A snapshot was asked for that is not there.
     #[error("there is no snapshot of entry {index}, term {term}, in {dir}")]
     NoSnapshot { dir: PathBuf, index: u64, term: u64 },
@@ -262,6 +269,33 @@ impl Fault {
         }
     }
 
+    /// The text where the server goes on all the same, without a snapshot or with files that it
+    /// does not need: nothing was lost, and there is nothing to start again.
+    pub fn survived(&self) -> String {
+        match self {
+            Self::DiskFull {
+                action,
+                path,
+                source,
+            } => format!(
+                "cannot {action} {}: the disk is full ({source}); free some space",
+                path.display()
+            ),
+            Self::Sync { path, source } => {
+                format!(
+                    "sync of {} failed: {source}; check the disk",
+                    path.display()
+                )
+            }
+            Self::Stopped => "the server stops".to_owned(),
+            other => {
+                let text = other.to_string();
+                let short = text.strip_suffix(" and start again").map(str::to_owned);
+                short.unwrap_or(text)
+            }
+        }
+    }
+
     /// Whether the disk is full: the one fault that an operator mends by making room.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull { .. } | Self::NoRoomForSnapshot { .. })
@@ -310,6 +344,35 @@ mod tests {
             assert!(said.contains(advice), "{said}");
         }
         assert!(said(libc::ELOOP).ends_with("(os error 40)"));
+    }
+
+    #[test]
+    fn what_a_server_survives_is_no_reason_to_start_it_again() {
+        let path = Path::new("/data/snapshot/x");
+        let error = io::Error::from_raw_os_error;
+        let cases = [
+            (
+                Fault::io("write to", path, error(libc::ENOSPC)),
+                "cannot write to /data/snapshot/x: the disk is full (No space left on device (os \
+                 error 28)); free some space",
+            ),
+            (
+                Fault::io("read", path, error(libc::EIO)),
+                "cannot read /data/snapshot/x: Input/output error (os error 5); check the disk",
+            ),
+            (
+                Fault::sync(path, error(libc::EIO)),
+                "sync of /data/snapshot/x failed: Input/output error (os error 5); check the disk",
+            ),
+            (Fault::Stopped, "the server stops"),
+            (
+                Fault::InMemory,
+                "this server keeps everything in memory and has no snapshot files",
+            ),
+        ];
+        for (fault, said) in cases {
+            assert_eq!(fault.survived(), said);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! snapshot    snapshot files         catalog   a second witness, in sled
 //! disk        the file system as a trait: all of the above but catalog and locks run over it
 //! unbuffered  how the log is written on a real one
+//! stall       a disk that hangs is told of meanwhile
 //! fault       why this server cannot go on, and what to do
 //! ```
 //!
@@ -26,12 +27,14 @@ mod recovery;
 mod replay;
 mod segment;
 mod snapshot;
+mod stall;
 mod thread;
 mod unbuffered;
 mod wal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -140,6 +143,8 @@ pub struct StorageConfig {
     pub purge: bool,
     /// A sync slower than this is logged.
     pub fsync_warn_ms: u64,
+    /// The pause after a snapshot that could not be written: who wants one asks again at once.
+    pub snapshot_pause: Duration,
     pub progress: Option<Progress>,
     /// Where syncs and snapshots are counted.
     pub metrics: Arc<Metrics>,
@@ -158,6 +163,7 @@ impl StorageConfig {
             keep_snapshots: SNAPSHOTS_MIN,
             purge: true,
             fsync_warn_ms: 1000,
+            snapshot_pause: SNAPSHOT_PAUSE,
             progress: None,
             metrics: Arc::default(),
         }
@@ -194,7 +200,7 @@ pub struct Recovered<M> {
     pub incarnation: u64,
     /// Consistent with snapshot and entries; all zero at the first start.
     pub hard_state: HardState,
-    /// As of the snapshot, or of the last mark without one; `None` if nothing was ever marked.
+    /// As of the snapshot, or of the beginning without one; `None` if nothing was ever marked.
     pub membership: Option<Membership>,
     /// What `machine` was loaded from.
     pub snapshot: Option<SnapshotMeta>,
@@ -337,6 +343,9 @@ impl Storage {
     }
 }
 
+/// Long enough for attempts on a full disk to cost nothing, and short enough to be there soon after
+/// somebody made room.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(5);
 /// The fewest snapshots that are kept.
 const SNAPSHOTS_MIN: usize = 3;
 

@@ -35,7 +35,7 @@ pub struct Recovery<M> {
     pub incarnation: u64,
     /// Consistent with snapshot and entries; all zero at the first start.
     pub hard_state: HardState,
-    /// As of the snapshot, or of the last mark without one.
+    /// As of the snapshot, or of the beginning without one.
     pub membership: Option<Membership>,
     pub snapshot: Option<SnapshotMeta>,
     /// What the loader made of the snapshot.
@@ -75,7 +75,11 @@ pub fn recover<M>(
     disk.sync_dir(snapshots_in)
         .map_err(|error| Fault::sync(snapshots_in, error))?;
     let mut warnings = Warnings::default();
-    let (machine, snapshot) = load_newest(
+    let Loaded {
+        machine,
+        snapshot,
+        mut unread,
+    } = load_newest(
         &**disk,
         &files,
         known.identity,
@@ -83,6 +87,11 @@ pub fn recover<M>(
         load,
         &mut warnings,
     )?;
+    // Where the log does not reach back to what could be loaded, it is the disk that is to blame.
+    let mut blame = |fault: Fault| match fault {
+        Fault::LogGap { .. } | Fault::LogLost { .. } => unread.take().unwrap_or(fault),
+        other => other,
+    };
 
     let start = WalStart {
         identity: known.identity,
@@ -95,14 +104,15 @@ pub fn recover<M>(
             progress.report(done, total);
         }
     };
-    let (wal, replay) = Wal::open(disk.clone(), log_in, options, start, &mut report)?;
+    let opened = Wal::open(disk.clone(), log_in, options, start, &mut report);
+    let (wal, replay) = opened.map_err(&mut blame)?;
     warnings.0.extend(replay.warnings);
     let ends = Ends {
         last: wal.last_index(),
         term: replay.entries.last().map_or(0, |entry| entry.term),
     };
     let hard_state = replay.hard_state.unwrap_or_default();
-    let hard_state = consistent(hard_state, snapshot.as_ref(), ends, log_in)?;
+    let hard_state = consistent(hard_state, snapshot.as_ref(), ends, log_in).map_err(blame)?;
     let membership = match &snapshot {
         Some(meta) => Some(meta.membership.clone()),
         None => replay.mark.and_then(|mark| mark.membership),
@@ -122,6 +132,14 @@ pub fn recover<M>(
     Ok((recovery, wal))
 }
 
+struct Loaded<M> {
+    machine: M,
+    /// Of which snapshot; `None`: it is empty.
+    snapshot: Option<SnapshotMeta>,
+    /// Why the newest of the snapshots that the disk did not give was passed over.
+    unread: Option<Fault>,
+}
+
 /// Loads the newest snapshot that can be, or an empty machine.
 fn load_newest<M>(
     disk: &dyn Disk,
@@ -130,7 +148,8 @@ fn load_newest<M>(
     progress: Option<&Progress>,
     mut load: impl FnMut(Option<SnapshotReader>) -> Result<M, Fault>,
     warnings: &mut Warnings,
-) -> Result<(M, Option<SnapshotMeta>), Fault> {
+) -> Result<Loaded<M>, Fault> {
+    let mut unread = None;
     for file in files {
         let attempt = SnapshotReader::open(disk, file).and_then(|mut reader| {
             identity.check(&file.path, reader.cluster(), None)?;
@@ -141,13 +160,34 @@ fn load_newest<M>(
             Ok((load(Some(reader))?, Some(meta)))
         });
         match attempt {
+            Ok((machine, snapshot)) => {
+                return Ok(Loaded {
+                    machine,
+                    snapshot,
+                    unread,
+                });
+            }
             Err(fault @ (Fault::CorruptSnapshot { .. } | Fault::RejectedSnapshot { .. })) => {
                 warnings.add(format!("{fault}; trying the one before it"));
             }
-            other => return other,
+            Err(fault) if is_bad_spot(&fault) => {
+                warnings.add(format!("{}; trying the one before it", fault.survived()));
+                unread = unread.or(Some(fault));
+            }
+            Err(fault) => return Err(fault),
         }
     }
-    Ok((load(None)?, None))
+    Ok(Loaded {
+        machine: load(None)?,
+        snapshot: None,
+        unread,
+    })
+}
+
+/// Whether the disk cannot read the file, which says nothing of others: what else a call may say is
+/// of the whole system.
+fn is_bad_spot(fault: &Fault) -> bool {
+    matches!(fault, Fault::Io { source, .. } if source.raw_os_error() == Some(libc::EIO))
 }
 
 /// Where the log ends.

@@ -27,6 +27,8 @@ pub(super) struct Past {
     pub hard_state: Option<HardState>,
     /// The last mark written.
     pub mark: Option<SnapshotMark>,
+    /// The last mark written of those that are not after the snapshot.
+    pub base_mark: Option<SnapshotMark>,
     /// The entries after the snapshot.
     pub entries: Vec<LogEntry>,
     /// How many runs wrote what a start must read.
@@ -99,7 +101,17 @@ pub(super) fn read(
         checksum: candidate.checksum,
         bytes: candidate.len,
     };
-    let mut segments: Vec<Segment> = found.segments.into_iter().map(segment).collect();
+    // It goes when the one behind it is the first that is needed, as any other does: what is in it
+    // the snapshot has, but it also tells that something was there.
+    let broken = found.broken.map(|path| Segment {
+        path,
+        number: 0,
+        first_index: 0,
+        checksum: 0,
+        bytes: 0,
+    });
+    let whole = found.segments.into_iter().map(segment);
+    let mut segments: Vec<Segment> = broken.into_iter().chain(whole).collect();
     let mut next_group = 1;
     if let (Some(last), Some(end)) = (segments.last_mut(), newest) {
         if end.dirty {
@@ -129,6 +141,7 @@ pub(super) fn read(
         last_index,
         hard_state: tail.hard_state,
         mark: tail.newest_mark,
+        base_mark: tail.base_mark,
         entries,
         runs,
         warnings: warnings.0,
@@ -223,7 +236,7 @@ fn find_segments(disk: &dyn Disk, dir: &Path, warnings: &mut Warnings) -> Result
             HeaderFound::Unused | HeaderFound::Damaged => {
                 let stale = found.segments.drain(..).map(|candidate| candidate.path);
                 found.stale.extend(stale);
-                found.broken = Some(path);
+                found.stale.extend(found.broken.replace(path));
             }
         }
     }
@@ -445,6 +458,8 @@ struct Tail {
     entries: Vec<LogEntry>,
     hard_state: Option<HardState>,
     newest_mark: Option<SnapshotMark>,
+    /// The newest that is not after the snapshot.
+    base_mark: Option<SnapshotMark>,
 }
 
 impl Tail {
@@ -458,6 +473,7 @@ impl Tail {
             entries: Vec::new(),
             hard_state: None,
             newest_mark: None,
+            base_mark: None,
         }
     }
 
@@ -489,6 +505,9 @@ impl Tail {
                 return Err(format!("a snapshot that ends at {}", mark.index));
             }
             self.mark(&mark);
+            if mark.index <= self.after {
+                self.base_mark = Some(mark.clone());
+            }
             self.newest_mark = Some(mark);
         }
         Ok(())

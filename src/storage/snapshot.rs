@@ -201,10 +201,9 @@ impl SnapshotWriter {
             cluster,
             zxid: meta.zxid,
             digest: meta.digest,
-            // Not known before the end; the longest number keeps enough room for it.
-            chunks: u64::MAX,
+            chunks: 0,
         };
-        let header_room = (PREFIX + header.encoded_len()).next_multiple_of(512) as u64;
+        let header_room = header_room(&header, header.encoded_len());
         let compressor = zstd::bulk::Compressor::new(1)
             .map_err(|error| Fault::io("set up compression for", &temporary, error))?;
         // A failed attempt at the same index may have left one.
@@ -223,10 +222,7 @@ impl SnapshotWriter {
             target: dir.join(name),
             temporary,
             file,
-            header: Header {
-                chunks: 0,
-                ..header
-            },
+            header,
             header_room,
             compressor,
             buffer: Vec::new(),
@@ -528,7 +524,7 @@ impl SnapshotReader {
         if (self.header.index, self.header.term) != (expected.index, expected.term) {
             return Err(self.corrupt(0, "the header and the name disagree"));
         }
-        self.start = (PREFIX + len).next_multiple_of(512) as u64;
+        self.start = header_room(&self.header, len);
         self.position = self.start;
         Ok(())
     }
@@ -618,6 +614,17 @@ impl Iterator for SnapshotReader {
             Err(error) => Err(self.corrupt(at, &format!("decompression: {error}"))),
         })
     }
+}
+
+/// Where the first frame begins, behind a header of `len` bytes. The number of chunks is not known
+/// when that is decided: there is room for the longest.
+fn header_room(header: &Header, len: usize) -> u64 {
+    let longest = Header {
+        chunks: u64::MAX,
+        ..header.clone()
+    };
+    let len = len + longest.encoded_len() - header.encoded_len();
+    (PREFIX + len).next_multiple_of(512) as u64
 }
 
 /// All of a frame's head but the checksum.
@@ -728,6 +735,25 @@ mod tests {
         assert!(home.0.path().join("snapshot.old").exists());
         purge_snapshots(&RealDisk, home.0.path(), 2).unwrap();
         assert_eq!(indexes(&home), [300, 20]);
+    }
+
+    #[test]
+    fn the_first_chunk_is_found_behind_a_header_of_any_length() {
+        let home = Home::new();
+        // From well below to well above what fits into the first sector.
+        for extra in 420..=470 {
+            let meta = SnapshotMeta {
+                membership: Membership {
+                    voters: vec![1; extra],
+                    ..Membership::default()
+                },
+                ..meta(extra as u64)
+            };
+            let chunk = Bytes::from_static(b"a chunk");
+            write_snapshot(&Home::disk(), home.0.path(), 0xc1, &meta, [chunk]).unwrap();
+            let reader = SnapshotReader::open(&RealDisk, &home.list()[0]).unwrap();
+            assert_eq!(reader.verify().unwrap(), meta, "{extra} voters");
+        }
     }
 
     #[test]

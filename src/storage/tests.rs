@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::*;
 use crate::proto::log::Record;
@@ -556,10 +557,45 @@ fn a_stop_gives_up_a_snapshot_in_progress() {
     assert_eq!(left, 0);
 }
 
+/// A snapshot that fails is told at once.
+fn without_pause(dir: &Path) -> StorageConfig {
+    StorageConfig {
+        snapshot_pause: Duration::ZERO,
+        ..StorageConfig::new(dir, 1)
+    }
+}
+
+#[test]
+fn after_a_snapshot_that_failed_there_is_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = |_: &mut dyn FnMut(Bytes) -> Result<(), Fault>| Err(Fault::InMemory);
+    let config = StorageConfig {
+        snapshot_pause: Duration::from_millis(200),
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let running = Running::open(&config);
+    let begun = Instant::now();
+    let done = running.snapshot(meta(2), fails);
+    assert!(done.recv_timeout(DEADLINE).unwrap().is_err());
+    assert!(begun.elapsed() >= config.snapshot_pause);
+    running.log.stop();
+    drop(running);
+
+    // A stop does not wait for its end.
+    let config = StorageConfig {
+        snapshot_pause: Duration::from_secs(3600),
+        ..config
+    };
+    let running = Running::open(&config);
+    let done = running.snapshot(meta(2), fails);
+    running.log.stop();
+    assert!(done.try_recv().unwrap().is_err());
+}
+
 #[test]
 fn a_panic_while_a_snapshot_is_made_costs_only_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::open(&StorageConfig::new(dir.path(), 1));
+    let running = Running::open(&without_pause(dir.path()));
     running.write(1, entries(1..=3, 1));
     let done = running.snapshot(meta(2), |_| panic!("a bug"));
     let fault = done.recv_timeout(DEADLINE).unwrap().unwrap_err();
@@ -577,6 +613,21 @@ struct Ills {
     sync_fails: AtomicBool,
     /// What the disk says is free.
     free: AtomicU64,
+    /// Neither names nor free space can be asked for.
+    is_mute: AtomicBool,
+    /// What cannot be read.
+    bad: Mutex<Vec<PathBuf>>,
+    /// Is done before the next file gets another name.
+    on_rename: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Ills {
+    fn check_mute(&self) -> io::Result<()> {
+        match self.is_mute.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Default for Ills {
@@ -584,15 +635,21 @@ impl Default for Ills {
         Self {
             sync_fails: AtomicBool::new(false),
             free: AtomicU64::new(1 << 40),
+            is_mute: AtomicBool::new(false),
+            bad: Mutex::default(),
+            on_rename: Mutex::default(),
         }
     }
 }
 
-struct DoctoredFile(Box<dyn File>, Arc<Ills>);
+struct DoctoredFile(Box<dyn File>, Arc<Ills>, PathBuf);
 
 impl File for DoctoredFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, offset)
+        match self.1.bad.lock().contains(&self.2) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => self.0.read_at(buffer, offset),
+        }
     }
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_at(data, offset)
@@ -616,18 +673,24 @@ impl Disk for Doctored {
         RealDisk.create_dir(dir)
     }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.0.check_mute()?;
         RealDisk.list(dir)
     }
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(DoctoredFile(RealDisk.open(path)?, self.0.clone())))
+        let file = RealDisk.open(path)?;
+        let ills = self.0.clone();
+        Ok(Box::new(DoctoredFile(file, ills, path.to_owned())))
     }
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(DoctoredFile(
-            RealDisk.create(path)?,
-            self.0.clone(),
-        )))
+        let file = RealDisk.create(path)?;
+        let ills = self.0.clone();
+        Ok(Box::new(DoctoredFile(file, ills, path.to_owned())))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let first = self.0.on_rename.lock().take();
+        if let Some(first) = first {
+            first();
+        }
         RealDisk.rename(from, to)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -637,6 +700,7 @@ impl Disk for Doctored {
         RealDisk.sync_dir(dir)
     }
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        self.0.check_mute()?;
         Ok(self.0.free.load(Ordering::Relaxed))
     }
 }
@@ -680,7 +744,7 @@ fn a_failed_snapshot_costs_only_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let config = StorageConfig {
         sync: false,
-        ..StorageConfig::new(dir.path(), 1)
+        ..without_pause(dir.path())
     };
     let disk = Doctored::default();
     let running = Running::start(open_over(&disk, &config).1);
@@ -697,6 +761,62 @@ fn a_failed_snapshot_costs_only_the_snapshot() {
     running.write(2, entries(4..=4, 1));
     running.save(meta(2));
     running.log.stop();
+}
+
+#[test]
+fn a_snapshot_that_is_durable_counts_whatever_fails_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig::new(dir.path(), 1);
+    let disk = Doctored::default();
+    let running = Running::start(open_over(&disk, &config).1);
+    running.write(1, entries(1..=9, 1));
+    for index in [2, 4, 6] {
+        running.save(meta(index));
+    }
+    let ills = disk.0.clone();
+    let break_down = move || ills.is_mute.store(true, Ordering::Relaxed);
+    *disk.0.on_rename.lock() = Some(Box::new(break_down));
+    running.save(meta(8));
+    assert_eq!(snapshots_in(dir.path()).len(), 4, "none was removed");
+    disk.0.is_mute.store(false, Ordering::Relaxed);
+    running.save(meta(9));
+    assert_eq!(snapshots_in(dir.path()).len(), 3);
+    running.log.stop();
+}
+
+#[test]
+fn a_snapshot_on_a_bad_spot_of_the_disk_gives_way_to_an_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        segment_bytes: 4 << 10,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let disk = Doctored::default();
+    take_snapshots(&disk, &config);
+    let mut files = list_snapshots(&RealDisk, &config.snapshot_files()).unwrap();
+    let newest = files.remove(0).path;
+    *disk.0.bad.lock() = vec![newest.clone()];
+    let (found, storage) = open_over(&disk, &config);
+    assert_eq!(found.snapshot, Some(meta(12)));
+    assert_eq!(
+        found.warnings,
+        [format!(
+            "cannot read {}: Input/output error (os error 5); check the disk; trying the one \
+             before it",
+            newest.display()
+        )]
+    );
+    drop(storage);
+
+    // Without any, the log does not reach back to the beginning.
+    disk.0
+        .bad
+        .lock()
+        .extend(files.into_iter().map(|file| file.path));
+    let opened = Storage::open_over(Arc::new(disk.clone()), config, load);
+    let fault = opened.err().unwrap().to_string();
+    let expected = format!("cannot read {}: ", newest.display());
+    assert!(fault.starts_with(&expected), "{fault}");
 }
 
 #[test]
@@ -741,7 +861,11 @@ fn take_snapshots(disk: &Doctored, config: &StorageConfig) {
 /// Starts on a disk that is nearly full, tries to take a snapshot, and stops.
 fn start_when_short(disk: &Doctored, config: &StorageConfig) -> Recovered<Vec<u8>> {
     disk.0.free.store(15 << 20, Ordering::Relaxed);
-    let (found, storage) = open_over(disk, config);
+    let config = StorageConfig {
+        snapshot_pause: Duration::ZERO,
+        ..config.clone()
+    };
+    let (found, storage) = open_over(disk, &config);
     let running = Running::start(storage);
     let done = running.snapshot(meta(16), |_| Err(Fault::Stopped));
     assert!(done.recv_timeout(DEADLINE).unwrap().is_err());
@@ -813,7 +937,7 @@ fn space_that_is_short_is_not_filled_ahead() {
 #[test]
 fn a_snapshot_does_not_take_the_last_space_from_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let config = StorageConfig::new(dir.path(), 1);
+    let config = without_pause(dir.path());
     let disk = Doctored::default();
     let running = Running::start(open_over(&disk, &config).1);
     running.write(1, entries(1..=3, 1));
@@ -912,4 +1036,39 @@ fn a_server_whose_state_was_another_one_does_not_start_again_and_keeps_everythin
     // Whoever knows better.
     fs::remove_file(dir.path().join("diverged")).unwrap();
     assert_eq!(Storage::open(config, load).unwrap().0.entries.len(), 10);
+}
+
+#[test]
+fn what_is_finished_when_the_state_turns_out_wrong_takes_no_others_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StorageConfig {
+        segment_bytes: 4 << 10,
+        ..StorageConfig::new(dir.path(), 1)
+    };
+    let disk = Doctored::default();
+    take_snapshots(&disk, &config);
+    let names = |of: &str| RealDisk.list(&dir.path().join(of)).unwrap();
+    let running = Running::start(open_over(&disk, &config).1);
+    let number = 17;
+    running.write(number, entries(number..=number, 1));
+    let (snapshots, segments) = (names("snapshot"), names("log"));
+    let log = running.log.clone();
+    let diverge = move || drop(log.diverged("it differs", 15));
+    *disk.0.on_rename.lock() = Some(Box::new(diverge));
+    running.save(meta(number));
+    // Nor does one that came from another server.
+    running.log.snapshot_received(number).unwrap();
+    running.log.stop();
+    assert_eq!(names("snapshot")[..3], snapshots);
+    assert_eq!(names("snapshot").len(), 4);
+    assert_eq!(names("log"), segments);
+}
+
+#[test]
+fn a_mark_of_a_wrong_state_counts_even_if_it_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("diverged")).unwrap();
+    let refused = refusal(&StorageConfig::new(dir.path(), 1));
+    let expected = format!("cannot read {}/diverged: ", dir.path().display());
+    assert!(refused.starts_with(&expected), "{refused}");
 }

@@ -28,6 +28,7 @@ use super::disk::{Disk, lower_priority};
 use super::snapshot::{
     SnapshotFile, SnapshotReader, SnapshotWriter, list_snapshots, purge_snapshots,
 };
+use super::stall::{self, DiskWait};
 use super::wal::Wal;
 use super::{Append, Fault, SnapshotMeta, Storage, StorageConfig};
 use crate::metrics::Metrics;
@@ -60,13 +61,18 @@ pub(super) fn start(
     let (log, receiver) = mpsc::channel();
     // What an earlier run, or many short ones, left to be removed.
     let _ = log.send(Command::Release(directory.floor()));
+    let keep_all = Arc::new(AtomicBool::new(false));
+    let disk_wait = Arc::new(DiskWait::new());
+    let fsync_warn = Duration::from_millis(config.fsync_warn_ms);
     let thread = LogThread {
         wal,
         receiver,
         next: None,
         sync: config.sync,
         purge: config.purge,
-        fsync_warn: Duration::from_millis(config.fsync_warn_ms),
+        keep_all: keep_all.clone(),
+        fsync_warn,
+        disk_wait: disk_wait.clone(),
         metrics: config.metrics.clone(),
         on_persisted,
     };
@@ -78,10 +84,23 @@ pub(super) fn start(
         }
     })?;
 
+    let (watched, stop) = mpsc::channel();
+    let dir = config.log_files();
+    spawn("stall", move || {
+        stall::watch(&disk_wait, fsync_warn, &stop, |lasted| {
+            warn!(
+                dir = %dir.display(),
+                duration_ms = lasted.as_millis() as u64,
+                "the disk of the log does not answer; no write is acknowledged until it does"
+            );
+        });
+    })?;
+
     let shared = Arc::new(Shared {
         log,
         directory: Mutex::new(directory),
         stopping: AtomicBool::new(false),
+        keep_all,
         disk,
         config,
     });
@@ -97,6 +116,7 @@ pub(super) fn start(
         snapshots,
         log_thread,
         snapshot_thread,
+        _watched: watched,
     };
     let files = Files {
         shared,
@@ -142,7 +162,7 @@ impl LogHandle {
     /// Writes a snapshot in the snapshot thread, at low priority. `chunks` hands the image's chunks
     /// to the function it is given; `done` gets the length of the file in bytes, in that thread.
     /// The log and the snapshots that are not needed any more are removed then. A failure costs
-    /// only the snapshot. After a stop, `done` is dropped.
+    /// only the snapshot, and is told after a pause. After a stop, `done` is dropped.
     pub fn take_snapshot(
         &self,
         meta: SnapshotMeta,
@@ -156,7 +176,11 @@ impl LogHandle {
             return;
         };
         let job = move |shared: &Shared| {
-            done(caught("snapshot", || shared.take_snapshot(&meta, chunks)));
+            let written = caught("snapshot", || shared.take_snapshot(&meta, chunks));
+            if written.is_err() {
+                shared.pause();
+            }
+            done(written);
         };
         if let Some(running) = &*files.running.lock() {
             // The receiver lives as long as the thread, which ends only when the sender is gone.
@@ -198,20 +222,23 @@ impl LogHandle {
     /// There is none of this entry, it cannot be removed, or this log is in memory.
     pub fn discard_snapshot(&self, index: u64, term: u64) -> Result<(), Fault> {
         let file = self.find_snapshot(index, term)?;
-        let disk = &self.files()?.shared.disk;
+        let Shared { disk, config, .. } = &*self.files()?.shared;
         disk.remove(&file.path)
-            .map_err(|error| Fault::io("remove", &file.path, error))
+            .map_err(|error| Fault::io("remove", &file.path, error))?;
+        let dir = config.snapshot_files();
+        disk.sync_dir(&dir)
+            .map_err(|error| Fault::sync(&dir, error))
     }
 
     /// Takes note of a snapshot that was received and can be loaded, and removes what is not needed
     /// any more beside it. Blocks. The log learns of it by the mark in an [`Append`].
     ///
     /// # Errors
-    /// The snapshots cannot be listed, or this log is in memory.
+    /// This log is in memory.
     pub fn snapshot_received(&self, index: u64) -> Result<(), Fault> {
         let shared = &self.files()?.shared;
         shared.directory.lock().wrote(index);
-        shared.purge(&shared.config.snapshot_files())?;
+        shared.purge();
         load_ballast(&*shared.disk, &shared.config.log_dir);
         Ok(())
     }
@@ -223,8 +250,9 @@ impl LogHandle {
         match self.files() {
             Ok(files) => {
                 let shared = &files.shared;
-                // No snapshot is finished from now on, so none is removed either.
+                // No snapshot is begun from now on, and one that is finished now replaces no other.
                 shared.stopping.store(true, Ordering::Relaxed);
+                shared.keep_all();
                 mark_diverged(&shared.config, &*shared.disk, report, agreed)
             }
             Err(fault) => fault,
@@ -271,6 +299,8 @@ struct Running {
     /// Returns the number of the last group after a clean stop.
     log_thread: JoinHandle<Option<u64>>,
     snapshot_thread: JoinHandle<()>,
+    /// The thread that watches over the log's ends when this is dropped.
+    _watched: Sender<()>,
 }
 
 type Job = Box<dyn FnOnce(&Shared) + Send>;
@@ -281,6 +311,8 @@ struct Shared {
     log: Sender<Command>,
     directory: Mutex<Directory>,
     stopping: AtomicBool,
+    /// Whether nothing may be removed any more. Set under the lock of the directory.
+    keep_all: Arc<AtomicBool>,
     disk: Arc<dyn Disk>,
     config: StorageConfig,
 }
@@ -306,7 +338,7 @@ impl Shared {
 
         // The log thread is gone only after a fault, which is reported there.
         let _ = self.log.send(Command::Mark(meta.mark()));
-        self.purge(&self.config.snapshot_files())?;
+        self.purge();
         load_ballast(&*self.disk, &self.config.log_dir);
         Ok(bytes)
     }
@@ -317,7 +349,7 @@ impl Shared {
         let cluster = self.directory.lock().identity().cluster;
         let newest_is_good = self.directory.lock().newest_is_good();
         if newest_is_good && short_of_space(&*self.disk, &self.config)? {
-            self.purge(&dir)?;
+            self.purge();
         }
         let left_to_log = (free_in(&*self.disk, &dir)? / 2).min(LEFT_TO_LOG_MAX);
         let mut writer = create(self.disk.clone(), &dir, cluster, meta)?;
@@ -325,23 +357,53 @@ impl Shared {
         Ok(writer)
     }
 
-    /// Removes old snapshots, and lets the log below the oldest that is left go.
-    fn purge(&self, dir: &Path) -> Result<(), Fault> {
+    /// Removes old snapshots, and lets the log below the oldest that is left go. The new one is
+    /// there whether or not that succeeds.
+    fn purge(&self) {
         // Held all the time: a snapshot may be finished while another is received.
         let mut directory = self.directory.lock();
-        if self.config.purge {
-            let keep = match short_of_space(&*self.disk, &self.config)? {
-                true => SNAPSHOTS_WHEN_SHORT,
-                false => self.config.keep(),
-            };
-            if let Err(fault) = purge_snapshots(&*self.disk, dir, keep) {
-                warn!(%fault, "old snapshots cannot be removed");
+        if self.keep_all.load(Ordering::Relaxed) {
+            return;
+        }
+        if self.config.purge
+            && let Err(fault) = self.remove_old_snapshots()
+        {
+            let reason = fault.survived();
+            warn!(reason, "old snapshots cannot be removed");
+        }
+        match list_snapshots(&*self.disk, &self.config.snapshot_files()) {
+            Ok(files) => {
+                directory.set_snapshots(&files);
+                let _ = self.log.send(Command::Release(directory.floor()));
+            }
+            Err(fault) => {
+                let reason = fault.survived();
+                warn!(reason, "the log that is not needed any more stays");
             }
         }
-        let files = list_snapshots(&*self.disk, dir)?;
-        directory.set_snapshots(&files);
-        let _ = self.log.send(Command::Release(directory.floor()));
-        Ok(())
+    }
+
+    fn remove_old_snapshots(&self) -> Result<(), Fault> {
+        let keep = match short_of_space(&*self.disk, &self.config)? {
+            true => SNAPSHOTS_WHEN_SHORT,
+            false => self.config.keep(),
+        };
+        purge_snapshots(&*self.disk, &self.config.snapshot_files(), keep)
+    }
+
+    /// Nothing is removed any more; waits for what is being removed.
+    fn keep_all(&self) {
+        let _directory = self.directory.lock();
+        self.keep_all.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for so long as the config says, or until a stop.
+    fn pause(&self) {
+        const SLICE: Duration = Duration::from_millis(20);
+        let until = Instant::now() + self.config.snapshot_pause;
+        while !self.stopping.load(Ordering::Relaxed) && Instant::now() < until {
+            thread::sleep(SLICE.min(self.config.snapshot_pause));
+        }
     }
 }
 
@@ -361,7 +423,9 @@ struct LogThread {
     next: Option<Command>,
     sync: bool,
     purge: bool,
+    keep_all: Arc<AtomicBool>,
     fsync_warn: Duration,
+    disk_wait: Arc<DiskWait>,
     metrics: Arc<Metrics>,
     on_persisted: Box<dyn Fn(u64, bool) + Send>,
 }
@@ -442,6 +506,26 @@ impl LogThread {
     }
 
     fn carry_out(&mut self, taken: &Taken) -> Result<(), Fault> {
+        self.disk_wait.begin(Instant::now());
+        let written = self.write(taken);
+        self.disk_wait.end();
+        written?;
+        if let Some(number) = taken.number {
+            self.next = self.receiver.try_recv().ok();
+            (self.on_persisted)(number, self.next.is_none());
+        }
+        if let Some(index) = taken.release
+            && self.purge
+            && !self.keep_all.load(Ordering::Relaxed)
+            && let Err(fault) = self.wal.release_below(index)
+        {
+            let reason = fault.survived();
+            warn!(reason, "old log segments cannot be removed");
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, taken: &Taken) -> Result<(), Fault> {
         if !taken.records.is_empty() {
             self.wal.write(&taken.records)?;
             let records = taken.records.len() as u64;
@@ -449,16 +533,6 @@ impl LogThread {
         }
         if taken.sync && self.sync {
             self.sync()?;
-        }
-        if let Some(number) = taken.number {
-            self.next = self.receiver.try_recv().ok();
-            (self.on_persisted)(number, self.next.is_none());
-        }
-        if let Some(index) = taken.release
-            && self.purge
-            && let Err(fault) = self.wal.release_below(index)
-        {
-            warn!(%fault, "old log segments cannot be removed");
         }
         Ok(())
     }

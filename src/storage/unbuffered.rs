@@ -7,7 +7,7 @@
 //!
 //! The kernel keeps both ways of writing a file coherent. What is not in whole sectors goes through
 //! the cache, and so does everything else from the first refusal on: file systems and disks with
-//! larger blocks refuse what is not in whole blocks of theirs.
+//! larger blocks refuse what is not in whole blocks of theirs, and some refuse it all.
 
 use std::io;
 use std::path::Path;
@@ -74,9 +74,9 @@ impl Unbuffered {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(error) if is_refusal(&error) => {
                     self.refused.store(true, Ordering::Relaxed);
-                    tracing::debug!(%error, "the disk wants larger blocks: through the page cache");
+                    tracing::debug!(%error, "the disk refuses such writes: through the page cache");
                     break;
                 }
                 Err(error) => return Err(error),
@@ -98,6 +98,13 @@ impl Unbuffered {
         copy.copy_from_slice(part);
         (self.direct)(copy, offset)
     }
+}
+
+/// Whether it is this way of writing that cannot be: the blocks are too small, or some layer below
+/// the file system has no such way.
+fn is_refusal(error: &io::Error) -> bool {
+    let kind = error.kind();
+    kind == io::ErrorKind::InvalidInput || kind == io::ErrorKind::Unsupported
 }
 
 impl File for Unbuffered {
@@ -180,10 +187,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_goes_through_the_cache() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        let refuse: Direct = Box::new(|_, _| Err(io::ErrorKind::InvalidInput.into()));
-        write_all(&over(&path, refuse), &path);
+        for code in [libc::EINVAL, libc::EOPNOTSUPP] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("file");
+            let refuse: Direct = Box::new(move |_, _| Err(io::Error::from_raw_os_error(code)));
+            write_all(&over(&path, refuse), &path);
+        }
     }
 
     /// A disk may take a part, and as good as none of them takes what is left of a sector.

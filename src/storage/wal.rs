@@ -94,7 +94,7 @@ pub struct Replay {
     pub incarnation: u64,
     /// The last one written.
     pub hard_state: Option<HardState>,
-    /// The last mark written.
+    /// The last mark written of those that are not after the snapshot: what the entries go on from.
     pub mark: Option<SnapshotMark>,
     /// The entries after the snapshot, without holes.
     pub entries: Vec<LogEntry>,
@@ -194,7 +194,7 @@ impl Wal {
         let replay = Replay {
             incarnation: header.incarnation,
             hard_state: past.hard_state,
-            mark: past.mark,
+            mark: past.base_mark,
             entries: past.entries,
             last_group: past.next_group - 1,
             runs: past.runs,
@@ -770,9 +770,49 @@ mod tests {
 
         let mut start = WalStart::new(IDENTITY);
         start.snapshot = Some(mark(3, 1));
-        let (_, replay) = home.try_open(start).unwrap();
+        let (mut wal, replay) = home.try_open(start).unwrap();
         assert_eq!(replay.warnings.len(), 1);
         assert!(replay.warnings[0].ends_with("is damaged; what it held is in the snapshot"));
+
+        // It goes when no snapshot needs what it held, and nobody is warned of it any more.
+        write(&mut wal, 4..=5);
+        wal.release_below(3).unwrap();
+        assert!(home.path(1).exists(), "entry 3 was in it");
+        wal.release_below(4).unwrap();
+        assert!(!home.path(1).exists());
+        drop(wal);
+        let mut start = WalStart::new(IDENTITY);
+        start.snapshot = Some(mark(4, 1));
+        let (_, replay) = home.try_open(start).unwrap();
+        assert_eq!(replay.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn without_a_snapshot_the_first_mark_counts() {
+        let home = Home::new();
+        let (mut wal, _) = home.open();
+        for index in [0, 2, 3] {
+            if index > 0 {
+                write(&mut wal, index..=index);
+            }
+            wal.write(&[Record {
+                mark: Some(mark(index, u64::from(index > 0))),
+                ..Record::default()
+            }])
+            .unwrap();
+            if index == 0 {
+                write(&mut wal, 1..=1);
+            }
+        }
+        wal.sync().unwrap();
+        drop(wal);
+        // Not that of a snapshot which cannot be loaded; and with one, that one's, if it is there.
+        for (snapshot, expected) in [(3, 3), (2, 2), (0, 0)] {
+            let mut start = WalStart::new(IDENTITY);
+            start.snapshot = (snapshot > 0).then(|| mark(snapshot, 1));
+            let (_, replay) = home.try_open(start).unwrap();
+            assert_eq!(replay.mark.unwrap().index, expected);
+        }
     }
 
     #[test]

@@ -63,7 +63,10 @@ pub trait Host: Send + Sync + 'static {
 
     /// A snapshot from another server is durable under its name. May block. The other server is
     /// told after this returns; if it does not hear of it, this is called for the same again.
-    fn snapshot_received(&self, from: u64, meta: SnapshotMeta);
+    ///
+    /// # Errors
+    /// It cannot be loaded, and this server does not have it; the other server is told why.
+    fn snapshot_received(&self, from: u64, meta: SnapshotMeta) -> Result<(), Fault>;
 
     /// The file of a snapshot that was to be sent cannot be read: there must be another one. Must
     /// not block.

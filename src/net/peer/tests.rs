@@ -108,7 +108,7 @@ impl Host for TestHost {
         Err(Fault::InMemory)
     }
 
-    fn snapshot_received(&self, _: u64, _: SnapshotMeta) {
+    fn snapshot_received(&self, _: u64, _: SnapshotMeta) -> Result<(), Fault> {
         unreachable!("none is received");
     }
 

@@ -6,7 +6,7 @@
 //!   offer (what it is a snapshot of, how many chunks) ──►
 //!                                            ◄── accept (how many are there already)
 //!   chunk ──► chunk ──► …  done (how many, how long) ──►
-//!                                            ◄── stored (durable, and its server told)
+//!                                            ◄── stored (durable, and loaded by its server)
 //! ```
 //!
 //! Chunks travel as they are in the file, with the checksums that they have there, so what is wrong

@@ -157,7 +157,7 @@ fn out_of_turn() -> Trouble {
 }
 
 fn lasting(fault: &Fault) -> Trouble {
-    Trouble::Lasting(fault.to_string())
+    Trouble::Lasting(fault.survived())
 }
 
 /// An offer that was made.
@@ -174,8 +174,9 @@ impl At {
             && *stored == self.key
             && at.elapsed() < REMEMBER
         {
-            let from = self.key.server.into();
-            self.shared.host.snapshot_received(from, meta);
+            // Should it be no good any more, the next attempt begins anew.
+            desk.stored = None;
+            desk.store(&self.shared, self.key)?;
             return Ok(None);
         }
         if let Some(partial) = &mut desk.partial
@@ -231,10 +232,15 @@ impl Desk {
             ));
         }
         writer.finish().map_err(|fault| lasting(&fault))?;
-        self.stored = Some((key.clone(), Instant::now()));
-        shared
-            .host
-            .snapshot_received(key.server.into(), meta(&key.offer));
+        self.store(shared, key)
+    }
+
+    /// Hands over a snapshot that is durable. One that cannot be loaded is not stored.
+    fn store(&mut self, shared: &Shared, key: Key) -> Result<(), Trouble> {
+        let (from, meta) = (key.server.into(), meta(&key.offer));
+        let received = shared.host.snapshot_received(from, meta);
+        received.map_err(|fault| lasting(&fault))?;
+        self.stored = Some((key, Instant::now()));
         Ok(())
     }
 }

@@ -62,7 +62,7 @@ async fn send_in_turn(shared: &Arc<Shared>, peer: &Peer, index: u64, term: u64) 
         Ok(Ok(reader)) => reader,
         failed => {
             let reason = match failed {
-                Ok(failed) => failed.err().map(|fault| fault.to_string()),
+                Ok(failed) => failed.err().map(|fault| fault.survived()),
                 Err(panic) => Some(panic.to_string()),
             };
             let server = peer.server;
@@ -201,7 +201,7 @@ impl Sending<'_> {
         for number in numbers {
             // The file is checked to the end: after the last chunk, there is nothing left to read.
             let chunk = fed.recv().await.ok_or_else(unreadable)?;
-            let chunk = chunk.map_err(|fault| Trouble::Unreadable(fault.to_string()))?;
+            let chunk = chunk.map_err(|fault| Trouble::Unreadable(fault.survived()))?;
             let length = chunk.body.len();
             self.transfers.rate.take(length).await;
             let CompressedChunk {
@@ -221,7 +221,7 @@ impl Sending<'_> {
         }
         match fed.recv().await {
             None => Ok(()),
-            Some(Err(fault)) => Err(Trouble::Unreadable(fault.to_string())),
+            Some(Err(fault)) => Err(Trouble::Unreadable(fault.survived())),
             Some(Ok(_)) => Err(unreadable()),
         }
     }

@@ -29,6 +29,8 @@ const CHUNK_BYTES: usize = 100_000;
 struct TestHost {
     log: LogHandle,
     refuses: Mutex<Option<Fault>>,
+    /// Why the next one that is received cannot be loaded.
+    spoils: Mutex<Option<Fault>>,
     received: Mutex<Vec<(u64, SnapshotMeta)>>,
     unreadable: Mutex<Vec<u64>>,
     sent: Mutex<Vec<(u64, bool)>>,
@@ -80,9 +82,13 @@ impl Host for TestHost {
         }
     }
 
-    fn snapshot_received(&self, from: u64, meta: SnapshotMeta) {
+    fn snapshot_received(&self, from: u64, meta: SnapshotMeta) -> Result<(), Fault> {
+        if let Some(fault) = self.spoils.lock().take() {
+            return Err(fault);
+        }
         self.log.snapshot_received(meta.index).unwrap();
         self.received.lock().push((from, meta));
+        Ok(())
     }
 
     fn snapshot_unreadable(&self, index: u64) {
@@ -115,6 +121,7 @@ impl TestServer {
         let host = Arc::new(TestHost {
             log,
             refuses: Mutex::default(),
+            spoils: Mutex::default(),
             received: Mutex::default(),
             unreadable: Mutex::default(),
             sent: Mutex::default(),
@@ -460,6 +467,46 @@ async fn the_receiver_keeps_what_it_has() {
     let (_, answer) = offer_to(&one, &offer).await;
     assert_eq!(answer, stored);
     assert_eq!(*one.host.received.lock(), [(2, meta(70)), (2, meta(70))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_loaded_is_not_stored() {
+    let (one, source) = (TestServer::start(1).await, TestServer::start(3).await);
+    source.save(70, 1).await;
+    let (offer, chunks, done) = taken_apart(&source, 70);
+    let refused = Step::Failed(Failed {
+        text: "snapshot x cannot be loaded: it differs".to_owned(),
+        may_retry: false,
+    });
+    let spoil = || {
+        *one.host.spoils.lock() = Some(Fault::RejectedSnapshot {
+            path: PathBuf::from("x"),
+            reason: "it differs".to_owned(),
+        });
+    };
+    for is_good in [false, true] {
+        // Neither of them is taken for stored before it is.
+        let (mut socket, answer) = offer_to(&one, &offer).await;
+        assert_eq!(answer, Step::Accept(Accept { have_chunks: 0 }));
+        let step = Step::Chunk(chunks[0].clone());
+        say(&mut socket.write, step).await.unwrap();
+        if !is_good {
+            spoil();
+        }
+        say(&mut socket.write, Step::Done(done)).await.unwrap();
+        let last = hear(&mut socket.read, LONG).await.unwrap();
+        let expected = match is_good {
+            true => Step::Stored(Stored {}),
+            false => refused.clone(),
+        };
+        assert_eq!(last, expected);
+    }
+    // Nor one that has gone bad since.
+    spoil();
+    let (_, answer) = offer_to(&one, &offer).await;
+    assert_eq!(answer, refused);
+    let (_, answer) = offer_to(&one, &offer).await;
+    assert_eq!(answer, Step::Accept(Accept { have_chunks: 0 }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
