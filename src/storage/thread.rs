@@ -162,7 +162,7 @@ impl LogHandle {
     /// Writes a snapshot in the snapshot thread, at low priority. `chunks` hands the image's chunks
     /// to the function it is given; `done` gets the length of the file in bytes, in that thread.
     /// The log and the snapshots that are not needed any more are removed then. A failure costs
-    /// only the snapshot, and is told after a pause. After a stop, `done` is dropped.
+    /// only the snapshot; the next one waits a little then. After a stop, `done` is dropped.
     pub fn take_snapshot(
         &self,
         meta: SnapshotMeta,
@@ -177,10 +177,12 @@ impl LogHandle {
         };
         let job = move |shared: &Shared| {
             let written = caught("snapshot", || shared.take_snapshot(&meta, chunks));
-            if written.is_err() {
+            let failed = written.is_err();
+            done(written);
+            if failed {
+                // The next one may be asked for at once, and waits.
                 shared.pause();
             }
-            done(written);
         };
         if let Some(running) = &*files.running.lock() {
             // The receiver lives as long as the thread, which ends only when the sender is gone.
