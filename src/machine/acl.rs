@@ -163,7 +163,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 }
 
 /// The number of a list in the table.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct AclId(pub u32);
 
 /// One distinct list.

@@ -5,7 +5,7 @@
 //! over the znodes as they were when it began, which needs no lock and can be put aside after
 //! each step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut as _, BytesMut};
 
@@ -13,7 +13,7 @@ use super::slab::Slab;
 use super::znode::{NodeId, Znode};
 use super::{Caller, Machine};
 use crate::wire::{
-    Answer, ErrorCode, Request, SessionId, Stat, SubAnswer, SubRequest, Text, Writer,
+    Answer, ErrorCode, Request, SessionId, Stat, SubAnswer, SubRequest, Text, Writer, perms,
 };
 
 /// Znodes that a read may touch in one go: fractions of a millisecond.
@@ -30,8 +30,9 @@ pub const MULTI_READ_BYTES_MAX: usize = 64 << 20;
 const MULTI_READ_OPERATIONS_MAX: usize = 32_768;
 /// What stands before each answer of a multiRead, and the Stat.
 const PART_BYTES: usize = 81;
-/// About how many bytes the path of an ephemeral takes in a reply, with its length.
-const PATH_BYTES: usize = 24;
+/// How many bytes the path of an ephemeral may take in a reply, with its length: no new znode has a
+/// longer one.
+const PATH_BYTES: usize = 4 + 4096;
 
 /// The znodes of one moment, and how far a read has come with them.
 #[derive(Debug)]
@@ -288,7 +289,10 @@ impl Machine {
         match request {
             Request::GetData { path, .. } => self.data_bytes_at(path),
             Request::GetChildren { path, .. } => self.list_bytes_at(path),
-            Request::GetEphemerals { .. } => self.tree.ephemerals(session).count() * PATH_BYTES,
+            Request::GetEphemerals { .. } => {
+                let paths = self.tree.ephemerals(session).count();
+                LIST_BYTES_MAX.min(paths * PATH_BYTES)
+            }
             Request::MultiRead(operations) if operations.len() > NODES_AT_ONCE => usize::MAX,
             Request::MultiRead(operations) => {
                 let bytes = operations
@@ -360,21 +364,31 @@ impl Machine {
         if operations.len() > MULTI_READ_OPERATIONS_MAX {
             return Err(ErrorCode::BadArguments);
         }
+        // Lists are long, and shared by many znodes.
+        let mut verdicts = BTreeMap::new();
+        let mut find = |path: &str| {
+            let id = self.tree.lookup(path).ok_or(ErrorCode::NoNode)?;
+            let acl = self.tree.get(id).acl;
+            let verdict = || self.check(id, perms::READ, caller);
+            verdicts.entry(acl).or_insert_with(verdict).map(|()| id)
+        };
         let mut bytes = PART_BYTES;
         let mut parts = Vec::with_capacity(operations.len());
         for operation in operations {
-            let found = match operation {
-                SubRequest::GetData { path } => self.readable(path, caller).map(|id| {
-                    let data = self.tree.get(id).data();
-                    (Part::Data(id), data.map_or(0, <[u8]>::len))
-                }),
-                SubRequest::GetChildren { path } => {
-                    let list = self.listable(path, caller);
-                    list.map(|(id, znode)| (Part::Names(id), znode.list_bytes()))
-                }
-                _ => Err(ErrorCode::Unimplemented),
+            let (part, size) = match operation {
+                SubRequest::GetData { path } => match find(path) {
+                    Ok(id) => (
+                        Part::Data(id),
+                        self.tree.get(id).data().map_or(0, <[u8]>::len),
+                    ),
+                    Err(code) => (Part::Error(code), 0),
+                },
+                SubRequest::GetChildren { path } => match find(path) {
+                    Ok(id) => (Part::Names(id), self.tree.get(id).list_bytes()),
+                    Err(code) => (Part::Error(code), 0),
+                },
+                _ => (Part::Error(ErrorCode::Unimplemented), 0),
             };
-            let (part, size) = found.unwrap_or_else(|code| (Part::Error(code), 0));
             bytes += PART_BYTES + size;
             if bytes > MULTI_READ_BYTES_MAX {
                 return Err(ErrorCode::BadArguments);

@@ -18,7 +18,7 @@ use crate::wire::{FrameLength, frame_length};
 
 use super::room::Room;
 use super::sender::{Left, Sender, Task, WRITE_BYTES, write_some};
-use super::{Admitted, Context};
+use super::{Admitted, Context, PROBE_PATIENCE};
 
 /// Bytes read at once when nothing is known about what comes.
 const READ_BYTES: usize = 8 << 10;
@@ -124,7 +124,11 @@ impl Client<'_> {
     /// What seldom happens is a future of its own: thousands of clients are idle, and each takes
     /// the room of all that it could be waiting for.
     async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
-        let handshake_until = Instant::now() + self.context.limits.handshake;
+        let patience = match self.only_words {
+            true => PROBE_PATIENCE,
+            false => self.context.limits.handshake,
+        };
+        let handshake_until = Instant::now() + patience;
         let mut input = BytesMut::new();
         let mut first = true;
         loop {
@@ -137,8 +141,8 @@ impl Client<'_> {
                     return End::Orderly;
                 }
                 if self.only_words {
-                    self.metrics().connection_rejected.add(1);
                     let reason = "there are as many connections as there may be";
+                    self.context.refused(self.connection.peer(), reason);
                     return End::Because(reason.into());
                 }
             }

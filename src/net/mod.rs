@@ -80,6 +80,8 @@ const RESERVED_FILES: usize = 128;
 /// Connections from this machine that are let in above the limit of all, each for a four-letter
 /// word: a server that is full must not look dead to a probe, which would have it restarted.
 const PROBES: usize = 8;
+/// How long each may take to ask.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Two log lines about connections that cannot be had are this far apart at least.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
@@ -159,21 +161,22 @@ impl Context {
         })
     }
 
-    /// Takes a place for a connection of this address, given back when it is dropped.
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, String> {
+    /// Takes a place for a connection of this address, given back when it is dropped. `is_near`: it
+    /// comes from this machine.
+    fn admit(self: &Arc<Self>, address: IpAddr, is_near: bool) -> Result<Admitted, String> {
         let per_address = self.limits.per_address;
         let mut counts = self.counts.lock();
         let mut only_words = false;
         if let Some((most, reason)) = &self.most
             && counts.all - counts.probes >= *most
         {
-            only_words = address.to_canonical().is_loopback() && counts.probes < PROBES;
+            only_words = is_near && counts.probes < PROBES;
             if !only_words {
                 return Err(format!("{reason}: {most} connections are all"));
             }
         }
         let count = counts.by_address.entry(address).or_default();
-        if per_address > 0 && *count >= per_address {
+        if per_address > 0 && *count >= per_address && !only_words {
             return Err(format!("maxClientCnxns={per_address} reached"));
         }
         *count += 1;
@@ -184,6 +187,14 @@ impl Context {
             address,
             only_words,
         })
+    }
+
+    /// A connection has no place.
+    fn refused(&self, client: SocketAddr, reason: &str) {
+        self.shared.metrics.connection_rejected.add(1);
+        if let Some(left_out) = self.refusals.ask() {
+            tracing::warn!(%client, reason, left_out, "connection refused");
+        }
     }
 }
 
@@ -269,15 +280,12 @@ fn accept(
     stop: &watch::Receiver<bool>,
     tasks: &mut tokio::task::JoinSet<()>,
 ) {
-    let admitted = match context.admit(peer.ip()) {
+    let address = peer.ip().to_canonical();
+    let to = stream.local_addr().map(|local| local.ip().to_canonical());
+    let is_near = address.is_loopback() || to.is_ok_and(|to| to == address);
+    let admitted = match context.admit(peer.ip(), is_near) {
         Ok(admitted) => admitted,
-        Err(reason) => {
-            context.shared.metrics.connection_rejected.add(1);
-            if let Some(left_out) = context.refusals.ask() {
-                tracing::warn!(client = %peer, reason, left_out, "connection refused");
-            }
-            return;
-        }
+        Err(reason) => return context.refused(peer, &reason),
     };
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(client = %peer, %error, "cannot set TCP_NODELAY");

@@ -1,5 +1,6 @@
 //! Tells of a disk that hangs while it hangs: a write or sync that does not return says nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -26,13 +27,12 @@ impl DiskWait {
         }
     }
 
-    pub fn begin(&self, now: Instant) {
-        let since = now.duration_since(self.epoch).as_millis() as u64 + 1;
+    /// The wait lasts as long as this.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> Waiting {
+        let since = self.epoch.elapsed().as_millis() as u64 + 1;
         self.since.store(since, Ordering::Relaxed);
-    }
-
-    pub fn end(&self) {
-        self.since.store(0, Ordering::Relaxed);
+        Waiting(self.clone())
     }
 
     /// What tells one wait from the next, and how long it has lasted.
@@ -40,6 +40,15 @@ impl DiskWait {
         let since = self.since.load(Ordering::Relaxed);
         let began = self.epoch + Duration::from_millis(since.checked_sub(1)?);
         Some((since, began.elapsed()))
+    }
+}
+
+/// Ends the wait when it is dropped, also by a panic.
+pub(super) struct Waiting(Arc<DiskWait>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.since.store(0, Ordering::Relaxed);
     }
 }
 
@@ -78,7 +87,7 @@ mod tests {
 
     #[test]
     fn each_stall_is_told_of_while_it_lasts() {
-        let wait = DiskWait::new();
+        let wait = Arc::new(DiskWait::new());
         let (stop, stopped) = mpsc::channel();
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
@@ -90,12 +99,12 @@ mod tests {
                 });
             });
             for _ in 0..2 {
-                wait.begin(Instant::now());
+                let waiting = wait.begin();
                 let lasted = told.recv_timeout(Duration::from_secs(60)).unwrap();
                 assert!(lasted >= patience, "{lasted:?}");
                 // Not over and over.
                 assert!(told.recv_timeout(3 * patience).is_err());
-                wait.end();
+                drop(waiting);
                 assert!(told.recv_timeout(3 * patience).is_err());
             }
             drop(stop);

@@ -393,7 +393,8 @@ impl Shared {
         purge_snapshots(&*self.disk, &self.config.snapshot_files(), keep)
     }
 
-    /// Nothing is removed any more; waits for what is being removed.
+    /// Nothing is removed any more, but log segments that are being removed now; waits for
+    /// snapshots that are.
     fn keep_all(&self) {
         let _directory = self.directory.lock();
         self.keep_all.store(true, Ordering::Relaxed);
@@ -473,6 +474,7 @@ impl LogThread {
             };
             self.carry_out(&taken)?;
             if taken.stop {
+                let _waiting = self.disk_wait.begin();
                 self.wal.sync()?;
                 self.wal.seal_if_idle()?;
                 self.wal.sync()?;
@@ -487,7 +489,9 @@ impl LogThread {
             Some(command) => Some(command),
             None => match self.receiver.recv_timeout(SEAL_AFTER) {
                 Err(RecvTimeoutError::Timeout) => {
+                    let waiting = self.disk_wait.begin();
                     self.wal.seal_if_idle()?;
+                    drop(waiting);
                     self.receiver.recv().ok()
                 }
                 other => other.ok(),
@@ -508,10 +512,9 @@ impl LogThread {
     }
 
     fn carry_out(&mut self, taken: &Taken) -> Result<(), Fault> {
-        self.disk_wait.begin(Instant::now());
-        let written = self.write(taken);
-        self.disk_wait.end();
-        written?;
+        let waiting = self.disk_wait.begin();
+        self.write(taken)?;
+        drop(waiting);
         if let Some(number) = taken.number {
             self.next = self.receiver.try_recv().ok();
             (self.on_persisted)(number, self.next.is_none());
@@ -519,10 +522,12 @@ impl LogThread {
         if let Some(index) = taken.release
             && self.purge
             && !self.keep_all.load(Ordering::Relaxed)
-            && let Err(fault) = self.wal.release_below(index)
         {
-            let reason = fault.survived();
-            warn!(reason, "old log segments cannot be removed");
+            let _waiting = self.disk_wait.begin();
+            if let Err(fault) = self.wal.release_below(index) {
+                let reason = fault.survived();
+                warn!(reason, "old log segments cannot be removed");
+            }
         }
         Ok(())
     }

@@ -318,7 +318,8 @@ impl Connection {
             match set_or_missed {
                 Err(kind) => events.push(WatcherEvent {
                     kind,
-                    path,
+                    // Read late, it must not keep the whole request.
+                    path: Text::from(path.as_str()),
                     zxid: WatcherEvent::SYNTHETIC,
                 }),
                 Ok(mode) if watches.add(self.id, &path, mode).is_err() => {
