@@ -836,6 +836,17 @@ impl Sink for Nobody {
 }
 
 /// What is removed at a time is one entry, which has to fit into a message.
+fn container(path: &str) -> Create {
+    Create {
+        opcode: op::CREATE_CONTAINER,
+        path: path.into(),
+        data: None,
+        acl: Some(vec![Acl::open()]),
+        flags: 4,
+        ttl: None,
+    }
+}
+
 #[test]
 fn containers_with_long_names_are_removed_by_and_by() {
     let mut bench = Bench::with(Options {
@@ -850,15 +861,7 @@ fn containers_with_long_names_are_removed_by_and_by() {
     let long = format!("/{}", "c".repeat(PATH_BYTES_MAX - 10));
     for number in 0..600 {
         let path = format!("{long}{number}");
-        let container = Request::Create(Create {
-            opcode: op::CREATE_CONTAINER,
-            path: path.as_str().into(),
-            data: None,
-            acl: Some(vec![Acl::open()]),
-            flags: 4,
-            ttl: None,
-        });
-        bench.send(&client, 1, &container);
+        bench.send(&client, 1, &Request::Create(container(&path)));
         let child = format!("{path}/x");
         bench.send(&client, 2, &create(&child, 0));
         let path = child.as_str().into();
@@ -893,16 +896,7 @@ fn many_containers_are_looked_at_by_and_by() {
         ..Options::default()
     });
     let (mut client, _) = bench.client();
-    let container = |number: usize| {
-        SubRequest::Create(Create {
-            opcode: op::CREATE_CONTAINER,
-            path: format!("/c{number}").as_str().into(),
-            data: None,
-            acl: Some(vec![Acl::open()]),
-            flags: 4,
-            ttl: None,
-        })
-    };
+    let container = |number: usize| SubRequest::Create(container(&format!("/c{number}")));
     // In each turn some of them are looked at, and all in the same minute.
     let many = 2 * CANDIDATES_AT_ONCE + 10;
     let all = (0..many).map(container).collect();
@@ -992,15 +986,7 @@ fn emptied_containers_are_removed() {
         ..Options::default()
     });
     let (mut client, _) = bench.client();
-    let container = Request::Create(Create {
-        opcode: op::CREATE_CONTAINER,
-        path: "/c".into(),
-        data: None,
-        acl: Some(vec![Acl::open()]),
-        flags: 4,
-        ttl: None,
-    });
-    bench.send(&client, 1, &container);
+    bench.send(&client, 1, &Request::Create(container("/c")));
     bench.pass(1_500);
     bench.send(&client, 2, &create("/c/x", 0));
     bench.send(
