@@ -96,6 +96,13 @@ class Fresh:
         return self._client.get_acls(path)
 
 
+def connect(client: KazooClient) -> None:
+    """Starts it. `KazooClient.start` says that time is out, whatever there is left, if the connection
+    is gone again before it looks: servers are killed."""
+    connected = client.start_async().wait(lab.START_SECONDS_MAX)
+    assert connected, f"no connection within {lab.START_SECONDS_MAX} s"
+
+
 @dataclass
 class Bench:
     """One case's view of the server under test."""
@@ -111,7 +118,7 @@ class Bench:
     def client_of(self, hosts: str, timeout: float = 10.0, **options: Any) -> KazooClient:
         """The same by connection string, for a client behind a relay."""
         client = self.new_client(hosts, timeout, **options)
-        client.start(timeout=lab.START_SECONDS_MAX)
+        connect(client)
         return client
 
     def new_client(self, hosts: str, timeout: float = 10.0, **options: Any) -> KazooClient:

@@ -24,7 +24,8 @@ def main() -> None:
     def tell(state: str) -> None:
         print(state, client.client_id[0] if client.client_id else 0, flush=True)
 
-    client.start(timeout=30)
+    # `start` gives up if the connection is gone again before it looks.
+    client.start_async().wait(30)
     try:
         client.create(path, ephemeral=True, makepath=True)
     except ConnectionLoss:
