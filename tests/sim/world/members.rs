@@ -97,9 +97,20 @@ impl World {
         let have_others = others.all(|other| has_enough(&self.checks.logs[other]))
             // Those who have applied it let in no other disk anyway.
             || self.sabotage == Sabotage::AdmitEmpty;
+        // Nor, there, does who is no member any more: it was a founder all the same.
+        let founders = self.params.membership().voters;
+        let is_empty = |id: &&u64| {
+            let founder = **id as usize - 1;
+            founder == server || self.checks.logs[founder].durable() == 0
+        };
+        let empty = founders.iter().filter(is_empty).count();
+        let may_found = self.params.founding.by_majority
+            && founders.contains(&id)
+            && empty > founders.len() / 2;
         if !is_quiet
             || !is_told_of_others
             || !have_others
+            || may_found
             || !self.checks.members.may_lose(id, &self.checks.model)
         {
             return;
