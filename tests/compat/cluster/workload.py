@@ -409,6 +409,8 @@ class Ephemerals(Actor):
                 assert self._other.get(path) is None, f"{path} outlived its session"
                 return
         finally:
+            # It may not be asked again for longer than its session lives, and does not ping.
+            self._other.end()
             self.client.leave()
             self.client.session = NEW_SESSION
             self.abandoned.append(path)
