@@ -76,6 +76,13 @@ impl World {
         }
     }
 
+    /// Whether a snapshot is on its way to a server.
+    pub(super) fn is_being_sent(&self, to: usize) -> bool {
+        let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let mut sendings = processes.filter_map(|process| process.sendings.get(&to));
+        sendings.any(|(_, sending)| sending.is_some())
+    }
+
     /// Begins with the next snapshot for a server, if nothing is on its way there.
     fn begin_sending(&mut self, server: usize, to: usize) -> Verdict {
         let patience_us = self.params.transfer.patience_us;

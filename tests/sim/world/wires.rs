@@ -135,7 +135,9 @@ impl World {
                 if serving || !is_known {
                     return broken(Group::Replies, format!("{conn:?} refused: {}", refused.0));
                 }
-                if self.is_calm() && self.members().contains(&server) {
+                // A large state takes its time.
+                let is_due = self.is_calm() && !self.is_being_sent(server);
+                if is_due && self.members().contains(&server) {
                     return broken(Group::Liveness, format!("25: {server} does not serve"));
                 }
                 self.close_server_side(conn);
