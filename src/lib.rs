@@ -42,6 +42,7 @@
 //! 1. [`net::client`] splits frames; [`engine::connection`] decodes the request for its syntax,
 //!    gives it a place in the connection's [`engine::pipeline`], and hands the client's own bytes
 //!    as a command to the [`node`]: to its thread, or, while nobody is at work there, to itself.
+//!    What every server would pay for too dearly is refused before (`engine::bounds`).
 //! 2. [`engine::forward`] numbers it in this server's stream; the leader proposes what has gathered
 //!    in a turn, or while an entry was on its way to the others, as one Raft entry stamped with its
 //!    wall clock.

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::machine::PATH_BYTES_MAX;
 use crate::wire::request::Create;
 use crate::wire::{Acl, ErrorCode, Request, SubRequest};
 
@@ -14,10 +15,6 @@ pub const ACL_ENTRIES_MAX: usize = 256;
 
 /// As many entries may the `auth` of all lists of one request come to: a list of each is kept.
 pub const AUTH_ENTRIES_MAX: usize = 65_536;
-
-/// A znode has no longer path than that, in bytes. A znode costs its last name alone, but whoever
-/// ends a session, lists ephemerals or looks for watches of ancestors makes whole paths of many.
-pub const PATH_BYTES_MAX: usize = 4096;
 
 /// A znode below [`QUOTAS`] has no more bytes than that: limits and statistics are read with every
 /// write that they govern, and statistics are written again.

@@ -8,10 +8,10 @@ use std::sync::{OnceLock, Weak};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::auth::{IDENTITIES_MAX, IDENTITY_BYTES_MAX};
-use super::bounds::{ACL_ENTRIES_MAX, AUTH_ENTRIES_MAX, PATH_BYTES_MAX, QUOTA_BYTES_MAX};
+use super::bounds::{ACL_ENTRIES_MAX, AUTH_ENTRIES_MAX, QUOTA_BYTES_MAX};
 use super::forward::BYTES_PER_ENTRY;
 use super::*;
-use crate::machine::{BYTES_AT_ONCE, CANDIDATES_AT_ONCE, NODES_AT_ONCE};
+use crate::machine::{BYTES_AT_ONCE, CANDIDATES_AT_ONCE, NODES_AT_ONCE, PATH_BYTES_MAX};
 use crate::wire::request::{Create, SetWatches};
 use crate::wire::{
     Acl, ConnectRequest, ConnectResponse, ErrorCode, EventType, FRAME_BYTES_MAX, Id, Reader,
@@ -836,6 +836,13 @@ impl Sink for Nobody {
 }
 
 /// What is removed at a time is one entry, which has to fit into a message.
+fn cleaning(cleaner: CleanerOptions) -> Bench {
+    Bench::with(Options {
+        cleaner,
+        ..Options::default()
+    })
+}
+
 fn container(path: &str) -> Create {
     Create {
         opcode: op::CREATE_CONTAINER,
@@ -849,13 +856,10 @@ fn container(path: &str) -> Create {
 
 #[test]
 fn containers_with_long_names_are_removed_by_and_by() {
-    let mut bench = Bench::with(Options {
-        cleaner: CleanerOptions {
-            interval_ms: 1_000,
-            per_minute: 1_000_000,
-            ..CleanerOptions::default()
-        },
-        ..Options::default()
+    let mut bench = cleaning(CleanerOptions {
+        interval_ms: 1_000,
+        per_minute: 1_000_000,
+        ..CleanerOptions::default()
     });
     let (mut client, _) = bench.client();
     let long = format!("/{}", "c".repeat(PATH_BYTES_MAX - 10));
@@ -887,13 +891,10 @@ fn containers_with_long_names_are_removed_by_and_by() {
 
 #[test]
 fn many_containers_are_looked_at_by_and_by() {
-    let mut bench = Bench::with(Options {
-        cleaner: CleanerOptions {
-            interval_ms: 60_000,
-            never_used_ms: 1,
-            ..CleanerOptions::default()
-        },
-        ..Options::default()
+    let mut bench = cleaning(CleanerOptions {
+        interval_ms: 60_000,
+        never_used_ms: 1,
+        ..CleanerOptions::default()
     });
     let (mut client, _) = bench.client();
     let container = |number: usize| SubRequest::Create(container(&format!("/c{number}")));
@@ -977,13 +978,9 @@ fn the_lists_of_a_request_stand_for_a_bounded_number_of_identities() {
 
 #[test]
 fn emptied_containers_are_removed() {
-    let cleaner = CleanerOptions {
+    let mut bench = cleaning(CleanerOptions {
         interval_ms: 1_000,
         ..CleanerOptions::default()
-    };
-    let mut bench = Bench::with(Options {
-        cleaner,
-        ..Options::default()
     });
     let (mut client, _) = bench.client();
     bench.send(&client, 1, &Request::Create(container("/c")));

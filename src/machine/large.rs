@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut as _, BytesMut};
 
+use super::path::PATH_BYTES_MAX;
 use super::slab::Slab;
 use super::znode::{NodeId, Znode};
 use super::{Caller, Machine};
@@ -30,9 +31,6 @@ pub const MULTI_READ_BYTES_MAX: usize = 64 << 20;
 const MULTI_READ_OPERATIONS_MAX: usize = 32_768;
 /// What stands before each answer of a multiRead, and the Stat.
 const PART_BYTES: usize = 81;
-/// How many bytes the path of an ephemeral may take in a reply, with its length: no new znode has a
-/// longer one.
-const PATH_BYTES: usize = 4 + 4096;
 
 /// The znodes of one moment, and how far a read has come with them.
 #[derive(Debug)]
@@ -291,7 +289,7 @@ impl Machine {
             Request::GetChildren { path, .. } => self.list_bytes_at(path),
             Request::GetEphemerals { .. } => {
                 let paths = self.tree.ephemerals(session).count();
-                LIST_BYTES_MAX.min(paths * PATH_BYTES)
+                LIST_BYTES_MAX.min(paths * (4 + PATH_BYTES_MAX))
             }
             Request::MultiRead(operations) if operations.len() > NODES_AT_ONCE => usize::MAX,
             Request::MultiRead(operations) => {
@@ -375,20 +373,17 @@ impl Machine {
         let mut bytes = PART_BYTES;
         let mut parts = Vec::with_capacity(operations.len());
         for operation in operations {
-            let (part, size) = match operation {
-                SubRequest::GetData { path } => match find(path) {
-                    Ok(id) => (
-                        Part::Data(id),
-                        self.tree.get(id).data().map_or(0, <[u8]>::len),
-                    ),
-                    Err(code) => (Part::Error(code), 0),
-                },
-                SubRequest::GetChildren { path } => match find(path) {
-                    Ok(id) => (Part::Names(id), self.tree.get(id).list_bytes()),
-                    Err(code) => (Part::Error(code), 0),
-                },
-                _ => (Part::Error(ErrorCode::Unimplemented), 0),
+            let found = match operation {
+                SubRequest::GetData { path } => find(path).map(|id| {
+                    let data = self.tree.get(id).data();
+                    (Part::Data(id), data.map_or(0, <[u8]>::len))
+                }),
+                SubRequest::GetChildren { path } => {
+                    find(path).map(|id| (Part::Names(id), self.tree.get(id).list_bytes()))
+                }
+                _ => Err(ErrorCode::Unimplemented),
             };
+            let (part, size) = found.unwrap_or_else(|code| (Part::Error(code), 0));
             bytes += PART_BYTES + size;
             if bytes > MULTI_READ_BYTES_MAX {
                 return Err(ErrorCode::BadArguments);

@@ -39,6 +39,7 @@ pub(crate) use index::Index;
 pub use large::{BYTES_AT_ONCE, Begun, MULTI_READ_BYTES_MAX, NODES_AT_ONCE, Walk};
 pub use level::{FEATURE_LEVEL, LEVEL_SETTING, LOCAL_SESSIONS};
 pub use origin::{CommandId, OriginId};
+pub use path::PATH_BYTES_MAX;
 pub use session::{Attached, FIRST_GENERATION, LOCAL_GENERATION, SessionInfo};
 
 use digest::{Part, Term};

@@ -3,6 +3,10 @@
 //! A path stays the text the client sent: legal or not is asked where the protocol asks it, since
 //! which check comes first decides the error a client sees (§3.3).
 
+/// No new znode has a longer path than that, in bytes. A znode costs its last name alone, but who
+/// ends a session, lists ephemerals or looks for watches of ancestors makes whole paths of many.
+pub const PATH_BYTES_MAX: usize = 4096;
+
 /// The znodes that nobody may delete (§5.5).
 /// What clients are shown of the ensemble.
 pub const CONFIG: &str = "/zookeeper/config";

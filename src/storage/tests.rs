@@ -789,13 +789,7 @@ fn a_snapshot_that_is_durable_counts_whatever_fails_after_it() {
 
 #[test]
 fn a_snapshot_on_a_bad_spot_of_the_disk_gives_way_to_an_older_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = StorageConfig {
-        segment_bytes: 4 << 10,
-        ..StorageConfig::new(dir.path(), 1)
-    };
-    let disk = Doctored::default();
-    take_snapshots(&disk, &config);
+    let (_dir, disk, config) = with_snapshots();
     let mut files = list_snapshots(&RealDisk, &config.snapshot_files()).unwrap();
     let newest = files.remove(0).path;
     *disk.0.bad.lock() = vec![newest.clone()];
@@ -876,8 +870,8 @@ fn start_when_short(disk: &Doctored, config: &StorageConfig) -> Recovered<Vec<u8
     found
 }
 
-#[test]
-fn a_short_disk_keeps_fewer_snapshots_and_less_log() {
+/// A directory with three snapshots and the log that goes with them, and its disk.
+fn with_snapshots() -> (tempfile::TempDir, Doctored, StorageConfig) {
     let dir = tempfile::tempdir().unwrap();
     let config = StorageConfig {
         segment_bytes: 4 << 10,
@@ -885,6 +879,12 @@ fn a_short_disk_keeps_fewer_snapshots_and_less_log() {
     };
     let disk = Doctored::default();
     take_snapshots(&disk, &config);
+    (dir, disk, config)
+}
+
+#[test]
+fn a_short_disk_keeps_fewer_snapshots_and_less_log() {
+    let (dir, disk, config) = with_snapshots();
     let names = |of: &str| RealDisk.list(&dir.path().join(of)).unwrap();
     assert_eq!(names("snapshot").len(), 3);
     let oldest = names("log").remove(0);
@@ -1043,13 +1043,7 @@ fn a_server_whose_state_was_another_one_does_not_start_again_and_keeps_everythin
 
 #[test]
 fn what_is_finished_when_the_state_turns_out_wrong_takes_no_others_place() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = StorageConfig {
-        segment_bytes: 4 << 10,
-        ..StorageConfig::new(dir.path(), 1)
-    };
-    let disk = Doctored::default();
-    take_snapshots(&disk, &config);
+    let (dir, disk, config) = with_snapshots();
     let names = |of: &str| RealDisk.list(&dir.path().join(of)).unwrap();
     let running = Running::start(open_over(&disk, &config).1);
     let number = 17;
