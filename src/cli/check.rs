@@ -65,7 +65,7 @@ pub fn run(
 
 /// The servers as /zookeeper/config will have them.
 fn members(config: &Config) -> String {
-    if config.members.len() < 2 {
+    if config.quorum.is_none() {
         return String::new();
     }
     let line = |member: &Member| {

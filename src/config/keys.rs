@@ -795,7 +795,8 @@ pub static TABLE: &[Key] = &[
     members(
         "standaloneEnabled",
         "true",
-        "Has a meaning for a server alone only, where false is refused: an ensemble of one",
+        "Whether a server with no other server lines stands alone; with false it is an ensemble of \
+         one, to which others can be added while it runs",
     ),
     members(
         "peerType",

@@ -37,8 +37,8 @@ pub struct Config {
     /// `extended_types`: the top byte of the session ids made here (§2.3).
     pub server_id: u32,
 
-    /// The servers of the ensemble, by id, this one among them. With fewer than two the server
-    /// stands alone. What the log says of the membership wins over it.
+    /// The servers of the ensemble, by id, this one among them; of a server that stands alone, its
+    /// line if it has one. What the log says of the membership wins over it.
     pub members: Vec<Member>,
     /// Where this server listens for the others; `None` if it stands alone. A host is that of its
     /// own line, which need not have an address yet: names of pods get theirs when they run.

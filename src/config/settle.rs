@@ -519,7 +519,7 @@ impl Settling {
                  localSessionsEnabled=true"
             ));
         }
-        if self.draft.config.members.len() > 1 {
+        if self.draft.config.quorum.is_some() {
             // Now there are others, and none of these keys has a counterpart.
             for setting in self.settings.values_mut() {
                 if setting.verdict == Verdict::BetweenServers {

@@ -302,7 +302,6 @@ fn what_is_not_built_is_refused() {
         &format!("metricsProvider.className={prometheus}"),
         "admin.enableServer=true",
         "DigestAuthenticationProvider.digestAlg=SHA-256",
-        "standaloneEnabled=false",
         "peerType=observer",
         "electionAlg=1",
         "group.1=1:2",
@@ -411,6 +410,30 @@ fn one_line_is_a_server_alone() {
     let config = config(CONTAINER);
     assert_eq!((config.members.len(), config.quorum), (1, None));
     assert_eq!(Config::dev().members, []);
+}
+
+#[test]
+fn one_line_is_an_ensemble_that_may_grow_if_it_is_not_to_stand_alone() {
+    let me = Ensemble::new("");
+    let text = |lines: &str| format!("clientPort=2181\nstandaloneEnabled=false\n{lines}\n");
+    let line = "server.7=a:2888:3888";
+    let loaded = me.load(&text(&format!("{line}\nadvertisedClientAddress.7=c:2181")));
+    let config = &loaded.config;
+    assert_eq!(config.quorum.as_ref().unwrap().to_string(), "a:2888");
+    assert_eq!(config.server_id, 7);
+    let lines: Vec<String> = config.members.iter().map(Member::line).collect();
+    assert_eq!(lines, ["server.7=a:2888:3888:participant;c:2181"]);
+    // Nothing but that there is no secret.
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+
+    let refusal = |lines: &str| me.refusal(&text(lines));
+    let nowhere = "zoo.cfg:3: standaloneEnabled=false: an ensemble needs to know where";
+    assert!(refusal("").starts_with(nowhere), "{}", refusal(""));
+    let silent = refusal(&format!("{line}:observer"));
+    assert!(
+        silent.contains("at least one must be a participant"),
+        "{silent}"
+    );
 }
 
 #[test]
@@ -628,7 +651,7 @@ fn an_ensemble_is_not_kept_in_memory() {
     let message = invalid.to_string();
     assert_eq!(message.lines().count(), 1, "{message}");
     assert!(
-        message.starts_with("zoo.cfg:3: 4 servers cannot run in memory"),
+        message.starts_with("zoo.cfg:3: servers of an ensemble cannot run in memory"),
         "{message}"
     );
 }

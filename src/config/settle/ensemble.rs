@@ -83,17 +83,17 @@ impl Settling {
         let mut lines = std::mem::take(&mut self.servers.lines);
         lines.sort_by_key(|(member, _)| member.id);
         self.check_lines(&lines);
-        self.advertise(&mut lines);
-        match lines.len() {
-            0 | 1 => self.check_alone(&lines),
-            _ => self.check_together(&lines),
+        // One line is an ensemble too, which may grow, if it is said not to be a server alone.
+        let together = lines.len() > 1 || !self.servers.standalone;
+        self.advertise(&mut lines, together);
+        match together && !lines.is_empty() {
+            true => self.check_together(&lines),
+            false => self.check_alone(&lines),
         }
         let id = self.settle_server_id(&lines, pod);
         self.draft.config.members = lines.iter().map(|(member, _)| member.clone()).collect();
         let own = lines.into_iter().find(|(member, _)| Some(member.id) == id);
-        if self.draft.config.members.len() > 1
-            && let Some((member, origin)) = &own
-        {
+        if together && let Some((member, origin)) = &own {
             self.settle_quorum(member, origin);
         }
         match id {
@@ -123,8 +123,7 @@ impl Settling {
     }
 
     /// Adds what clients are told.
-    fn advertise(&mut self, lines: &mut [(Member, Origin)]) {
-        let alone = lines.len() < 2;
+    fn advertise(&mut self, lines: &mut [(Member, Origin)], together: bool) {
         for (id, (address, origin)) in std::mem::take(&mut self.servers.advertised) {
             match lines.iter_mut().find(|(member, _)| member.id == id) {
                 Some((member, _)) => member.advertised = Some(address),
@@ -133,7 +132,7 @@ impl Settling {
                     format!("advertisedClientAddress.{id} needs a line server.{id}"),
                 ),
             }
-            if alone {
+            if !together {
                 self.warnings.push(format!(
                     "{origin}: a server alone tells clients of no address: \
                      advertisedClientAddress.{id} has no effect"
@@ -151,8 +150,9 @@ impl Settling {
             self.problem(origin, message.to_owned());
         }
         if !self.servers.standalone {
-            let message = "not supported: an ensemble of one server is not built: add server \
-                           lines, or remove the line to run a server alone (accepted: true)";
+            let message = "an ensemble needs to know where its servers reach each other: add a \
+                           line server.N=host:quorumPort:electionPort for this one, or remove \
+                           this line to run a server alone (accepted without it: true)";
             self.refuse("standaloneEnabled", message);
         }
         if self.servers.observer == Some(true) {
@@ -165,14 +165,14 @@ impl Settling {
     /// What servers together need.
     fn check_together(&mut self, lines: &[(Member, Origin)]) {
         let count = lines.len();
-        let (_, second) = &lines[1];
+        // Where it begins to be an ensemble.
+        let (_, second) = lines.get(1).unwrap_or(&lines[0]);
         if self.draft.config.in_memory {
-            let message = format!(
-                "{count} servers cannot run in memory: one that forgets its votes and its log \
-                 when it stops would undo what others were promised; give each a dataDir, or keep \
-                 one server line"
-            );
-            self.problem(second, message);
+            let message = "servers of an ensemble cannot run in memory: one that forgets its \
+                           votes and its log when it stops would undo what others were promised; \
+                           give each a dataDir, or keep one server line, without \
+                           standaloneEnabled=false";
+            self.problem(second, message.to_owned());
         }
         let voters = lines.iter().filter(|(member, _)| !member.observer).count();
         let warning = match voters {
@@ -180,6 +180,8 @@ impl Settling {
                 let message = "all servers are observers: at least one must be a participant";
                 return self.problem(second, message.to_owned());
             }
+            // To begin with: the others are added while it runs.
+            1 if count == 1 => String::new(),
             1 | 2 => format!(
                 "{voters} of {count} servers vote: none of these may fail; write three or more \
                  participants"

@@ -12,7 +12,7 @@ import lab
 import raw
 from ledger import SESSION_MS, Ledger
 
-from . import repair
+from . import growth, repair
 from .client import NODE_EXISTS, Client, Connection, Expired, Lost, created
 from .ensemble import SERVE_SECONDS_MAX, Ensemble
 from .failover import Trial
@@ -71,6 +71,7 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
     else:
         report.skip(name, "the log's format is zkraft's")
     alone = [
+        ("one server grows to three and shrinks back under load", growth.grows_and_shrinks),
         ("two of three are destroyed: the third one recovers, and is joined", repair.recovers),
         ("two of three new servers found an ensemble if they may", repair.founds_with_majority),
     ]
