@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ import lab
 import raw
 from ledger import SESSION_MS, Ledger
 
-from . import growth, repair
+from . import behind, configured, growth, repair, shown
 from .client import NODE_EXISTS, Client, Connection, Expired, Lost, created
 from .ensemble import SERVE_SECONDS_MAX, Ensemble
 from .failover import Trial
@@ -57,6 +56,11 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         ("kill -9 of all loses nothing that was acknowledged", kill_all),
         ("one server after the other is restarted under load", rolling_restart),
     ]
+    name = "a follower that is away for a moment under load is sent no snapshot"
+    if kind == "zkraft":
+        shared.append((name, behind.short_outage))
+    else:
+        report.skip(name, "the logs that tell are zkraft's")
     cases_on(report, kind, CONFIG, shared)
     on_snapshots = [("a follower that missed 25 MiB catches up", far_behind)]
     name = "a follower whose data directory is lost is taken back"
@@ -64,14 +68,30 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         on_snapshots.append((name, wiped))
     else:
         report.skip(name, "ZooKeeper lets an empty server vote")
+    name = "a large snapshot is sent, and the clients of its sender do not notice"
+    if kind == "zkraft":
+        on_snapshots.append((name, behind.sent_under_load))
+    else:
+        report.skip(name, "the logs that tell are zkraft's")
     cases_on(report, kind, SNAPSHOTS, on_snapshots)
     name = "a server whose log was forged is outvoted, and joins again with empty directories"
     if kind == "zkraft":
         cases_on(report, kind, CONFIG, [(name, repair.diverges)])
     else:
         report.skip(name, "the log's format is zkraft's")
+    on_show = [
+        ("status and mntr show each server of an ensemble, and who is gone", shown.shows),
+        ("status and mntr show that a follower is behind", shown.falls_behind),
+    ]
+    if kind == "zkraft":
+        cases_on(report, kind, shown.CONFIG, on_show)
+    else:
+        for name, _ in on_show:
+            report.skip(name, "zkraft's own")
     alone = [
         ("one server grows to three and shrinks back under load", growth.grows_and_shrinks),
+        ("the lines of all servers may be in a file of their own", configured.dynamic_file),
+        ("clients are told of advertised addresses, and of no others", configured.advertised),
         ("two of three are destroyed: the third one recovers, and is joined", repair.recovers),
         ("two of three new servers found an ensemble if they may", repair.founds_with_majority),
     ]
@@ -362,11 +382,15 @@ def rolling_restart(ensemble: Ensemble) -> None:
             fault = trial.fault(number)
             faults.append(fault)
             gaps = ", ".join(f"{n}: {gap:.0f} ms" for n, gap in fault.gaps.items())
-            print(f"  {role} {number} is told to stop; {gaps}; {fault.broken} disconnected")
+            print(
+                f"  {role} {number} is told to stop; {gaps}; {fault.broken} disconnected, "
+                f"its own clients connected {fault.reconnects} times"
+            )
         trial.check()
     if ensemble.kind == "zkraft":
         broken = sum(fault.broken for fault in faults)
         assert broken == 0, f"{broken} clients of servers that were not restarted lost them"
+        assert all(fault.paid_once() for fault in faults), "more than one reconnect, or none"
     assert sum(fault.expired for fault in faults) == 0, "a session was lost"
 
 
@@ -403,7 +427,7 @@ def far_behind(ensemble: Ensemble) -> None:
     follower = ensemble.followers()[0]
     server = ensemble.servers[follower]
     server.kill9()
-    said = server.log.stat().st_size
+    said = behind.Said(ensemble)
     seen = fill(ensemble, ensemble.leader(), 1)
     began = time.monotonic()
     ensemble.start()
@@ -411,9 +435,9 @@ def far_behind(ensemble: Ensemble) -> None:
     print(f"  it caught up in {time.monotonic() - began:.1f} s, its start included")
     compare(ensemble, follower, 1)
     if ensemble.kind == "zkraft":
-        with open(server.log, encoding="utf-8", errors="replace") as log:
-            log.seek(said)
-            assert re.search("snapshot .*installed", log.read()), "its log tells of no snapshot"
+        told = "".join(said.transfers())
+        for word in ("sending", "receiving", "installed"):
+            assert word in told, f"no log tells of {word} a snapshot: {told}"
 
 
 def wiped(ensemble: Ensemble) -> None:

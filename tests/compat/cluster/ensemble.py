@@ -35,6 +35,7 @@ class Member(lab.Server):
         disk: Path | None,
         observers: Sequence[int] = (),
         jvm_args: Sequence[str] = (),
+        dynamic: bool = False,
     ) -> None:
         self.number = number
         lines = {
@@ -42,15 +43,26 @@ class Member(lab.Server):
             + (":observer" if n in observers else "")
             for n, host in network.hosts.items()
         }
+        own = {"initLimit": "10", "syncLimit": "5", **config}
         super().__init__(
             kind,
-            {"initLimit": "10", "syncLimit": "5", **config, **lines},
+            own if dynamic else {**own, **lines},
             CLIENT_PORT,
             data_dir=disk / "data" if disk else None,
             jvm_args=jvm_args,
             wrapper=network.wrapper(number),
             host=network.hosts[number],
         )
+        if dynamic:
+            members = self.home / "members.dynamic"
+            # With the addresses for clients, as ZooKeeper's tools write them.
+            places = [f";{host}:{CLIENT_PORT}" for host in network.hosts.values()]
+            text = "".join(
+                f"{key}={line}{place}\n"
+                for (key, line), place in zip(lines.items(), places, strict=True)
+            )
+            members.write_text(text, encoding="utf-8")
+            self.configure(dynamicConfigFile=str(members))
         self._write_id()
 
     @property
@@ -99,7 +111,8 @@ class Member(lab.Server):
 
 class Ensemble:
     """Three servers, and observers if they have numbers of their own in the network. As a context
-    manager it ends them; after an error their logs are kept."""
+    manager it ends them; after an error their logs are kept. `dynamic`: their lines are in a file
+    that `dynamicConfigFile` names."""
 
     def __init__(
         self,
@@ -109,6 +122,7 @@ class Ensemble:
         disks: Mapping[int, Path] | None = None,
         name: str = "",
         jvm_args: Sequence[str] = (),
+        dynamic: bool = False,
     ) -> None:
         self.kind = kind
         self.network = network
@@ -118,7 +132,7 @@ class Ensemble:
         self._leader_serves = config.get("leaderServes") != "no"
         self.observers = [n for n in network.hosts if n not in SERVERS]
         self.servers = {
-            n: Member(kind, n, network, config, disks.get(n), self.observers, jvm_args)
+            n: Member(kind, n, network, config, disks.get(n), self.observers, jvm_args, dynamic)
             for n in network.hosts
         }
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 
 import lab
 
-from .client import Address, Client, Expired, Lost
+from .client import RETRY_SECONDS, Address, Client, Connection, Expired, Lost
 from .ensemble import LOGS, SERVE_SECONDS_MAX, Ensemble
 from .network import SERVERS, Bridged, Filters, Loopback
 
@@ -36,6 +36,8 @@ KINDS = {
 }
 # Median and worst gap, in ms, that a release may have.
 LIMITS = {"kill": (150, 600), "stop": (1_000, 2_500), "cut": (1_000, 2_500)}
+# Kinds whose victim is gone for its own clients at once: each has to find another server.
+ENDED = ("kill", "term")
 # Acknowledgements of each survivor that show that it serves again.
 ENOUGH = 30
 # A leader that fell silent stays so for longer than it takes others to elect another one.
@@ -55,6 +57,11 @@ class Fault:
     # Connections of clients of survivors that broke, and sessions that were lost by anyone.
     broken: int
     expired: int
+    # How often each client of the server that was taken away had to connect until it was served.
+    reconnects: list[int]
+
+    def paid_once(self) -> bool:
+        return all(count == 1 for count in self.reconnects)
 
 
 @dataclass
@@ -74,6 +81,9 @@ class Series:
     def expired(self) -> int:
         return sum(fault.expired for fault in self.faults)
 
+    def paid_once(self) -> bool:
+        return all(fault.paid_once() for fault in self.faults)
+
 
 class Patron(threading.Thread):
     """A client that stays with its server as long as that is there."""
@@ -86,6 +96,8 @@ class Patron(threading.Thread):
         self.client = Client([home], SESSION_MS)
         self.expired = 0
         self.wrong: str | None = None
+        # Attempts to connect, also those that a server refused.
+        self.attempts = 0
         self._taken: Sequence[Address] = self.route
         self._stopped = threading.Event()
 
@@ -98,7 +110,7 @@ class Patron(threading.Thread):
                     connection = self.client.connection
                     if connection is not None and connection.address not in self._taken:
                         self.client.leave()
-                self.client.connect(0.1)
+                self._connect()
                 self.act()
             except Lost:
                 continue
@@ -113,6 +125,12 @@ class Patron(threading.Thread):
     def act(self) -> None:
         self.client.idle(0.2)
 
+    def is_served(self) -> bool:
+        return self.client.connection is not None
+
+    def knows_route(self) -> bool:
+        return self._taken is self.route
+
     def is_home(self) -> bool:
         connection = self.client.connection
         return connection is not None and connection.address == self.home
@@ -121,6 +139,19 @@ class Patron(threading.Thread):
         self._stopped.set()
         self.join(30)
         assert not self.is_alive(), "a client hangs"
+
+    def _connect(self) -> Connection:
+        before, last = list(self.client.addresses), self.client.connection
+        try:
+            # One attempt at each address.
+            connection = self.client.connect(0)
+        except Lost:
+            self.attempts += len(before)
+            time.sleep(RETRY_SECONDS)
+            raise
+        if connection is not last:
+            self.attempts += before.index(connection.address) + 1
+        return connection
 
 
 class Writer(Patron):
@@ -176,10 +207,13 @@ class Trial:
         broken = sum(patron.client.broken for patron in theirs)
         expired = sum(patron.expired for patron in self._patrons())
         for patrons in (self.writers, self.idlers):
-            patrons[leader].route = [self.ensemble.place(number) for number in survivors]
-            if self.kind == "cut":
-                # Its own clients reach it: they are to find out by themselves.
-                patrons[leader].route = self.ensemble.places(leader)
+            # Its own clients are to find out by themselves, unless that takes them a while.
+            patrons[leader].route = self.ensemble.places(leader)
+            if self.kind == "stop":
+                patrons[leader].route = [self.ensemble.place(number) for number in survivors]
+        own = [self.writers[leader], self.idlers[leader]]
+        self._wait("its clients to know of the others", lambda: all(p.knows_route() for p in own))
+        attempts = [patron.attempts for patron in own]
 
         moment = self._take_away(leader)
         # Who is told to stop goes on for a while: what is answered until it is gone does not count.
@@ -189,10 +223,13 @@ class Trial:
             lambda: all(self.writers[n].since(gone) >= ENOUGH for n in survivors),
         )
         self._wait("the leader's client", lambda: self.writers[leader].since(gone) >= ENOUGH)
+        if self.kind in ENDED:
+            self._wait("its idle client", lambda: own[1].is_served() and not own[1].is_home())
         if self.kind in ("stop", "cut"):
             time.sleep(max(0.0, moment + SILENT_SECONDS_MIN - time.monotonic()))
         served = time.monotonic()
         successor = self.ensemble.leader()
+        reconnects = [p.attempts - n for p, n in zip(own, attempts, strict=True)]
         self._bring_back(leader)
         broken = sum(patron.client.broken for patron in theirs) - broken
         times = {n: list(writer.times) for n, writer in self.writers.items()}
@@ -205,6 +242,7 @@ class Trial:
             gap(times[leader]),
             broken,
             sum(patron.expired for patron in self._patrons()) - expired,
+            reconnects,
         )
 
     def check(self) -> None:
@@ -346,6 +384,11 @@ def _judge(report: lab.Report, series: Series, with_times: bool) -> None:
     with report.case(f"{what}: clients of the other servers stay connected, no session ends"):
         assert series.broken() == 0, f"{series.broken()} connections broke"
         assert series.expired() == 0, f"{series.expired()} sessions were lost"
+    if series.kind in ENDED:
+        with report.case(f"{what}: each of its own clients has to connect once, and is served"):
+            counts = [fault.reconnects for fault in series.faults]
+            print(f"  attempts of its writer and of its idle client: {counts}")
+            assert series.paid_once(), "more than once, or never"
     if with_times and series.kind in LIMITS:
         median_max, worst_max = LIMITS[series.kind]
         with report.case(f"{what}: gaps of at most {median_max} ms, the worst {worst_max} ms"):
