@@ -1,4 +1,4 @@
-"""Judges what clients recorded: the order of writes, locks, queues.
+"""Judges what clients recorded: the order of writes, locks, queues, watches.
 
 Every function returns what is wrong, one line each; nothing if all is well. An operation whose
 outcome is not known (`maybe`) may have been done at any time after it began, once, or never.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import lab
 
@@ -67,6 +67,35 @@ class Item:
     path: str
     value: str
     outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What came to a watcher, and when."""
+
+    # armed (a watch was set); event (the znode changed); read (without setting one)
+    kind: str
+    at: float
+    # That the reply tells; a persistent watch is set without reading.
+    version: int = -1
+
+
+@dataclass
+class Watching:
+    """What came to a watcher over one connection, in order, until that broke."""
+
+    client: str
+    key: str
+    # Or it fires once, and is then set again by the read that tells what changed.
+    persistent: bool
+    marks: list[Mark] = field(default_factory=list)
+
+    def events(self) -> int:
+        return sum(mark.kind == "event" for mark in self.marks)
+
+    def __str__(self) -> str:
+        kind = "persistent" if self.persistent else "one-shot"
+        return f"{kind} watch of {self.key} by {self.client}"
 
 
 # --- Registers ------------------------------------------------------------------------------------
@@ -223,6 +252,104 @@ def queue(puts: Sequence[Item], takes: Sequence[Item], standing: Mapping[str, st
     return problems
 
 
+# --- Watches --------------------------------------------------------------------------------------
+
+
+def watches(watchings: Iterable[Watching], ops: Iterable[Op]) -> list[str]:
+    """Each write while a watch is set is told: to a persistent one once, to one that fires once
+    before its client reads it. Nothing else is told, and nothing before it is written.
+
+    Events do not name the write. But a read that comes after them on the same connection tells how
+    many writes there were until then, since each adds one to the version.
+    """
+    writes: dict[str, dict[int, Op]] = defaultdict(dict)
+    last: Counter[str] = Counter()
+    for op in ops:
+        if op.outcome == OK:
+            last[op.key] = max(last[op.key], op.version)
+            if op.writes():
+                writes[op.key][op.version] = op
+    problems = []
+    for watching in watchings:
+        mine = writes[watching.key]
+        if watching.persistent:
+            problems += _persistent(watching, mine, last[watching.key])
+        else:
+            problems += _once(watching, mine)
+    return problems
+
+
+def _persistent(watching: Watching, writes: Mapping[int, Op], last: int) -> list[str]:
+    """Its client reads before the watch is set, and again and again after that."""
+    problems = []
+    before = armed = None
+    told: list[Mark] = []
+    for mark in watching.marks:
+        if mark.kind == "event":
+            told.append(mark)
+            if armed is None:
+                problems.append(f"{watching} was told before it was set: {mark}")
+            continue
+        if mark.kind == "armed":
+            armed = mark
+            continue
+        if armed is not None and before is not None:
+            new = range(before.version + 1, mark.version + 1)
+            wanted = len(new)
+            if armed.at > before.at:
+                # What was written between that read and the watch need not be told.
+                known = [writes[version] for version in new if version in writes]
+                wanted = sum(op.began > armed.at for op in known)
+            if not wanted <= len(told) <= len(new):
+                problems.append(_miscounted(watching, before, mark, len(told), wanted))
+            elif len(told) == len(new):
+                problems += _too_early(watching, told, before, writes)
+        before, told = mark, []
+    # The connection broke before another read.
+    if armed is not None and before is not None and armed.at < before.at:
+        if len(told) > last - before.version:
+            problems.append(f"{watching} was told more than there was after {before}: {told[-1]}")
+        problems += _too_early(watching, told, before, writes)
+    return problems
+
+
+def _once(watching: Watching, writes: Mapping[int, Op]) -> list[str]:
+    problems = []
+    armed: Mark | None = None
+    told: list[Mark] = []
+    for mark in watching.marks:
+        if mark.kind == "event":
+            told.append(mark)
+            continue
+        if armed is not None:
+            wanted = int(mark.version > armed.version)
+            if len(told) != wanted:
+                problems.append(_miscounted(watching, armed, mark, len(told), wanted))
+            problems += _too_early(watching, told[:1], armed, writes)
+        if mark.kind == "armed":
+            armed, told = mark, []
+    return problems
+
+
+def _too_early(
+    watching: Watching, told: Sequence[Mark], before: Mark, writes: Mapping[int, Op]
+) -> list[str]:
+    """The events since a read are those of the versions behind it."""
+    return [
+        f"{watching} was told before it was written: {event}; {writes[version]}"
+        for version, event in enumerate(told, before.version + 1)
+        if version in writes and event.at < writes[version].began
+    ]
+
+
+def _miscounted(watching: Watching, before: Mark, after: Mark, told: int, wanted: int) -> str:
+    return (
+        f"{watching} was told {told} times, not {wanted}, "
+        f"between version {before.version} at {before.at:.3f} "
+        f"and version {after.version} at {after.at:.3f}"
+    )
+
+
 def raise_if_any(problems: Sequence[str]) -> None:
     shown = [*problems[:PROBLEMS_MAX]]
     if len(problems) > PROBLEMS_MAX:
@@ -270,11 +397,52 @@ def finds_what_is_planted(report: lab.Report) -> None:
             op("write", 0, 1, 1, "a"),
         ],
     }
+
+    def watched(persistent: bool, marks: str) -> list[str]:
+        """What is found in marks like `event 3.5` and `read 4 1`, the time and the version."""
+        watching = Watching("w", "/k", persistent)
+        for mark in marks.split(", "):
+            what, at, version = (*mark.split(), "-1")[:3]
+            watching.marks.append(Mark(what, float(at), int(version)))
+        return watches([watching], good)
+
+    # Version 1 is written from 1 to 2, version 2 from 3 to 4.
+    told_well = [
+        (True, "read 0 0, armed 0.5, event 1.5, read 2 1, event 3.5, read 5 2"),
+        (True, "read 0 0, armed 0.5, event 1.5, event 3.5, read 5 2"),
+        # It may have been set before the write or after it.
+        (True, "read 0 0, armed 1.5, read 2 1, event 3.5, read 5 2"),
+        (True, "read 0 0, armed 1.5, event 1.6, read 2 1, read 2.5 1, event 3.5"),
+        (False, "armed 0 0, event 1.5, armed 2 1, event 3.5, read 4 2, armed 5 2"),
+        (False, "armed 0 0, read 0.5 0, event 1.5, read 2 1, armed 5 2"),
+        (False, "armed 0 0, event 1.5"),
+    ]
+    told_badly: dict[str, tuple[bool, str]] = {
+        "a missing event": (True, "read 0 0, armed 0.5, read 0.6 0, event 1.5, read 5 2"),
+        "the first event missing": (True, "read 0 0, armed 0.5, read 2 1"),
+        "the last event missing": (True, "read 2 1, armed 2.1, read 2.2 1, read 5 2"),
+        "an event twice": (True, "read 2 1, armed 2.1, event 3.1, event 3.2, read 5 2"),
+        "an event of nothing": (True, "read 4 2, armed 4.1, read 4.2 2, event 5, read 6 2"),
+        "one at the end": (True, "read 4 2, armed 4.1, read 4.2 2, event 5"),
+        "one before the watch": (True, "read 2 1, event 3.5, armed 4.1, read 5 2"),
+        "one too early": (True, "read 2 1, armed 2.1, read 2.2 1, event 2.5, read 5 2"),
+        "one-shot, missing": (False, "armed 0 0, read 2 1"),
+        "one-shot, missing, then set again": (False, "armed 0 0, armed 2 1"),
+        "one-shot, twice": (False, "armed 0 0, event 1.5, event 3.5, read 5 2"),
+        "one-shot, of nothing": (False, "armed 4 2, event 5, read 6 2"),
+        "one-shot, not set": (False, "armed 0 0, event 1.5, read 2 1, event 3.5, read 5 2"),
+        "one-shot, late": (False, "armed 0 0, read 2 1, event 2.1, armed 2.2 1"),
+        "one-shot, before the write": (False, "armed 0 0, event 0.5, armed 2 1"),
+    }
     with report.case("the checker finds what is planted, and nothing else"):
         assert register(good) == [], register(good)
         assert register([*good, lost]) == []
         for what, history in bad.items():
             assert register(history), f"{what} is not found"
+        for marks in told_well:
+            assert watched(*marks) == [], (marks, watched(*marks))
+        for what, marks in told_badly.items():
+            assert watched(*marks), f"{what} is not found"
         assert counters([op("read", 1, 2, 3, "2")])
         apart, over = Hold("b", 2, 3), Hold("b", 1.5, 3)
         assert not locks([Hold("a", 1, 2), apart]) and locks([Hold("a", 1, 2), over])

@@ -22,8 +22,10 @@ Address = tuple[str, int]
 SessionKey = tuple[int, bytes]
 
 NEW_SESSION: SessionKey = (0, bytes(16))
-SYNC, MULTI_READ, ADD_WATCH, CLOSE = 9, 22, 106, -11
-NODE_EXISTS, BAD_VERSION, SESSION_EXPIRED = -110, -103, -112
+SYNC, RECONFIG, MULTI_READ, ADD_WATCH, CLOSE = 9, 16, 22, 106, -11
+NODE_EXISTS, BAD_VERSION, SESSION_EXPIRED, NEW_CONFIG_NO_QUORUM = -110, -103, -112, -13
+# What an event tells.
+DATA_CHANGED = 3
 # Until a server that accepts connections has answered a handshake.
 HANDSHAKE_SECONDS_MAX = 3.0
 # Between two rounds of attempts to connect.
@@ -64,11 +66,13 @@ class Stat:
     mzxid: int
     version: int
     owner: int
+    # In ms since 1970, as the leader's clock had it.
+    mtime: int
 
     @classmethod
     def of(cls, body: bytes) -> Stat:
-        czxid, mzxid, _, _, version, _, _, owner = struct.unpack(">qqqqiiiq", body[-68:-16])
-        return cls(czxid, mzxid, version, owner)
+        czxid, mzxid, _, mtime, version, _, _, owner = struct.unpack(">qqqqiiiq", body[-68:-16])
+        return cls(czxid, mzxid, version, owner, mtime)
 
 
 class Connection:
@@ -329,6 +333,11 @@ class Client:
         reply = self.call(SYNC, raw.text("/"))
         assert reply.error == 0, f"sync: {reply.error}"
         return reply
+
+    def reconfig(self, joining: str = "", leaving: str = "") -> Reply:
+        body = raw.text(joining) + raw.text(leaving)
+        # No list of all members, and whatever the version is.
+        return self.call(RECONFIG, body + struct.pack(">iq", -1, -1))
 
     def children(self, path: str) -> list[str]:
         reply = self.call(raw.GET_CHILDREN, raw.text(path) + b"\0")

@@ -1,11 +1,18 @@
-"""A name server for the suites: records that come, go and change while servers look them up."""
+"""Names for the suites: records that come, go and change while servers look them up."""
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import subprocess
+import tempfile
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+
+import lab
 
 A = 1
 NAME_ERROR = 3
@@ -75,3 +82,46 @@ class NameServer(threading.Thread):
             reply += struct.pack(">HHHIH", 0xC00C, A, 1, TTL_SECONDS, 4)
             reply += socket.inet_aton(address)
         return reply
+
+
+class HostsFile:
+    """/etc/hosts, for the suite and all that it starts while this lasts. It is mounted where the
+    mounts are the suite's own."""
+
+    PLACE = "/etc/hosts"
+
+    def __init__(self, records: Mapping[str, str]) -> None:
+        self._records = dict(records)
+        runs = lab.CACHE / "run"
+        runs.mkdir(parents=True, exist_ok=True)
+        self._file, path = tempfile.mkstemp(prefix="hosts-", dir=runs)
+        self._path = Path(path)
+        # Whoever has given up root can read it too.
+        self._path.chmod(0o644)
+        self._write()
+
+    def __enter__(self) -> HostsFile:
+        mount = ["mount", "--bind", str(self._path), self.PLACE]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            self._remove()
+            raise lab.Skipped(f"{self.PLACE} cannot be mounted: {done.stderr.strip()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "--lazy", self.PLACE], check=False)
+        self._remove()
+
+    def publish(self, name: str, address: str) -> None:
+        self._records[name] = address
+        self._write()
+
+    def _write(self) -> None:
+        """In place, since the mount is of this very file, and at once: it is always as long."""
+        records = {"localhost": "127.0.0.1", **self._records}
+        lines = [f"{address:<15} {name}\n" for name, address in records.items()]
+        os.pwrite(self._file, "".join(lines).encode(), 0)
+
+    def _remove(self) -> None:
+        os.close(self._file)
+        self._path.unlink()

@@ -3,28 +3,39 @@
 The whole schedule is drawn before the first fault, so that a seed repeats it: kinds, durations,
 pauses and choices. Which server a choice falls on may still depend on who leads.
 
-Not among the faults: steps of the clock. The clock of the calendar is the machine's, and namespaces
-shift others only.
+Servers have names, and a clock of the calendar each, so that their addresses and their time may
+change. Once a clock was stepped it may stay so, and the faults that follow find it like that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import re
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lab
+import raw
 
 from . import checker, workload
 from .checker import OK, Op
-from .client import Lost
-from .ensemble import SERVE_SECONDS_MAX, Ensemble
+from .client import NEW_CONFIG_NO_QUORUM, Client, Connection, Lost, created
+from .clocks import Clock, build_library
+from .ensemble import (
+    CLIENT_PORT,
+    ELECTION_PORT,
+    LOOK_SECONDS_MAX,
+    QUORUM_PORT,
+    SERVE_SECONDS_MAX,
+    Ensemble,
+)
+from .names import HostsFile
 from .network import SERVERS, Bridged, Filters
 from .workload import Workload
 
@@ -37,14 +48,25 @@ CONFIG = {
     "snapCount": "5000",
     "preAllocSize": "4096",
 }
+# Whoever asks may change the ensemble.
+RECONFIG = {"reconfigEnabled": "true", "skipACL": "yes"}
+# What servers and their clients call them.
+NAMES = {number: f"server-{number}" for number in SERVERS}
 DISK_MIB = 256
+CLOCK_STEP_SECONDS = 3600
+# How far a time that a server tells may be from what its clock must have said.
+CLOCK_ERROR_SECONDS = 60
 # Longer than elections take, and than sessions live.
 LONG_SECONDS = (workload.SESSION_MS / 1000 + 2, workload.SESSION_MS / 1000 + 4)
 SHORT_SECONDS = (0.5, 4.0)
 PAUSE_SECONDS = (0.5, 3.0)
+# Of sessions that must outlive a fault, in which nobody may ping for them.
+GUEST_MS = 30_000
+# After so long, what a server was about to answer is through.
+ANSWERED_SECONDS = 1.0
 # From the end of the faults until watchers know the last state and dead sessions are gone.
 SETTLE_SECONDS_MAX = 60
-# Acknowledged operations, for each second of the run, without which it shows nothing.
+# Acknowledged operations, and events, for each second of the run, without which it shows nothing.
 LOAD_MIN = 5
 
 
@@ -61,9 +83,20 @@ class Step:
 class Nemesis:
     """What is done to an ensemble."""
 
-    def __init__(self, ensemble: Ensemble, filters: Filters, disk: int | None) -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        filters: Filters,
+        disk: int | None,
+        hosts: HostsFile | None = None,
+        clocks: Mapping[int, Clock] | None = None,
+    ) -> None:
         self.ensemble = ensemble
         self.disk = disk
+        self.hosts = hosts
+        self.clocks = clocks or {}
+        # Servers that are no members now, or have no vote.
+        self.away: set[int] = set()
         assert isinstance(ensemble.network, Bridged)
         self.network = ensemble.network
         self.kinds: dict[str, Callable[[Step, random.Random], str]] = {
@@ -88,7 +121,22 @@ class Nemesis:
         if disk is not None:
             self.kinds["full disk"] = lambda s, r: self._fill(s)
         if ensemble.kind == "zkraft":
-            self.kinds["lost data directory"] = lambda s, r: self._wipe(r)
+            self.kinds |= {
+                "lost data directory": lambda s, r: self._wipe(r),
+                "leader removed for a while": lambda s, r: self._remove(s, self._leader(r), r),
+                "follower removed for a while": lambda s, r: self._remove(s, self._follower(r), r),
+                "observer for a while": lambda s, r: self._demote(s, r.choice(SERVERS), r),
+            }
+        if hosts is not None:
+            self.kinds |= {
+                "leader with a new address": lambda s, r: self._move(s, self._leader(r), r),
+                "follower with a new address": lambda s, r: self._move(s, self._follower(r), r),
+            }
+        if clocks:
+            self.kinds |= {
+                "clock step of the leader": lambda s, r: self._step_clock(s, self._leader(r), r),
+                "clock step of a follower": lambda s, r: self._step_clock(s, self._follower(r), r),
+            }
         for kind in filters.missing:
             del self.kinds[kind]
 
@@ -114,11 +162,15 @@ class Nemesis:
     def heal(self) -> None:
         """Ends all faults; starts those that do not run."""
         self.network.heal()
-        for server in self.ensemble.servers.values():
+        for number, server in self.ensemble.servers.items():
+            if self.hosts is not None:
+                self.hosts.publish(server.host, self.network.hosts[number])
             if server.running():
                 server.resume()
             else:
                 server.spawn()
+        for number in sorted(self.away):
+            self._take_back(number)
 
     def _leader(self, drawn: random.Random) -> int:
         """Any one if none leads."""
@@ -205,6 +257,181 @@ class Nemesis:
         self.ensemble.complete()
         return f"of {server.number}"
 
+    # --- Changes of the ensemble ----------------------------------------------------------------
+
+    def _remove(self, step: Step, number: int, drawn: random.Random) -> str:
+        """What becomes of its process meanwhile is its operator's affair."""
+        self._all_serve()
+        server, others = self.ensemble.servers[number], _without(number)
+        fate = drawn.choice(["left running", "stopped", "killed", "emptied"])
+        with self._guest(number) as guest:
+            self.away.add(number)
+            self._reconfig(others, leaving=f"{number}")
+            self._votes_of(others)
+            lab.wait_until(lambda: not server.serves(), f"server {number} to serve nobody")
+            guest.is_served_by(others)
+        if fate == "stopped":
+            server.stop()
+        elif fate != "left running":
+            server.kill9()
+        told = self._two_go_on(step, others, drawn)
+        if fate == "emptied":
+            server.wipe()
+        # It is there before it is let in, or after that.
+        early = drawn.random() < 0.5
+        if early and not server.running():
+            server.spawn()
+            time.sleep(step.seconds / 2)
+        self._reconfig(others, joining=self._line(number))
+        if not server.running():
+            server.spawn()
+        self._take_back(number)
+        return f"{number}, {fate}{told}"
+
+    def _demote(self, step: Step, number: int, drawn: random.Random) -> str:
+        """It goes on serving its clients, without a vote."""
+        self._all_serve()
+        server, others = self.ensemble.servers[number], _without(number)
+        was = "the leader" if self.ensemble.leads() == number else "a follower"
+        with self._guest(number) as guest:
+            self.away.add(number)
+            self._reconfig(others, joining=self._line(number, "observer"))
+            self._votes_of(others)
+            what = f"server {number} to be an observer"
+            lab.wait_until(lambda: server.mode() == "observer", what, SERVE_SECONDS_MAX)
+            self.ensemble.wait_for(number)
+            guest.is_served_by([number], broken_max=0)
+        told = self._two_go_on(step, others, drawn)
+        self._take_back(number)
+        return f"{number}, {was} before{told}"
+
+    def _two_go_on(self, step: Step, voters: Sequence[int], drawn: random.Random) -> str:
+        """The two who vote, for a while, with clients. One of them alone may be no majority."""
+        time.sleep(step.seconds)
+        if drawn.random() < 0.5:
+            return ""
+        lost, left = drawn.sample(voters, 2)
+        asked = Connection(self.ensemble.place(left), GUEST_MS)
+        try:
+            self.ensemble.servers[lost].kill9()
+            time.sleep(ANSWERED_SECONDS)
+            with contextlib.suppress(Lost):
+                asked.send(raw.CREATE, raw.create_body("/alone-", b"", raw.EPHEMERAL))
+                reply = asked.receive(time.monotonic() + step.seconds)
+                assert reply is None, f"{left} alone of {voters} answers a write: {reply}"
+        finally:
+            asked.close()
+        self.ensemble.servers[lost].spawn()
+        self.ensemble.wait_for(*voters)
+        return f"; {lost} of the others was killed"
+
+    def _take_back(self, number: int) -> None:
+        """It has a vote again."""
+        self._reconfig(_without(number), joining=self._line(number))
+        self.ensemble.wait_for(number)
+        self.ensemble.complete()
+        self.away.discard(number)
+
+    def _reconfig(self, asked: Sequence[int], joining: str = "", leaving: str = "") -> None:
+        """By one of these servers. To ask again changes nothing."""
+
+        def is_done() -> bool:
+            with contextlib.suppress(Lost):
+                reply = client.reconfig(joining, leaving)
+                assert reply.error in (0, NEW_CONFIG_NO_QUORUM), f"reconfig: {reply.error}"
+                return reply.error == 0
+            return False
+
+        with self.ensemble.client(*asked) as client:
+            lab.wait_until(is_done, f"reconfig of {joining}{leaving}", SERVE_SECONDS_MAX, 0.1)
+
+    def _line(self, number: int, role: str = "participant") -> str:
+        """The server as `reconfig` is told of it."""
+        ports = f"{QUORUM_PORT}:{ELECTION_PORT}:{role};{CLIENT_PORT}"
+        return f"server.{number}={self.ensemble.servers[number].host}:{ports}"
+
+    def _votes_of(self, voters: Sequence[int]) -> None:
+        """Waits until these vote, nobody else, and one of them leads."""
+
+        def is_so() -> bool:
+            leader = self.ensemble.leads()
+            if leader is None or leader not in voters:
+                return False
+            return self.ensemble.servers[leader].voters() == str(len(voters))
+
+        lab.wait_until(is_so, f"an ensemble of {voters}", SERVE_SECONDS_MAX, 0.05)
+
+    # --- Addresses and clocks -------------------------------------------------------------------
+
+    def _move(self, step: Step, number: int, drawn: random.Random) -> str:
+        """Its process ends, and begins again elsewhere."""
+        assert self.hosts is not None
+        server = self.ensemble.servers[number]
+        how = drawn.choice(["killed", "stopped"])
+        if how == "killed":
+            server.kill9()
+        else:
+            server.stop()
+        address = self.network.move(number)
+        # The name may lead to where it was for some time after it was started.
+        late = drawn.random() < 0.5
+        if late:
+            server.spawn()
+            time.sleep(step.seconds)
+        self.hosts.publish(server.host, address)
+        if not late:
+            time.sleep(step.seconds * (step.seed % 2))
+            server.spawn()
+        self.ensemble.wait_for(number)
+        return f"{number}, {how}, at {address}{', its name late' if late else ''}"
+
+    def _step_clock(self, step: Step, number: int, drawn: random.Random) -> str:
+        """No session may end of it."""
+        self._all_serve()
+        clock = self.clocks[number]
+        was = clock.ahead_s
+        ahead = drawn.choice([s for s in (-CLOCK_STEP_SECONDS, CLOCK_STEP_SECONDS) if s != was])
+        is_leader = self.ensemble.leads() == number
+        with self._guest(number) as guest, self._guest(*_without(number)) as other:
+            clock.step(ahead)
+            self._tells_time(number, ahead)
+            if is_leader:
+                self._writes_time(ahead)
+            for visitor in (guest, other):
+                visitor.client.idle(step.seconds / 2)
+            guest.is_served_by([number], broken_max=0)
+            other.is_served_by(_without(number), broken_max=0)
+        back = drawn.random() < 0.5
+        if back:
+            clock.step(was)
+        return f"{number} from {was:+d} s to {ahead:+d} s{', and back' if back else ''}"
+
+    def _tells_time(self, number: int, ahead_s: int) -> None:
+        """That a server knows its time, by what it tells of a client that has just come."""
+        server = self.ensemble.servers[number]
+        with self.ensemble.client(number) as client:
+            session = client.connect(SERVE_SECONDS_MAX).session[0]
+            answer = lab.four_letter(server.port, "cons", LOOK_SECONDS_MAX * 5, server.host)
+        found = re.search(rf"sid=0x{session:x},[^)]*est=(\d+)", answer)
+        assert found, f"server {number} does not tell of session {session:#x}: {answer}"
+        _is_about(int(found[1]), ahead_s, f"the clock of server {number}")
+
+    def _writes_time(self, ahead_s: int) -> None:
+        """That a leader writes its time into what others read."""
+        with self.ensemble.client() as client:
+            path = created(client.create("/time-", b"", raw.EPHEMERAL | raw.SEQUENTIAL))
+            found = client.get(path)
+            assert found is not None, f"{path} is gone"
+            _is_about(found[1].mtime, ahead_s, f"mtime of {path}")
+
+    @contextlib.contextmanager
+    def _guest(self, *numbers: int) -> Iterator[Guest]:
+        guest = Guest(self.ensemble, numbers)
+        try:
+            yield guest
+        finally:
+            guest.client.end()
+
     def _all_serve(self) -> None:
         self.ensemble.wait_for(*SERVERS)
         with self.ensemble.client() as client:
@@ -212,6 +439,47 @@ class Nemesis:
             seen = client.seen
         for number in SERVERS:
             self.ensemble.caught_up(number, seen)
+
+
+class Guest:
+    """A client of some servers that knows the others too, with an ephemeral."""
+
+    def __init__(self, ensemble: Ensemble, numbers: Sequence[int]) -> None:
+        self.ensemble = ensemble
+        rest = [number for number in SERVERS if number not in numbers]
+        places = [ensemble.place(number) for number in (*numbers, *rest)]
+        self.client = Client(places, GUEST_MS)
+        self._path = created(self.client.create("/guest-", b"", raw.EPHEMERAL | raw.SEQUENTIAL))
+        self._session = self.client.session
+        connection = self.client.connection
+        assert connection is not None and connection.address in places[: len(numbers)]
+
+    def is_served_by(self, numbers: Sequence[int], broken_max: int | None = None) -> None:
+        """Waits until it is; its session goes on."""
+
+        def is_served() -> bool:
+            with contextlib.suppress(Lost):
+                self.client.sync()
+                assert self.client.get(self._path) is not None, f"{self._path} is gone"
+                return True
+            return False
+
+        lab.wait_until(is_served, f"a client to be served by one of {numbers}", SERVE_SECONDS_MAX)
+        assert self.client.session == self._session, "the session ended"
+        connection = self.client.connection
+        places = [self.ensemble.place(number) for number in numbers]
+        assert connection is not None and connection.address in places, f"not by {places}"
+        broken = self.client.broken
+        assert broken_max is None or broken <= broken_max, f"{broken} connections broke"
+
+
+def _without(number: int) -> list[int]:
+    return [other for other in SERVERS if other != number]
+
+
+def _is_about(told_ms: int, ahead_s: int, what: str) -> None:
+    error_s = told_ms / 1000 - (time.time() + ahead_s)
+    assert abs(error_s) < CLOCK_ERROR_SECONDS, f"{what} is {error_s:+.0f} s from its step"
 
 
 def _all_pairs() -> list[tuple[int, int]]:
@@ -259,9 +527,22 @@ def run(
         disk, disks = random.Random(seed).choice(SERVERS), {}
         with report.case(f"{name}: a small disk"):
             disks[disk] = stack.enter_context(small_disk())
-        ensemble = Ensemble(kind, network, CONFIG, disks, f"{kind} nemesis")
+        config = {**CONFIG, **RECONFIG} if kind == "zkraft" else CONFIG
+        hosts, own = None, {}
+        if kind == "zkraft":
+            with report.case(f"{name}: names that lead elsewhere"):
+                hosts = stack.enter_context(
+                    HostsFile({NAMES[n]: host for n, host in network.hosts.items()})
+                )
+        ensemble = Ensemble(kind, network, config, disks, f"{kind} nemesis")
         stack.enter_context(ensemble)
-        trial = Trial(ensemble, Nemesis(ensemble, filters, disk if disks else None), seed)
+        if hosts is not None:
+            by_names(ensemble)
+        if kind == "zkraft":
+            with report.case(f"{name}: clocks of their own"):
+                own = by_clocks(ensemble)
+        nemesis = Nemesis(ensemble, filters, disk if disks else None, hosts, own)
+        trial = Trial(ensemble, nemesis, seed)
         failed = report.failed
         with report.case(f"{name}: the ensemble comes back from all faults"):
             trial.run(minutes * 60)
@@ -271,6 +552,23 @@ def run(
         if report.failed > failed:
             ensemble.keep_logs()
             print(f"  to repeat the schedule: --only nemesis --seed {seed} --minutes {minutes:g}")
+
+
+def by_names(ensemble: Ensemble) -> None:
+    """Servers and clients look each other up by name."""
+    lines = {f"server.{n}": f"{name}:{QUORUM_PORT}:{ELECTION_PORT}" for n, name in NAMES.items()}
+    for number, server in ensemble.servers.items():
+        server.host = NAMES[number]
+        # Its own name may not lead to it yet when it begins to listen for clients.
+        server.configure(clientPortAddress="0.0.0.0", **lines)
+
+
+def by_clocks(ensemble: Ensemble) -> dict[int, Clock]:
+    library = build_library()
+    own = {n: Clock(library, server.home / "clock") for n, server in ensemble.servers.items()}
+    for number, server in ensemble.servers.items():
+        server.wrapper = (*server.wrapper, *own[number].wrapper)
+    return own
 
 
 @contextlib.contextmanager
@@ -324,14 +622,17 @@ class Trial:
                 self._look(step)
         except Exception as error:
             failure = error
-        print(f"  {sum(kinds.values())} faults of {len(kinds)} kinds")
+        print(f"  {sum(kinds.values())} faults of {len(kinds)} kinds:")
+        for kind in sorted(self.nemesis.kinds):
+            print(f"    {kinds[kind]:3} {kind}")
         try:
             self._calm()
         except Exception as error:
             failure = failure or error
         if failure is not None:
             raise failure
-        assert self.load.done() > LOAD_MIN * seconds, "the load was too light to show anything"
+        for count in (self.load.done(), self.load.told()):
+            assert count > LOAD_MIN * seconds, "the load was too light to show anything"
 
     def _calm(self) -> None:
         """Ends all faults and all clients, and reads what there is then."""
@@ -351,13 +652,16 @@ class Trial:
         holds = [hold for client in load.locks for hold in client.holds]
         puts = [put for client in load.producers for put in client.puts]
         takes = [take for client in load.consumers for take in client.takes]
-        ops = [*load.ops(), *self.final]
+        ops = [*load.ops(), *load.looks(), *self.final]
         counts = [op for op in ops if op.key in workload.COUNTERS]
         found: dict[str, Callable[[], list[str]]] = {
             "no client saw anything that cannot be": load.wrong,
             "writes are linearizable, done once, and none is lost": lambda: checker.registers(ops),
             "counters count": lambda: checker.counters(counts),
             "one holds the lock at a time": lambda: checker.locks(holds),
+            "no watch is missed, and none fires twice": lambda: checker.watches(
+                load.watchings(), ops
+            ),
         }
         if self.settled:
             found["each item of the queue is taken once"] = lambda: checker.queue(

@@ -4,7 +4,8 @@ The suite runs itself again in network and mount namespaces of its own, so that 
 are free whatever else runs here, and nothing stays behind however it ends. `Loopback` gives each
 server an address of the loopback interface. `Bridged` gives each a network namespace and a cable to
 a bridge; what it does not hear is decided by a packet filter in its own namespace, so that senders
-do not notice. On a `Switch`, who has a namespace may have another address whenever it is told so.
+do not notice, and it may have another address. On a `Switch`, who has a namespace may have another
+address whenever it is told so.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ class Bridged:
     def __init__(self, filters: Filters) -> None:
         self.hosts = {n: f"10.77.0.{n}" for n in SERVERS}
         self._filters = filters
+        self._given = 0
         _run("ip", "link", "add", "br0", "type", "bridge")
-        _run("ip", "address", "add", "10.77.0.254/24", "dev", "br0")
+        _run("ip", "address", "add", "10.77.0.254/16", "dev", "br0")
         _run("ip", "link", "set", "br0", "up")
         for number, host in self.hosts.items():
             space = f"s{number}"
@@ -86,7 +88,7 @@ class Bridged:
             cable = ["link", "add", f"to-{space}", "type", "veth"]
             _run("ip", *cable, "peer", "name", "eth0", "netns", space)
             _run("ip", "link", "set", f"to-{space}", "master", "br0", "up")
-            _run("ip", "-n", space, "address", "add", f"{host}/24", "dev", "eth0")
+            _run("ip", "-n", space, "address", "add", f"{host}/16", "dev", "eth0")
             _run("ip", "-n", space, "link", "set", "eth0", "up")
             _run("ip", "-n", space, "link", "set", "lo", "up")
             filters.prepare(space)
@@ -122,6 +124,15 @@ class Bridged:
         """What the server sends takes its time."""
         shape = ["root", *self._filters.slowness]
         _run("tc", "-n", f"s{number}", "qdisc", "replace", "dev", "eth0", *shape)
+
+    def move(self, number: int) -> str:
+        """The server has an address that nobody ever had, and not its old one any more."""
+        self._given += 1
+        host = f"10.77.{self._given // 200 + 1}.{self._given % 200 + 1}"
+        _run("ip", "-n", f"s{number}", "address", "flush", "dev", "eth0")
+        _run("ip", "-n", f"s{number}", "address", "add", f"{host}/16", "dev", "eth0")
+        self.hosts[number] = host
+        return host
 
     def heal(self) -> None:
         for number in self.hosts:

@@ -6,6 +6,7 @@ judged by the checker once all is over; what it can tell at once to be wrong sta
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import threading
@@ -15,14 +16,16 @@ from contextlib import contextmanager
 
 import raw
 
-from .checker import MAYBE, NO, OK, Hold, Item, Op
+from .checker import MAYBE, NO, OK, Hold, Item, Mark, Op, Watching
 from .client import (
     ADD_WATCH,
     BAD_VERSION,
+    DATA_CHANGED,
     MULTI_READ,
     NEW_SESSION,
     Address,
     Client,
+    Connection,
     Expired,
     Lost,
     Reply,
@@ -42,6 +45,8 @@ LOCK, QUEUE, LIVE = "/lock", "/queue", "/live"
 # Writes of the stream that are under way at a time.
 BURST = 8
 LOCK_PATIENCE_SECONDS = 5.0
+# Of addWatch.
+PERSISTENT, RECURSIVE = 0, 1
 
 
 class Actor(threading.Thread):
@@ -344,38 +349,76 @@ class Auditor(Actor):
 
 
 class Teller(Actor):
-    """The only one that writes what the watchers watch."""
+    """The only one that writes what the watchers watch. Now and then it lets them wait."""
 
     def step(self) -> None:
         self.write(WATCHED, self.unique())
 
+    def rest(self) -> None:
+        super().rest()
+        if self.random.random() < 0.02:
+            self.client.idle(self.random.uniform(0.5, 3))
+
 
 class Watcher(Actor):
-    """Knows what a znode holds from being told that it changed, and from nothing else."""
+    """Knows what a znode holds from being told that it changed, and from nothing else.
+
+    It reads besides, and records what it reads between what it is told: so what there was to tell
+    is known too.
+    """
 
     pace = (0.2, 0.2)
 
-    def __init__(self, persistent: bool, *arguments) -> None:
+    def __init__(self, mode: int | None, *arguments) -> None:
+        """`mode`: of a persistent watch; none fires once."""
         super().__init__(*arguments)
-        self.persistent = persistent
+        self.mode = mode
         self.known = ""
+        self.watchings: list[Watching] = []
+        # What it read; it writes nothing.
+        self.looks: list[Op] = []
         self._set_on: object = None
+        self._is_told = False
 
     def step(self) -> None:
         connection = self.client.connect(1)
-        changed = self._set_on is not connection
-        if changed and self.persistent:
-            body = raw.text(WATCHED) + struct.pack(">i", 0)
-            reply = self.client.call(ADD_WATCH, body)
-            assert reply.error == 0, f"addWatch: {reply.error}"
-        while connection.events:
-            assert connection.events.popleft().path == WATCHED
-            changed = True
-        if changed:
-            found = self.client.get(WATCHED, watch=not self.persistent)
-            assert found is not None, f"{WATCHED} is gone"
-            self.known = found[0].decode()
+        if self._set_on is not connection:
             self._set_on = connection
+            self.watchings.append(Watching(self.name, WATCHED, self.mode is not None))
+            if self.mode is not None:
+                self._read("read")
+                body = raw.text(WATCHED) + struct.pack(">i", self.mode)
+                reply = self.client.call(ADD_WATCH, body)
+                assert reply.error == 0, f"addWatch: {reply.error}"
+                self._note(Mark("armed", reply.came))
+            self._is_told = True
+        self._take_events(connection)
+        is_told, self._is_told = self._is_told, False
+        value = self._read("armed" if is_told and self.mode is None else "read")
+        if is_told:
+            self.known = value
+
+    def _read(self, kind: str) -> str:
+        op = Op(self.name, "look", WATCHED, time.monotonic())
+        found = self.client.get(WATCHED, watch=kind == "armed")
+        assert found is not None, f"{WATCHED} is gone"
+        op.ended, op.outcome, op.session = time.monotonic(), OK, self.client.session[0]
+        op.value, op.version, op.zxid = found[0].decode(), found[1].version, found[1].mzxid
+        self.looks.append(op)
+        # What is there by now came before the reply.
+        self._take_events(self.client.connection)
+        self._note(Mark(kind, op.ended, op.version))
+        return op.value
+
+    def _take_events(self, connection: Connection | None) -> None:
+        while connection is not None and connection.events:
+            event = connection.events.popleft()
+            assert (event.kind, event.path) == (DATA_CHANGED, WATCHED), f"told of {event}"
+            self._note(Mark("event", event.came))
+            self._is_told = True
+
+    def _note(self, mark: Mark) -> None:
+        self.watchings[-1].marks.append(mark)
 
 
 class Ephemerals(Actor):
@@ -439,8 +482,9 @@ class Workload:
         self.transfers = self._some(Transfers, 2)
         self.auditors = self._some(Auditor, 1)
         self.tellers = self._some(Teller, 1)
-        self.watchers = self._some(lambda *a: Watcher(True, *a), 3)
-        self.watchers += self._some(lambda *a: Watcher(False, *a), 3)
+        self.watchers: list[Watcher] = []
+        for mode in (PERSISTENT, RECURSIVE, None):
+            self.watchers += self._some(functools.partial(Watcher, mode), 3)
         self.ephemerals = self._some(Ephemerals, 2)
 
     def _some(self, make: Callable[..., Actor], count: int) -> list:
@@ -480,6 +524,17 @@ class Workload:
     def wrong(self) -> list[str]:
         return [line for actor in self.actors for line in actor.wrong]
 
+    def watchings(self) -> list[Watching]:
+        return [watching for watcher in self.watchers for watching in watcher.watchings]
+
+    def looks(self) -> list[Op]:
+        """What watchers read."""
+        return [op for watcher in self.watchers for op in watcher.looks]
+
+    def told(self) -> int:
+        """Events that came to watchers."""
+        return sum(watching.events() for watching in self.watchings())
+
     def ops(self) -> list[Op]:
         return [op for actor in self.actors for op in actor.ops]
 
@@ -498,6 +553,7 @@ class Workload:
         expired = sum(actor.expired for actor in self.actors)
         return (
             f"operations: {outcomes}; queue: {puts} put, {takes} takes; lock: {holds} holds; "
+            f"{self.told()} events to {len(self.watchings())} watches; "
             f"{ends} sessions with ephemerals; {broken} connections broke, {expired} sessions "
             "expired under way"
         )
