@@ -148,6 +148,12 @@ impl Doorbell {
     fn is_rung(&self) -> bool {
         self.waiting.lock().rung
     }
+
+    /// What the node would be told of.
+    #[cfg(test)]
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.take().events
+    }
 }
 
 impl Waiting {

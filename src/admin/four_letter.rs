@@ -607,4 +607,4 @@ pub fn java_date(unix_ms: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

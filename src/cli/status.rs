@@ -156,19 +156,54 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::admin::four_letter::tests::Server;
+    use crate::admin::{EnsembleView, Heard};
+    use crate::machine::FEATURE_LEVEL;
 
     /// A server that answers so many words with this, and its address.
     fn server(words: usize, answer: &'static str) -> String {
+        answering(words, move |_| answer.to_owned())
+    }
+
+    /// The same with an answer to each word.
+    fn answering(words: usize, answer: impl Fn(&str) -> String + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         std::thread::spawn(move || {
             for _ in 0..words {
                 let (mut stream, _) = listener.accept().unwrap();
-                stream.read_exact(&mut [0; 4]).unwrap();
+                let mut word = [0; 4];
+                stream.read_exact(&mut word).unwrap();
+                let answer = answer(std::str::from_utf8(&word).unwrap());
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
         address
+    }
+
+    /// A server of an ensemble, which leads it.
+    fn leader(joining: bool) -> Server {
+        let mut server = Server::new();
+        server.ensemble = Some(EnsembleView {
+            leader: 1,
+            term: 42,
+            lag: 17,
+            writes: 5,
+            syncs: 6,
+            voters: 3,
+            joining,
+            config: String::new(),
+            followers: Heard {
+                active: 2,
+                synced: 1,
+            },
+            observers: Heard {
+                active: 7,
+                synced: 0,
+            },
+            links: vec![(2, true), (3, false)],
+        });
+        server
     }
 
     fn status(server: String, live: bool, ready: bool) -> Result<String, String> {
@@ -191,6 +226,56 @@ mod tests {
         assert_eq!(status(server(2, answer), false, true), Ok(String::new()));
         let shown = status(server(2, answer), false, false).unwrap();
         assert!(shown.contains("Mode                 leader\n"), "{shown}");
+    }
+
+    /// Said by the server itself, so that nothing is looked for that none says.
+    #[test]
+    fn a_server_of_an_ensemble_is_shown_with_its_part_and_its_links() {
+        let shown = status(answering(2, |word| leader(true).say(word)), false, false).unwrap();
+        let (srvr, more) = shown.split_at(shown.find("leader               ").unwrap());
+        let line = |line: &str| srvr.lines().any(|found| found == line);
+        assert!(line("Mode                 leader"), "{shown}");
+        assert!(line("Zxid                 0x200000001"), "{shown}");
+        let expected = format!(
+            "leader               1\n\
+             term                 42\n\
+             entries behind       17\n\
+             joining              1\n\
+             pending writes       5\n\
+             pending syncs        6\n\
+             voters               3\n\
+             followers linked     9\n\
+             followers in sync    1\n\
+             feature level        7\n\
+             level known here     {FEATURE_LEVEL}\n\
+             server 2             linked\n\
+             server 3             not linked\n"
+        );
+        assert_eq!(more, expected);
+        // Probes read the same words.
+        let ready = |joining| answering(2, move |word| leader(joining).say(word));
+        assert_eq!(status(ready(false), false, true), Ok(String::new()));
+        let message = status(ready(true), false, true).unwrap_err();
+        assert!(message.contains("does not vote yet"), "{message}");
+    }
+
+    #[test]
+    fn what_a_server_does_not_say_is_not_shown() {
+        let address = answering(2, |word| Server::new().say(word));
+        let shown = status(address, false, false).unwrap();
+        let names = shown.lines().map(|line| line[..20].trim_end());
+        let details: Vec<_> = DETAILS.iter().map(|(_, name)| *name).collect();
+        let found: Vec<_> = names.filter(|name| details.contains(name)).collect();
+        assert_eq!(found, ["feature level", "level known here"]);
+        // Nor does it fail where more may not be asked.
+        let refusing = |word: &str| match word {
+            "srvr" => "Mode: leader\n".to_owned(),
+            word => format!("{word} is not executed because it is not in the whitelist.\n"),
+        };
+        let shown = status(answering(2, refusing), false, false);
+        assert_eq!(shown, Ok("Mode                 leader\n".to_owned()));
+        let silent = server(1, "Mode: leader\n");
+        assert_eq!(status(silent, false, false), shown);
     }
 
     #[test]

@@ -301,6 +301,7 @@ mod tests {
     use super::*;
     use crate::engine::{Engine, Options, Outputs, Setup};
     use crate::machine::Machine;
+    use crate::proto::peer::BoundDisk;
     use crate::storage::{Storage, StorageConfig};
 
     /// A server alone that knows this feature level.
@@ -384,25 +385,139 @@ mod tests {
         assert!(is_there(10));
     }
 
+    /// A server and what it says of itself, of level 3 as this one is.
+    fn other(server: u32, disk: u64) -> Introduction {
+        Introduction {
+            server,
+            disk,
+            level: 3,
+            ..Introduction::default()
+        }
+    }
+
+    /// This server's view of the links, of a cluster of its own; and what the engine is told.
+    fn local() -> (Local, Arc<Doorbell>) {
+        let doorbell = Arc::<Doorbell>::default();
+        let log = LogHandle::memory(|_, _| {});
+        let local = Local::new(engine(3).shared(), doorbell.clone(), log);
+        assert!(local.cluster() != 0, "a leader has numbered it");
+        (local, doorbell)
+    }
+
+    /// Of these servers, which have these disks, as one of the same cluster tells it.
+    fn told(servers: &[u32], disks: &[(u32, u64)]) -> Told {
+        let line = |id: &u32| format!("server.{id}=host{id}:2888:3888:participant\n");
+        let lines: String = servers.iter().map(line).collect();
+        let disk = |&(server, disk): &(u32, u64)| BoundDisk {
+            server,
+            disk,
+            changed: false,
+        };
+        Told {
+            ensemble: lines + "version=700000000",
+            index: 1_000,
+            disks: disks.iter().map(disk).collect(),
+            going: Vec::new(),
+        }
+    }
+
     #[test]
     fn a_server_that_is_too_old_is_told_what_to_do() {
-        let engine = engine(3);
-        let log = LogHandle::memory(|_, _| {});
-        let local = Local::new(engine.shared(), Arc::default(), log);
-        let other = |level| Introduction {
-            server: 2,
-            disk: 9,
+        let (local, doorbell) = local();
+        let of_level = |level| Introduction {
             level,
-            ..Introduction::default()
+            ..other(2, 9)
         };
-        assert_eq!(local.admit(&other(3), &Told::default()), Ok(()));
-        assert_eq!(local.admit(&other(4), &Told::default()), Ok(()));
-        let text = local.admit(&other(2), &Told::default()).unwrap_err();
+        for level in [3, 4] {
+            assert_eq!(local.admit(&of_level(level), &Told::default()), Ok(()));
+        }
+        assert!(doorbell.events().is_empty());
+        let text = local.admit(&of_level(2), &Told::default()).unwrap_err();
         assert_eq!(
             text,
             "this ensemble is at feature level 3, and the version of zkraft of server 2 knows no \
              level above 2: start the version that the other servers run, or a newer one, on the \
              same data"
+        );
+        let events = doorbell.events();
+        let [
+            Event::Refused {
+                id: 2,
+                introduction,
+            },
+        ] = events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!(introduction, of_level(2));
+    }
+
+    #[test]
+    fn a_server_that_does_not_belong_to_the_ensemble_is_told_what_to_do() {
+        let (local, doorbell) = local();
+        let cluster = local.cluster();
+        let of_cluster = |server, disk| Introduction {
+            cluster,
+            ..other(server, disk)
+        };
+        // Until anyone says who the servers are, it may be any.
+        assert_eq!(local.admit(&of_cluster(5, 9), &Told::default()), Ok(()));
+        let told = told(&[1, 2, 3], &[(5, 1)]);
+        assert_eq!(local.admit(&of_cluster(2, 8), &told), Ok(()));
+        assert!(doorbell.events().is_empty());
+        // Though another disk is known for its number: that would not be enough.
+        let text = local.admit(&of_cluster(5, 9), &told).unwrap_err();
+        assert_eq!(
+            text,
+            "server 5 does not belong to this ensemble: add it with reconfig, and it will be let in"
+        );
+        let events = doorbell.events();
+        let [
+            Event::Refused {
+                id: 5,
+                introduction,
+            },
+        ] = events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!(introduction, of_cluster(5, 9));
+        // What it was told to have done.
+        let added = Told {
+            ensemble: told
+                .ensemble
+                .replace("version=7", "server.5=host5:1:2\nversion=8"),
+            ..told
+        };
+        assert_eq!(local.admit(&of_cluster(5, 1), &added), Ok(()));
+    }
+
+    #[test]
+    fn a_server_that_comes_with_another_disk_is_told_what_to_do() {
+        let (local, doorbell) = local();
+        let cluster = local.cluster();
+        let of_cluster = |server, disk| Introduction {
+            cluster,
+            ..other(server, disk)
+        };
+        let told = told(&[1, 2, 3], &[(2, 0xabc), (3, 0)]);
+        assert_eq!(local.admit(&of_cluster(2, 0xabc), &told), Ok(()));
+        // Nothing is known of its disk.
+        assert_eq!(local.admit(&of_cluster(3, 0xdef), &told), Ok(()));
+        assert!(doorbell.events().is_empty());
+        let text = local.admit(&of_cluster(2, 0xdef), &told).unwrap_err();
+        assert_eq!(
+            text,
+            "server 2 is known here by another data directory (0000000000000abc instead of \
+             0000000000000def). If this one is new because the old one was lost, wait: a leader \
+             takes it back as soon as a majority of the others is there. If two servers have this \
+             id, correct myid on one of them"
+        );
+        // From which the leader knows whom to take back.
+        let events = doorbell.events();
+        assert!(
+            matches!(events[..], [Event::Stranger { id: 2, disk: 0xdef }]),
+            "{events:?}"
         );
     }
 }

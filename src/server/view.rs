@@ -11,9 +11,10 @@ use crate::admin::{
     WatchSummary, four_letter,
 };
 use crate::config::Config;
-use crate::engine::{Connection, PeerStatus, Role, Shared};
+use crate::engine::{Connection, PeerStatus, Role, Shared, Status};
+use crate::machine::Ensemble;
 use crate::metrics::Metrics;
-use crate::net::peer::Links;
+use crate::net::peer::{LinkStatus, Links};
 use crate::net::{Clock, Words};
 
 use crate::wire::{SessionId, Text, Zxid};
@@ -135,42 +136,10 @@ impl View for ServerView {
 
     fn ensemble(&self) -> Option<EnsembleView> {
         let status = self.shared.status();
-        if status.role == Role::Standalone {
-            return None;
-        }
-        let heard = |voter: bool| {
-            let peers = status.peers.iter();
-            let active: Vec<_> = peers.filter(|p| p.voter == voter && p.active).collect();
-            let is_synced = |peer: &&&PeerStatus| {
-                !peer.snapshot && peer.matched + SYNCED_WITHIN >= status.committed
-            };
-            Heard {
-                active: active.len() as u64,
-                synced: active.iter().filter(is_synced).count() as u64,
-            }
-        };
         let links = self.network.get().map(Links::status).unwrap_or_default();
         let state = self.shared.state.read();
         let me = u64::from(self.config.server_id);
-        let ensemble = state.machine.ensemble();
-        let members = ensemble.map_or(&[][..], |all| all.members());
-        let is_to_vote = members
-            .iter()
-            .any(|line| u64::from(line.id) == me && !line.observer);
-        let joining = is_to_vote && !status.membership.voters.contains(&me);
-        Some(EnsembleView {
-            leader: status.leader,
-            term: status.term,
-            lag: status.committed.saturating_sub(status.applied),
-            writes: status.writes as u64,
-            syncs: status.syncs as u64,
-            voters: status.membership.voters.len() as u64,
-            joining,
-            config: ensemble.map(ToString::to_string).unwrap_or_default(),
-            followers: heard(true),
-            observers: heard(false),
-            links: links.iter().map(|link| (link.id, link.is_linked)).collect(),
-        })
+        ensemble_view(me, &status, state.machine.ensemble(), &links)
     }
 
     fn feature_level(&self) -> u32 {
@@ -331,6 +300,47 @@ impl View for ServerView {
     }
 }
 
+/// What server `me` sees of its ensemble; nothing if it stands alone.
+fn ensemble_view(
+    me: u64,
+    status: &Status,
+    ensemble: Option<&Ensemble>,
+    links: &[LinkStatus],
+) -> Option<EnsembleView> {
+    if status.role == Role::Standalone {
+        return None;
+    }
+    let heard = |voter: bool| {
+        let peers = status.peers.iter();
+        let active: Vec<_> = peers.filter(|p| p.voter == voter && p.active).collect();
+        let is_synced = |peer: &&&PeerStatus| {
+            !peer.snapshot && peer.matched + SYNCED_WITHIN >= status.committed
+        };
+        Heard {
+            active: active.len() as u64,
+            synced: active.iter().filter(is_synced).count() as u64,
+        }
+    };
+    let members = ensemble.map_or(&[][..], |all| all.members());
+    let is_to_vote = members
+        .iter()
+        .any(|line| u64::from(line.id) == me && !line.observer);
+    let joining = is_to_vote && !status.membership.voters.contains(&me);
+    Some(EnsembleView {
+        leader: status.leader,
+        term: status.term,
+        lag: status.committed.saturating_sub(status.applied),
+        writes: status.writes as u64,
+        syncs: status.syncs as u64,
+        voters: status.membership.voters.len() as u64,
+        joining,
+        config: ensemble.map(ToString::to_string).unwrap_or_default(),
+        followers: heard(true),
+        observers: heard(false),
+        links: links.iter().map(|link| (link.id, link.is_linked)).collect(),
+    })
+}
+
 /// Bytes of all files below a directory. What cannot be read counts as nothing.
 fn bytes_below(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else {
@@ -344,4 +354,168 @@ fn bytes_below(dir: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::engine::{Engine, Options, Setup};
+    use crate::net::peer::Traffic;
+    use crate::proto::log::Membership;
+
+    const LINES: &str = "server.1=a:2888:3888:participant\n\
+                         server.2=b:2888:3888:participant\n\
+                         server.3=c:2888:3888:participant\n\
+                         server.4=d:2888:3888:observer\n\
+                         version=100000007";
+
+    fn ensemble() -> Ensemble {
+        Ensemble::parse(LINES).unwrap()
+    }
+
+    fn status(voters: &[u64]) -> Status {
+        Status {
+            role: Role::Leader,
+            leader: 1,
+            term: 7,
+            applied: 5_000,
+            committed: 5_040,
+            last: 6_000,
+            membership: Membership {
+                voters: voters.to_vec(),
+                learners: vec![4],
+                ..Membership::default()
+            },
+            admitted: true,
+            peers: Vec::new(),
+            syncs: 3,
+            writes: 9,
+            level: 2,
+        }
+    }
+
+    fn link(id: u64, is_linked: bool) -> LinkStatus {
+        LinkStatus {
+            id,
+            is_linked,
+            // What counts is whether it can be sent to.
+            is_linked_from: !is_linked,
+            error: None,
+            since: Instant::now(),
+            address: None,
+            other: None,
+            queue_bytes: 0,
+            dropped: 0,
+            sent: Traffic::default(),
+            received: Traffic::default(),
+        }
+    }
+
+    fn peer(id: u64, matched: u64) -> PeerStatus {
+        PeerStatus {
+            id,
+            voter: true,
+            active: true,
+            matched,
+            snapshot: false,
+        }
+    }
+
+    #[test]
+    fn an_ensemble_is_seen_as_it_is() {
+        let links = [link(2, true), link(3, false), link(4, true)];
+        let view = ensemble_view(1, &status(&[1, 2, 3]), Some(&ensemble()), &links);
+        assert_eq!(
+            view,
+            Some(EnsembleView {
+                leader: 1,
+                term: 7,
+                lag: 40,
+                writes: 9,
+                syncs: 3,
+                voters: 3,
+                joining: false,
+                config: LINES.to_owned(),
+                followers: Heard::default(),
+                observers: Heard::default(),
+                links: vec![(2, true), (3, false), (4, true)],
+            })
+        );
+        // What was just applied may be committed for who asks a moment earlier.
+        let behind = Status {
+            applied: 5_041,
+            ..status(&[1])
+        };
+        let view = ensemble_view(1, &behind, None, &[]).unwrap();
+        assert_eq!((view.lag, view.voters), (0, 1));
+        assert_eq!((view.config.as_str(), view.links), ("", vec![]));
+    }
+
+    #[test]
+    fn who_is_heard_is_counted_and_who_has_nearly_everything() {
+        let peers = vec![
+            peer(2, 5_040),
+            peer(3, 5_040 - SYNCED_WITHIN),
+            peer(5, 5_040 - SYNCED_WITHIN - 1),
+            // It has what it will have once it has loaded it.
+            PeerStatus {
+                snapshot: true,
+                ..peer(6, 5_040)
+            },
+            PeerStatus {
+                active: false,
+                ..peer(7, 5_040)
+            },
+            PeerStatus {
+                voter: false,
+                ..peer(4, 5_040)
+            },
+            PeerStatus {
+                voter: false,
+                ..peer(8, 0)
+            },
+        ];
+        let status = Status {
+            peers,
+            ..status(&[1, 2, 3, 5, 6, 7])
+        };
+        let view = ensemble_view(1, &status, Some(&ensemble()), &[]).unwrap();
+        let (active, synced) = (4, 2);
+        assert_eq!(view.followers, Heard { active, synced });
+        let (active, synced) = (2, 1);
+        assert_eq!(view.observers, Heard { active, synced });
+    }
+
+    #[test]
+    fn who_is_to_vote_and_does_not_yet_is_joining() {
+        let joining = |me, voters: &[u64], ensemble: Option<&Ensemble>| {
+            let view = ensemble_view(me, &status(voters), ensemble, &[]);
+            view.unwrap().joining
+        };
+        let ensemble = ensemble();
+        assert!(joining(3, &[1, 2], Some(&ensemble)));
+        assert!(!joining(3, &[1, 2, 3], Some(&ensemble)));
+        // An observer never is, nor who does not belong to it or knows of none.
+        assert!(!joining(4, &[1, 2], Some(&ensemble)));
+        assert!(!joining(5, &[1, 2], Some(&ensemble)));
+        assert!(!joining(3, &[1, 2], None));
+    }
+
+    #[test]
+    fn a_server_alone_has_no_ensemble() {
+        let engine = Engine::new(Setup::alone(Options::default()), 0);
+        let address = "127.0.0.1:2181".parse().unwrap();
+        let view = |shared| {
+            let network = Network::default();
+            ServerView::new(&Config::dev(), address, shared, network, Clock::start())
+        };
+        assert_eq!(view(engine.shared()).ensemble(), None);
+        let status = Status {
+            role: Role::Standalone,
+            ..status(&[1])
+        };
+        assert_eq!(ensemble_view(1, &status, Some(&ensemble()), &[]), None);
+    }
 }

@@ -30,6 +30,8 @@ MANIFEST = DEPLOY / "kubernetes" / "zkraft.yaml"
 FLINK = DEPLOY / "flink" / "config.yaml"
 DOCKERFILE = DEPLOY / "Dockerfile"
 NAMESPACE = "prod"
+# What a server that is told to stop takes at most.
+STOP_SECONDS_MAX = 15
 Tree = dict[str, Any]
 
 
@@ -54,6 +56,8 @@ def main() -> int:
         check_pod_too_many(manifest)
     with report.case("the probes are commands of zkraft"):
         check_probes(manifest)
+    with report.case("before SIGTERM comes, a pod only waits, and then there is time to stop"):
+        check_stop(manifest)
     with report.case("the image has the user, the ports and the command of the pods"):
         check_image(manifest)
     with report.case("the context of the image has what cargo needs"):
@@ -257,6 +261,30 @@ def check_probes(manifest: Manifest) -> None:
         raise lab.Skipped("this version of zkraft has no command `status`")
     for flag in flags:
         assert flag in done.stdout, done.stdout
+
+
+def check_stop(manifest: Manifest) -> None:
+    """The part `pods` of cluster_suite.py sees that it is SIGTERM that hands leadership over."""
+    program, seconds = manifest.container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep", program
+    grace = manifest.pod["terminationGracePeriodSeconds"]
+    # A container that is not done by then is killed: no reply under way is sent.
+    assert 0 < float(seconds) <= grace - STOP_SECONDS_MAX, f"{seconds} s of {grace} s"
+    assert _stop_seconds_max() <= STOP_SECONDS_MAX
+    assert f"at most about {STOP_SECONDS_MAX};" in MANIFEST.read_text(encoding="utf-8")
+
+
+def _stop_seconds_max() -> float:
+    """What a server that stops waits for at most, as its source says: that somebody else leads,
+    that its clients and its links are done, and a second for what is left."""
+    source = (lab.REPO / "src" / "server" / "mod.rs").read_text(encoding="utf-8")
+    constant = re.compile(r"^const (\w+)_PATIENCE: Duration = Duration::from_(\w+)\((.*)\);$", re.M)
+    unit = {"secs": 1.0, "millis": 0.001}
+    patience = {
+        name: int(count.replace("_", "")) * unit[kind]
+        for name, kind, count in constant.findall(source)
+    }
+    return patience["HAND_OVER"] + 2 * patience["STOP"] + 1
 
 
 # --- The image ------------------------------------------------------------------------------------

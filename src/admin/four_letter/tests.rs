@@ -8,18 +8,19 @@ use crate::config::{Config, Whitelist};
 use crate::metrics::Metrics;
 use crate::wire::Zxid;
 
-struct Server {
+/// A made one.
+pub(crate) struct Server {
     config: Config,
     metrics: Metrics,
     serving: bool,
     read_only: bool,
-    ensemble: Option<EnsembleView>,
+    pub(crate) ensemble: Option<EnsembleView>,
     trace_mask: AtomicI64,
     connections_reset: AtomicBool,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let config = Config {
             server_id: 1,
             ..Config::dev()
@@ -43,7 +44,7 @@ impl Server {
         }
     }
 
-    fn say(&self, word: &str) -> String {
+    pub(crate) fn say(&self, word: &str) -> String {
         let bytes = word.as_bytes().try_into().unwrap();
         answer(bytes, b"\n", self).unwrap_or_else(|| panic!("{word} is a word"))
     }

@@ -2,6 +2,7 @@
 
 mod disks;
 mod linearizable;
+mod lines;
 mod local;
 mod read_only;
 
@@ -892,6 +893,42 @@ fn a_change_of_leaders_costs_no_session_and_no_connection() {
             assert!(!client.closed && cluster.knows(server, given.session));
         }
     }
+}
+
+#[test]
+fn s86_a_new_leader_gives_every_session_its_full_timeout() {
+    const BUCKET_MS: u64 = 500;
+    const NEARLY_MS: u64 = TIMEOUT_MS / 10 * 9;
+    let mut cluster = Cluster::tuned(3, |options| options.session_tick_ms = BUCKET_MS);
+    let old = cluster.leader();
+    // From here on, nobody says anything.
+    let clients = cluster.servers().into_iter();
+    let clients: Vec<_> = clients.map(|server| cluster.client(server)).collect();
+    let known = |cluster: &Cluster| {
+        let known =
+            |(server, given): (&u64, &ConnectResponse)| cluster.knows(*server, given.session);
+        let running = cluster.running();
+        let all = running
+            .iter()
+            .flat_map(|server| clients.iter().map(move |(_, given)| (server, given)));
+        all.filter(|each| known(*each)).count()
+    };
+    cluster.pass(NEARLY_MS);
+    assert_eq!(known(&cluster), 9);
+    cluster.die(old);
+    let leads = |cluster: &Cluster| {
+        let mut running = cluster.running().into_iter();
+        running.any(|server| cluster.nodes[server as usize - 1].engine.leading.is_some())
+    };
+    while !leads(&cluster) {
+        assert!(cluster.now_ms < 60_000, "nobody leads");
+        cluster.pass(50);
+    }
+    cluster.pass(NEARLY_MS);
+    assert_eq!(known(&cluster), 6);
+    // The rest of the timeout, up to one bucket, and what it takes to be told.
+    cluster.pass(TIMEOUT_MS - NEARLY_MS + BUCKET_MS + 100);
+    assert_eq!(known(&cluster), 0);
 }
 
 #[test]

@@ -309,6 +309,27 @@ async fn a_snapshot_arrives_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_sent_no_faster_than_it_may_be() {
+    let options = LinkOptions {
+        snapshot_bytes_per_second: 3 * CHUNK_BYTES as u64,
+        ..LinkOptions::default()
+    };
+    let (one, two) = (
+        TestServer::start_with(1, options).await,
+        TestServer::start(2).await,
+    );
+    one.knows(2, two.port);
+    let content = one.save(70, 5).await;
+    let began = Instant::now();
+    one.links.send_snapshot(2, 70, 3);
+    assert_eq!(one.sent(1).await, [(2, true)]);
+    let took = began.elapsed();
+    assert_eq!(two.content(70), content);
+    // The last of them waits for the four before it, of which a tenth of a second is free.
+    assert!(took >= Duration::from_millis(1_200), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_sent_is_told() {
     let patience = Duration::from_millis(200);
     let options = LinkOptions {

@@ -8,7 +8,9 @@ service; a name server of the suite has them when it is told so.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -30,6 +32,8 @@ from .network import Switch
 SEARCH = f"{NAMESPACE}.svc.cluster.local svc.cluster.local cluster.local"
 SECRET = "0123456789abcdef0123456789abcdef\n"
 READY_SECONDS_MAX = 60
+# What a leader says that was told to stop.
+HANDED_OVER = "leadership was handed over"
 
 # Makes the root of a pod, with the commands of this system instead of the image's, and becomes its
 # process. Arguments: see `Pod.spawn`.
@@ -77,29 +81,51 @@ class Named(Manifest):
         return super().zoo_cfg() + "".join(lines)
 
 
+class Scalable(Manifest):
+    """The same pods, of which there may be more or fewer, and a superuser who may say so."""
+
+    SUPERUSER = b"super:password"
+
+    def zoo_cfg(self) -> str:
+        digest = base64.b64encode(hashlib.sha1(self.SUPERUSER).digest()).decode()
+        commented = re.compile("^# (.*superDigest=super:)…$", re.M)
+        text, count = commented.subn(lambda found: found[1] + digest, super().zoo_cfg())
+        assert count == 1, "the manifest has no place for the superuser"
+        return text
+
+    def scale(self, replicas: int) -> None:
+        """What an operator changes in the manifest."""
+        self.replicas = self.stateful_set["replicas"] = replicas
+        (variable,) = [v for v in self.container["env"] if v["name"] == "ZKRAFT_REPLICAS"]
+        variable["value"] = str(replicas)
+
+
 class Cluster:
     """The pods of the manifest, and the names that they have."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, replicas_max: int = 0) -> None:
+        """`replicas_max`: there may be so many pods later, if that is more."""
         self.manifest = manifest
         runs = lab.CACHE / "run"
         runs.mkdir(parents=True, exist_ok=True)
         self.home = Path(tempfile.mkdtemp(prefix="pods-", dir=runs))
         self._stack = contextlib.ExitStack()
-        hosts = [f"{manifest.name}-{ordinal}" for ordinal in range(manifest.replicas)]
+        count = max(manifest.replicas, replicas_max)
+        hosts = [f"{manifest.name}-{ordinal}" for ordinal in range(count)]
         self.switch = self._stack.enter_context(Switch(hosts))
         self.names = self._stack.enter_context(NameServer(Switch.ADDRESS))
         self.resolver = self.home / "resolv.conf"
         # As in the pods of Kubernetes.
         text = f"search {SEARCH}\nnameserver {Switch.ADDRESS}\noptions ndots:5\n"
         self.resolver.write_text(text, encoding="utf-8")
-        self.pods = [Pod(self, host, number) for number, host in enumerate(hosts, 1)]
+        self._all = [Pod(self, host, number) for number, host in enumerate(hosts, 1)]
+        self.pods = self._all[: manifest.replicas]
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pod in self.pods:
+        for pod in self._all:
             pod.kill()
         self._stack.close()
         if "LAB_KEEP" not in os.environ:
@@ -128,6 +154,14 @@ class Cluster:
                 pod.publish()
                 pod.start()
         self.all_ready()
+
+    def scale(self, replicas: int) -> list[Pod]:
+        """There are to be so many pods; who is made from now on knows it. Returns those that are
+        to come, or to go."""
+        assert isinstance(self.manifest, Scalable)
+        self.manifest.scale(replicas)
+        before, self.pods = self.pods, self._all[:replicas]
+        return self._all[min(len(before), replicas) : max(len(before), replicas)]
 
     def all_ready(self, seconds_max: float = READY_SECONDS_MAX) -> float:
         """Waits until all pods are ready; how many seconds it took."""
@@ -164,7 +198,7 @@ class Cluster:
         except Exception:
             folder = LOGS / re.sub(r"\W+", "-", name)[:60]
             folder.mkdir(parents=True, exist_ok=True)
-            for pod in self.pods:
+            for pod in self._all:
                 print(f"  the log of {pod.host} ends:")
                 lines = pod.log_tail(8).splitlines()
                 print("".join(f"    {line[:300]}\n" for line in lines), end="")
@@ -220,16 +254,17 @@ class Pod:
             self._signal(signal.SIGKILL)
             self.process.wait(20)
 
-    def delete(self) -> int:
+    def delete(self, with_hook: bool = True) -> int:
         """What Kubernetes does to a pod that is to go; its exit code."""
         assert self.process is not None
         container, pod = self.cluster.manifest.container, self.cluster.manifest.pod
-        hook = container["lifecycle"]["preStop"]["exec"]["command"]
         grace = pod["terminationGracePeriodSeconds"]
-        began = time.monotonic()
-        done = self.execute(hook, grace)
-        assert done.returncode == 0, f"the preStop hook fails: {done.stderr}"
-        assert self.running(), "it ended before it was told to"
+        began, since = time.monotonic(), self.said()
+        if with_hook:
+            done = self.execute(container["lifecycle"]["preStop"]["exec"]["command"], grace)
+            assert done.returncode == 0, f"the preStop hook fails: {done.stderr}"
+            assert self.running(), "it ended before it was told to"
+            assert not self.says(HANDED_OVER, since), "it handed over before it was told to"
         self._signal(signal.SIGTERM)
         try:
             return self.process.wait(grace - (time.monotonic() - began))
@@ -262,6 +297,12 @@ class Pod:
 
     def is_ready(self) -> bool:
         return self.probe("readinessProbe")
+
+    def voters(self) -> int:
+        """How many servers vote, as `zkraft status` in the pod says; 0 if it does not."""
+        shown = self.execute(["zkraft", "status"], 5).stdout
+        found = re.search(r"^voters +(\d+)$", shown, re.M)
+        return int(found[1]) if found else 0
 
     def mode(self) -> str:
         try:

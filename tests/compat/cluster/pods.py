@@ -7,15 +7,19 @@ addresses. How they are made: see `kubernetes`.
 from __future__ import annotations
 
 import contextlib
+import re
+import struct
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import lab
-from manifest_suite import Manifest
+import raw
+from manifest_suite import MANIFEST, NAMESPACE, Manifest
 
 from .client import created
 from .failover import Patron, Writer, gap_ms
-from .kubernetes import Cluster, Named, Pod
+from .kubernetes import HANDED_OVER, Cluster, Named, Pod, Scalable
 from .network import why_not_own
 
 # Dials and lookups have had their chance when nothing happens for so long.
@@ -23,6 +27,11 @@ LOOK_SECONDS = 3.0
 # Until others serve when a leader is gone.
 SERVED_SECONDS_MAX = 20
 WRITES_ENOUGH = 30
+RECONFIG, AUTH = 16, 100
+# Namespaces for so many pods are made where they become more.
+MORE = 5
+# What a server says whose number of servers is not that of the others.
+LINES_DIFFER = "the server lines of the configuration are not those of the ensemble"
 
 
 def run(report: lab.Report, kind: lab.Kind) -> None:
@@ -36,8 +45,9 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
         ("a rolling update: each pod hands over and comes back elsewhere", rolling_update),
     ]
     waits = "a server with a name of its own waits for it, and says so"
+    grows = "from three pods to five and back, as the manifest says: clients only notice restarts"
     if why := _why_not(kind):
-        for name, _ in [*cases, (waits, names_late)]:
+        for name in [*(name for name, _ in cases), waits, grows]:
             report.skip(name, why)
         return
     pending = cases
@@ -57,6 +67,9 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
             pending = pending[done:]
     with report.case(waits), Cluster(Named()) as cluster, cluster.logs_kept(waits):
         own_name_late(cluster)
+    manifest = Scalable()
+    with report.case(grows), Cluster(manifest, MORE) as cluster, cluster.logs_kept(grows):
+        scaled(cluster)
 
 
 def _why_not(kind: lab.Kind) -> str:
@@ -213,7 +226,7 @@ def rolling_update(cluster: Cluster) -> None:
             code = pod.delete()
             assert code == 0, f"exit code {code}"
             if is_leader:
-                assert pod.says("leadership was handed over", since), "it did not hand over"
+                assert pod.says(HANDED_OVER, since), "it did not hand over"
                 handed_over = True
             pod.withdraw()
             load.goes_on(others)
@@ -260,11 +273,111 @@ def own_name_late(cluster: Cluster) -> None:
     _is_one_ensemble(cluster)
 
 
-def _nobody_is_ready(cluster: Cluster, seconds: float) -> None:
-    """For so long; and no pod would be restarted."""
+def scaled(cluster: Cluster) -> None:
+    """What the manifest's first lines tell an operator to do, and what they say of it."""
+    head = MANIFEST.read_text(encoding="utf-8").split("apiVersion")[0]
+    numbers = re.search(r"^#     replicas and ZKRAFT_REPLICAS from (\d) to (\d): ", head, re.M)
+    adds = re.search(r'^#     reconfig -add "(\S+)"$', head, re.M)
+    removes = re.search(r"^# Fewer: reconfig -remove (\S+) first; ", head, re.M)
+    assert numbers and adds and removes, "the manifest tells something else"
+    few, many = map(int, numbers.groups())
+    cluster.start()
+    old = cluster.pods
+    assert len(old) == few
+    with _load(cluster) as load:
+        broken = load.broken(old)
+        new = cluster.scale(many)
+        for pod in new:
+            pod.move()
+            pod.publish()
+            pod.start()
+        for pod in new:
+            pod.wait("startupProbe")
+            told = f"server {pod.number} does not belong to this ensemble: add it with reconfig"
+            lab.wait_until(lambda pod=pod, told=told: pod.says(told), f"{pod.host} to be told so")
+        _nobody_is_ready(cluster, 1, new)
+        began = time.monotonic()
+        for pod in new:
+            line = adds[1].replace("server.4", f"server.{pod.number}")
+            line = line.replace("zkraft-3", pod.host).replace("NAMESPACE", NAMESPACE)
+            _reconfig(cluster, old, joining=line)
+        for pod in new:
+            pod.wait("readinessProbe")
+        print(f"  {len(new)} more are ready {time.monotonic() - began:.1f} s after the first -add")
+        _vote(cluster.pods, many)
+        load.goes_on(old)
+        assert load.broken(old) == broken, "clients lost their connections"
+        for pod in reversed(old):
+            _restart(load, [pod], [other for other in old if other is not pod])
+        _is_one_ensemble(cluster)
+
+        broken = load.broken(old)
+        _reconfig(cluster, old, leaving=removes[1])
+        _vote(old, few)
+        load.goes_on(old)
+        assert load.broken(old) == broken, "clients lost their connections"
+        gone = cluster.scale(few)
+        assert gone == new
+        # All at the same time: for who is to go, Kubernetes does not wait.
+        _restart(load, [*gone, old[-1]], old[:-1])
+        for pod in reversed(old[:-1]):
+            _restart(load, [pod], [other for other in old if other is not pod])
+        assert load.expired() == 0, "a session was lost"
+        print(f"  the longest that a client waited is {load.longest_ms():.0f} ms")
+    _vote(old, few)
+    _is_one_ensemble(cluster)
+
+
+def _vote(pods: Sequence[Pod], count: int) -> None:
+    """Waits until `zkraft status` shows so many voters in each of these pods."""
+    lab.wait_until(lambda: all(pod.voters() == count for pod in pods), f"{count} voters", 20)
+
+
+def _restart(load: _Load, pods: Sequence[Pod], others: Sequence[Pod]) -> None:
+    """These pods go at the same time, and those that are to be there are made anew. (For how long
+    they are left alone, and who is sent to them before: see `rolling_update`.)"""
+    back = [pod for pod in pods if pod in load.cluster.pods]
+    for pod in back:
+        load.leaves(pod)
+    broken = load.broken(others)
+    with ThreadPoolExecutor(len(pods)) as executor:
+        codes = list(executor.map(lambda pod: pod.delete(with_hook=False), pods))
+    assert not any(codes), f"exit codes {codes}"
+    for pod in pods:
+        pod.withdraw()
+    load.goes_on(others)
+    for pod in back:
+        since = pod.said()
+        pod.move()
+        pod.start()
+        pod.publish()
+        pod.wait("startupProbe")
+        pod.wait("readinessProbe")
+        load.comes_back(pod)
+        assert not pod.says(LINES_DIFFER, since), f"{pod.host} has other servers than the ensemble"
+    load.goes_on([*others, *back])
+    # Whoever is still elsewhere would be cut off with the next one.
+    load.all_home()
+    assert load.broken(others) == broken, "clients of other pods lost their connections"
+
+
+def _reconfig(cluster: Cluster, pods: Sequence[Pod], joining: str = "", leaving: str = "") -> None:
+    """As the superuser, of one of these pods."""
+    # Not a list of all members, and whatever the version is.
+    words = [raw.text(text) if text else b"\xff" * 4 for text in (joining, leaving, "")]
+    with cluster.client(*pods) as client:
+        credentials = raw.text("digest") + raw.buffer(Scalable.SUPERUSER)
+        reply = client.call(AUTH, struct.pack(">i", 0) + credentials)
+        assert reply.error == 0, f"addauth: {reply.error}"
+        reply = client.call(RECONFIG, b"".join(words) + struct.pack(">q", -1))
+        assert reply.error == 0, f"reconfig {joining}{leaving}: {reply.error}"
+
+
+def _nobody_is_ready(cluster: Cluster, seconds: float, pods: Sequence[Pod] = ()) -> None:
+    """For so long, of these pods or of all; and no pod would be restarted."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        for pod in cluster.pods:
+        for pod in pods or cluster.pods:
             assert pod.running(), f"{pod.host} ended; its log ends:\n{pod.log_tail()}"
             assert not pod.is_ready(), f"{pod.host} is ready"
             assert pod.probe("livenessProbe"), f"{pod.host} is not live"
@@ -325,6 +438,16 @@ class _Load:
             return all(writer.since(moment) >= WRITES_ENOUGH for writer in writers)
 
         lab.wait_until(check, "clients to be served", SERVED_SECONDS_MAX)
+
+    def all_home(self) -> None:
+        """Waits until all clients are at their pods, which are there."""
+        at_home = lambda: all(patron.is_home() for patron in self._patrons())  # noqa: E731
+        lab.wait_until(at_home, "clients to be at home", SERVED_SECONDS_MAX)
+
+    def longest_ms(self) -> float:
+        """The longest time between two acknowledgements of one client."""
+        times = [list(writer.times) for writer in self.writers.values()]
+        return max(gap_ms(each, each[0], each[-1]) for each in times)
 
     def gap_ms(self, pod: Pod, moment: float) -> float:
         times = list(self.writers[pod.host].times)
