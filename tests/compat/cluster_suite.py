@@ -7,7 +7,7 @@
     basics    starting in any order, moving sessions, minorities, crashes, rolling restarts
     reads     linearizable reads, read-only mode, local sessions, observers
     failover  leaders are killed, fall silent and are cut off under load: how long nobody is served
-    pods      the manifest for Kubernetes: names that come late, addresses that change, its probes
+    pods      the manifest for Kubernetes: names that come late, addresses that change, its probes, more pods
     nemesis   faults drawn from a seed, while clients record what they do; a checker judges it
 
 Times are only judged with --judge, which needs a quiet machine. --versus measures failover of
