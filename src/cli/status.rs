@@ -114,15 +114,14 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
         }
     }
     let peers = values.iter().filter_map(|(metric, value)| {
-        let id = metric.strip_prefix("zk_peer_linked_")?;
-        let word = if *value == "1" {
-            "linked"
-        } else {
-            "not linked"
-        };
-        Some(format!("{:<20} {word}\n", format!("server {id}")))
+        let id: u32 = metric.strip_prefix("zk_peer_linked_")?.parse().ok()?;
+        Some((id, *value == "1"))
     });
-    text.extend(peers);
+    // By number: 10 comes after 2.
+    for (id, is_linked) in peers.collect::<BTreeMap<_, _>>() {
+        let word = if is_linked { "linked" } else { "not linked" };
+        text += &format!("{:<20} {word}\n", format!("server {id}"));
+    }
     say(out, &text);
     Ok(())
 }
@@ -201,7 +200,7 @@ mod tests {
                 active: 7,
                 synced: 0,
             },
-            links: vec![(2, true), (3, false)],
+            links: vec![(2, true), (3, false), (10, true)],
         });
         server
     }
@@ -249,7 +248,8 @@ mod tests {
              feature level        7\n\
              level known here     {FEATURE_LEVEL}\n\
              server 2             linked\n\
-             server 3             not linked\n"
+             server 3             not linked\n\
+             server 10            linked\n"
         );
         assert_eq!(more, expected);
         // Probes read the same words.
