@@ -4,9 +4,44 @@
 //! (appended and synced records) and, for state, the machine's own answers; the truth they compare
 //! with is the [`Model`], fed with the committed log. A checker never influences the run.
 //!
-//! Of the 25 invariants, 10 is left to `tests/tidy.rs` and to [`state`]'s replay of the log on
-//! copies, 12 to an assertion of the machine, and 16 holds no more: time is the leader's clock as
-//! it is. Of 24, that a session which nobody touches ends in time is looked at once, at the end.
+//! Of each invariant, which file looks at it, and which sabotages show that the look can fail:
+//!
+//! | invariant | file | sabotages |
+//! |---|---|---|
+//! | 1 one leader per term | [`cluster`] | `ForgetVote`, if [`log`] is not first |
+//! | 2 same place, same entry | [`cluster`] | none of its own |
+//! | 3 leaders have what is committed | [`cluster`] | none of its own |
+//! | 4 committed is for good | [`cluster`], [`log`] | none of its own |
+//! | 5 durable before applied | [`log`] | none of its own |
+//! | 6 nothing goes back | [`log`], here | `ForgetVote` |
+//! | 7 durable before said | [`log`], [`replies`] | `AckBeforeSync`, `SpeakBeforeWrite` |
+//! | 8 recovery | [`log`] | `ForgetWrites`, `LoseLastEntry`, `CutRot` |
+//! | 9 one state | [`cluster`], [`state`] | `FlipBitUntold`; of the server, `FlipBit` |
+//! | 10 `apply` reads nothing else | [`state`], `tests/tidy.rs` | none |
+//! | 11 zxids, multis | [`state`] | none of its own |
+//! | 12 streams without gaps | an assertion of the machine | none |
+//! | 13 ephemerals | [`state`] | none of its own |
+//! | 14 children | [`state`] | none of its own |
+//! | 15 images | [`state`], [`cluster`], [`members`] | `SnapshotOneShort`, `SentOneShort` |
+//! | 16 time never goes back | none: it may, as the leader's clock does | none |
+//! | 17 replies in order | [`replies`] | `SwapReplies` |
+//! | 18 writes in order | [`replies`] | `NoOriginCheck` |
+//! | 19 reads at their zxid | [`replies`] | `OverstateZxid`, `UnderstateZxid` |
+//! | 20 events before replies | [`watches`] | `EventAfterReply`, `DropEvent` |
+//! | 21 watches fire once | [`watches`] | `RepeatEvent`, `ForgetMissed`, `ForgetRearmed` |
+//! | 22 done once, and not lost | [`replies`], [`recipes`] | `NoOriginCheck`; if lost, those of 8 |
+//! | 23 reads after a sync | [`replies`] | `StaleReads` |
+//! | 24 no end too early | [`sessions`] | `NoGrace`, `FastClock`, `DeafPause`, `ForgetHeard` |
+//! | 24 none too late | [`sessions`] | `NeverEnd` |
+//! | 24 no service behind it | [`sessions`] | `ForgedTouched` |
+//! | 25 all works again | `world.rs` | `AdmitAnyDisk`, `LoseReceived`, `TellNothing` |
+//!
+//! What would break 2 to 5 is noticed as soon as something is said too early (7) or not found again
+//! (8). 11, 13 and 14 are looked at znode by znode, but whatever differs has another digest first
+//! (9). A machine that breaks 10 or 12 would have to be built.
+//!
+//! How late a session may end is looked at with each tick of a leader that nothing keeps from
+//! ending it. By how much an outage puts that off is looked at once, at the end.
 
 pub mod cluster;
 pub mod levels;
@@ -25,6 +60,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use raft::eraftpb::Message;
 use zkraft::engine::Engine;
+use zkraft::machine::Machine;
 use zkraft::proto;
 use zkraft::proto::log::{HardState, LogEntry, Membership, Record};
 use zkraft::wire::{ConnectRequest, Id, SessionId, Zxid, op};
@@ -103,6 +139,14 @@ pub fn broken<T>(group: Group, what: impl Into<String>) -> Result<T, Violation> 
         group,
         what: what.into(),
     })
+}
+
+/// What an entry holds. Raft's own account of a change of membership is not looked at.
+pub fn content(entry: &LogEntry) -> &[u8] {
+    match entry.kind {
+        0 => &entry.data,
+        _ => &entry.context,
+    }
 }
 
 /// How the servers are configured.
@@ -406,6 +450,19 @@ impl Checks {
             .proposed(server, place, commands, when, &self.model)
     }
 
+    /// The session that a connection is for, or asks for.
+    pub fn session_of(&self, conn: ConnId) -> Option<SessionId> {
+        let conn = self.conns.get(&conn)?;
+        let attached = conn.attachment().map(|(session, _)| session);
+        Some(attached.unwrap_or(conn.handshake.session))
+    }
+
+    /// A tick of a server that may lead, with this state.
+    pub fn tends(&mut self, tended: sessions::Tended, machine: &Machine) -> Verdict {
+        let bucket_ms = self.rules.bucket_ms;
+        self.sessions.tends(tended, machine, bucket_ms)
+    }
+
     /// A server says that it is too old for its state.
     pub fn outdated(&self, server: usize) -> Verdict {
         self.levels.outdated(server, self.applied[server])
@@ -422,12 +479,7 @@ impl Checks {
     }
 
     fn apply(&mut self, entry: &LogEntry) -> Verdict {
-        // Raft's own account of a change of membership is not looked at.
-        let data = match entry.kind {
-            0 => &entry.data,
-            _ => &entry.context,
-        };
-        let content = match proto::log::Entry::decode(data.as_ref()) {
+        let content = match proto::log::Entry::decode(content(entry)) {
             Ok(content) => content,
             Err(error) => {
                 return broken(Group::Log, format!("entry {}: {error}", entry.index));

@@ -9,8 +9,8 @@
 //! * the length of a file at any of its values since the last sync, with zeros where no data came;
 //! * each change of a name (create, rename, remove) on its own, in any combination.
 //!
-//! Calls can be made to fail ([`Faults`]): writes and syncs by chance, writes when the disk is
-//! full, and everything once the power is gone. A write that fails may have been done in part; a
+//! Calls can be made to fail ([`Faults`]): reads, writes and syncs by chance, writes when the disk
+//! is full, and everything once the power is gone. A write that fails may have been done in part; a
 //! sync that fails may have lost any of what it should have kept, for good, while reads still show
 //! it. Files opened before a crash are dead after it. Rot is written by whoever wants it, through
 //! the trait.
@@ -18,6 +18,7 @@
 //! All chance comes from one function given by the caller, so a seed decides a run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,12 +29,14 @@ use zkraft::storage::{Disk, File};
 pub const SECTOR: usize = 512;
 
 /// What goes wrong while the power is on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Faults {
     /// Chance of a write to fail, in a thousand.
     pub write_permille: u64,
     /// Chance of a sync of data or names to fail, in a thousand.
     pub sync_permille: u64,
+    /// The same of a read.
+    pub read_permille: u64,
     /// Bytes that fit, if limited.
     pub capacity: Option<u64>,
     /// Changing calls until the power goes, if it does. The call that meets that may be done in
@@ -94,6 +97,18 @@ enum Change {
 struct NameChange {
     gone: Option<PathBuf>,
     come: Option<(PathBuf, usize)>,
+}
+
+/// Without what is only for starts: traces tell of the others.
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults")
+            .field("write_permille", &self.write_permille)
+            .field("sync_permille", &self.sync_permille)
+            .field("capacity", &self.capacity)
+            .field("power_for", &self.power_for)
+            .finish()
+    }
 }
 
 impl FaultyDisk {
@@ -555,7 +570,11 @@ impl Drop for OpenFile {
 
 impl File for OpenFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.state()?;
+        let mut state = self.state()?;
+        let permille = state.faults.read_permille;
+        if state.fails(permille) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let live = &state.inodes[self.inode].live;
         Ok(live.read(buffer, offset as usize))
     }

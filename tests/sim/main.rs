@@ -211,9 +211,10 @@ impl<P> Search<P> {
         if self.told.elapsed() > TOLD_EVERY {
             self.told = Instant::now();
             println!(
-                "{} runs, {:.1} hours under load",
+                "{} runs, {:.1} hours under load, {:.1} of clusters",
                 self.runs,
-                self.all.loaded_hours()
+                self.all.loaded_hours(),
+                self.all.cluster_hours()
             );
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// How the rows are called: `world::Trouble` in its order.
-pub const TROUBLES: [&str; 12] = [
+pub const TROUBLES: [&str; 13] = [
     "crash",
     "restart",
     "pause",
@@ -16,6 +16,7 @@ pub const TROUBLES: [&str; 12] = [
     "client cut",
     "lost disk",
     "other build",
+    "rot",
 ];
 
 /// What a server is about when a fault meets it, or some server when it meets the network.

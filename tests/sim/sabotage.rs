@@ -3,15 +3,17 @@
 //! A bug of the world around the core (log, disk, clocks, sockets) is played there; what the core
 //! would do wrong itself is shown by spoiling what it sends, which looks the same to a client.
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
-use zkraft::engine::PeerMessage;
+use zkraft::engine::{PeerMessage, SnapshotMeta};
 use zkraft::machine::{Machine, RestoreError};
-use zkraft::proto::log::Membership;
+use zkraft::proto::log::{Batch, LogEntry, Membership};
 use zkraft::proto::peer::Touched;
 use zkraft::storage::Recovery;
 use zkraft::wire::{ErrorCode, op};
 
-use crate::check::Group;
+use crate::check::{Group, state};
 use crate::params::{FoundingParams, LevelParams, LocalParams, Params};
 use crate::rng::Rng;
 
@@ -24,8 +26,10 @@ pub enum Sabotage {
     ForgetWrites,
     /// Recovery finds one entry less.
     LoseLastEntry,
-    /// A snapshot claims one entry more than it holds.
+    /// A snapshot lacks the last of the entries that it claims to hold.
     SnapshotOneShort,
+    /// So does a snapshot that goes to another server, and only that.
+    SentOneShort,
     /// Two replies of a connection change places.
     SwapReplies,
     /// An event comes after the reply that it had to precede.
@@ -40,8 +44,12 @@ pub enum Sabotage {
     OverstateZxid,
     /// A read is answered from an earlier state.
     UnderstateZxid,
-    /// The session clock runs twice as fast.
+    /// The session clock runs half as fast again.
     FastClock,
+    /// Who begins to lead counts silence from before.
+    NoGrace,
+    /// The leader ends no session.
+    NeverEnd,
     /// In a pause the session clock runs on, while nobody reads the sockets.
     DeafPause,
     /// A server speaks as if everything were durable as soon as it is handed to the disk.
@@ -50,16 +58,20 @@ pub enum Sabotage {
     ForgetVote,
     /// A server takes itself for the only one.
     LoneVoter,
-    /// Writes for the leader are repeated under new numbers.
-    RenumberForwards,
+    /// What servers send the leader again counts again.
+    NoOriginCheck,
     /// Servers believe that their touches are confirmed, whoever gets them.
     ForgedTouched,
     /// Servers do not tell the leader whom they have heard.
     ForgetHeard,
     /// Reads do not wait for what was answered before them, as they are said to do.
     StaleReads,
-    /// A bit of one server's state changes by itself.
+    /// A start takes rot in the log for a torn tail.
+    CutRot,
+    /// A bit of one server's state changes by itself, which the server must notice.
     FlipBit,
+    /// The same, which the checkers must notice.
+    FlipBitUntold,
     /// A server that lost its disk takes part at once.
     AdmitEmpty,
     /// A server is connected whatever its disk is.
@@ -102,10 +114,8 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::AckBeforeSync, &[Group::Log]),
     (Sabotage::ForgetWrites, &[Group::Log]),
     (Sabotage::LoseLastEntry, &[Group::Log]),
-    (
-        Sabotage::SnapshotOneShort,
-        &[Group::State, Group::Log, Group::Panic],
-    ),
+    (Sabotage::SnapshotOneShort, &[Group::State]),
+    (Sabotage::SentOneShort, &[Group::State]),
     (Sabotage::SwapReplies, &[Group::Replies]),
     (Sabotage::EventAfterReply, &[Group::Watches]),
     (Sabotage::DropEvent, &[Group::Watches]),
@@ -114,6 +124,8 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::OverstateZxid, &[Group::Replies]),
     (Sabotage::UnderstateZxid, &[Group::Replies]),
     (Sabotage::FastClock, &[Group::Sessions]),
+    (Sabotage::NoGrace, &[Group::Sessions]),
+    (Sabotage::NeverEnd, &[Group::Sessions]),
     (Sabotage::DeafPause, &[Group::Sessions]),
     (Sabotage::SpeakBeforeWrite, &[Group::Log]),
     (Sabotage::ForgetVote, &[Group::Log, Group::Consensus]),
@@ -121,11 +133,13 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
         Sabotage::LoneVoter,
         &[Group::Consensus, Group::Members, Group::Levels],
     ),
-    (Sabotage::RenumberForwards, &[Group::Replies, Group::Panic]),
+    (Sabotage::NoOriginCheck, &[Group::Replies]),
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
     (Sabotage::StaleReads, &[Group::Replies]),
+    (Sabotage::CutRot, &[Group::Log]),
     (Sabotage::FlipBit, &[Group::Alarm]),
+    (Sabotage::FlipBitUntold, &[Group::State]),
     (Sabotage::AdmitEmpty, &[Group::Members, Group::Liveness]),
     (Sabotage::AdmitAnyDisk, &[Group::Liveness]),
     (Sabotage::LoseReceived, &[Group::Liveness]),
@@ -178,8 +192,25 @@ impl Sabotage {
                 params.servers = 3;
                 params.crash_every_us = 500_000;
             }
-            Self::SpeakBeforeWrite | Self::LoneVoter | Self::RenumberForwards => {
+            Self::SpeakBeforeWrite | Self::LoneVoter | Self::CutRot => params.servers = 3,
+            Self::NoOriginCheck => {
                 params.servers = 3;
+                params.peers.lost_permille = 50;
+            }
+            Self::SentOneShort => {
+                params.servers = 3;
+                params.partition_every_us = 1_000_000;
+                params.snap_count = 20;
+                params.log_kept.usually = 1 << 10;
+                params.log_kept.in_transfer = 32 << 10;
+                params.faulty_us *= 3;
+            }
+            Self::NoGrace => {
+                params.servers = 3;
+                params.crash_every_us = 1_000_000;
+                // The silence of the longest is counted within an election timeout.
+                params.session_tick_ms = 500;
+                params.timeouts_ms = (1_000, 1_500);
             }
             Self::ForgedTouched => {
                 params.servers = 3;
@@ -200,7 +231,7 @@ impl Sabotage {
                 params.servers = 3;
                 params.linearizable_reads = true;
             }
-            Self::FlipBit => {
+            Self::FlipBit | Self::FlipBitUntold => {
                 params.servers = 3;
                 // A start would have the state from the log again.
                 (params.crash_every_us, params.restart_every_us) = (0, 0);
@@ -323,32 +354,39 @@ impl Sabotage {
 
     /// What becomes of this server's state, if anything does.
     pub fn spoilt(self, server: usize, machine: &Machine) -> Option<Machine> {
-        if self != Self::FlipBit || server != 2 {
+        if !matches!(self, Self::FlipBit | Self::FlipBitUntold) || server != 2 {
             return None;
         }
-        let image = machine.image();
-        let mut chunks: Vec<BytesMut> = image.chunks().map(|chunk| chunk[..].into()).collect();
+        let mut chunks = chunks(machine);
         // Its value follows its name.
         let name = HIDDEN.as_bytes();
         let windows = &mut chunks[0].windows(name.len());
         let at = windows.position(|found| found == name)? + name.len();
         chunks[0][at] ^= 1;
-        let restore = |chunks: &[BytesMut]| {
-            let chunks = chunks.iter().map(|chunk| chunk.clone().freeze());
-            Machine::restore(chunks.map(Ok::<_, ()>))
+        restore(&mut chunks)
+    }
+
+    /// What a machine writes into a snapshot in place of what it should, `entries` being all that
+    /// belong into it.
+    pub fn short_of(entries: &[LogEntry], meta: &SnapshotMeta) -> Option<(SnapshotMeta, Machine)> {
+        let (_, before) = entries.split_last()?;
+        let mut chunks = chunks(&state::after(before));
+        // Behind two numbers of 4 bytes.
+        chunks[0][8..16].copy_from_slice(&meta.term.to_be_bytes());
+        chunks[0][16..24].copy_from_slice(&meta.index.to_be_bytes());
+        let machine = restore(&mut chunks)?;
+        let digest = machine.digest();
+        let meta = SnapshotMeta {
+            digest,
+            ..meta.clone()
         };
-        let Err(RestoreError::Digest { actual, .. }) = restore(&chunks) else {
-            return None;
-        };
-        // Behind two numbers of 4 bytes and four of 8.
-        chunks[0][40..48].copy_from_slice(&actual.to_be_bytes());
-        restore(&chunks).ok()
+        Some((meta, machine))
     }
 
     /// The cluster that a server says it is of: a spoilt number must not be why it is cut off.
     pub fn cluster(self, cluster: u64) -> u64 {
         match self {
-            Self::FlipBit => 0,
+            Self::FlipBit | Self::FlipBitUntold => 0,
             _ => cluster,
         }
     }
@@ -364,10 +402,6 @@ impl Sabotage {
                 if let Some(origin) = &mut batch.origin {
                     origin.incarnation &= !0xffff;
                 }
-                PeerMessage::Forward(batch)
-            }
-            (Self::RenumberForwards, PeerMessage::Forward(mut batch)) => {
-                batch.commands.extend(batch.commands.clone());
                 PeerMessage::Forward(batch)
             }
             (_, message) => message,
@@ -446,6 +480,52 @@ impl Sabotage {
             _ => {}
         }
     }
+}
+
+/// What servers have sent the leader, by the origin of its numbers: the last one.
+#[derive(Debug, Default)]
+pub struct Forwarded {
+    last: BTreeMap<(u32, u64, u64), u64>,
+    again: u64,
+}
+
+impl Forwarded {
+    /// What is sent again gets an origin of its own, and so counts again. Under its own origin the
+    /// server that sent it would take it for an answer to something else, and stop.
+    pub fn renumber(&mut self, batch: &mut Batch) {
+        let Some(origin) = &mut batch.origin else {
+            return;
+        };
+        let key = (origin.server, origin.disk, origin.incarnation);
+        let last = self.last.entry(key).or_default();
+        let is_new = batch.first > *last;
+        *last = (*last).max(batch.first + batch.commands.len() as u64 - 1);
+        if !is_new {
+            self.again += 1;
+            origin.disk = !origin.disk;
+            (origin.incarnation, batch.first) = (self.again, 1);
+        }
+    }
+}
+
+/// The image of a machine, to be spoilt.
+fn chunks(machine: &Machine) -> Vec<BytesMut> {
+    let image = machine.image();
+    image.chunks().map(|chunk| chunk[..].into()).collect()
+}
+
+/// The machine of a spoilt image, which gets the digest that it should have.
+fn restore(chunks: &mut [BytesMut]) -> Option<Machine> {
+    let machine = |chunks: &[BytesMut]| {
+        let chunks = chunks.iter().map(|chunk| chunk.clone().freeze());
+        Machine::restore(chunks.map(Ok::<_, ()>))
+    };
+    let Err(RestoreError::Digest { actual, .. }) = machine(chunks) else {
+        return None;
+    };
+    // Behind two numbers of 4 bytes and four of 8.
+    chunks[0][40..48].copy_from_slice(&actual.to_be_bytes());
+    machine(chunks).ok()
 }
 
 /// Protocol version 0, where requests have an xid.

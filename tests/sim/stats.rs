@@ -93,10 +93,17 @@ pub struct Stats {
     /// Faults that were meant for a certain moment.
     pub aimed: u64,
     pub met: Met,
+    /// Of the time under load, that of runs with more than one server.
+    pub cluster_ms: u64,
+    /// Bytes that changed by themselves, and starts that were refused for that; starts that could
+    /// not read all that is there.
+    pub rots: u64,
+    pub rot_refusals: u64,
+    pub unread_starts: u64,
 }
 
 impl Stats {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 54] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 58] {
         [
             ("clusters", &mut self.clusters),
             ("frames to clients", &mut self.frames),
@@ -150,7 +157,11 @@ impl Stats {
             ("read-only refusals", &mut self.read_only_refusals),
             ("late founders", &mut self.late_founders),
             ("aimed faults", &mut self.aimed),
+            ("rotten bytes", &mut self.rots),
+            ("refused for rot", &mut self.rot_refusals),
+            ("unread starts", &mut self.unread_starts),
             ("ms under load", &mut self.loaded_ms),
+            ("ms of clusters", &mut self.cluster_ms),
             ("ms of simulated time", &mut self.simulated_ms),
         ]
     }
@@ -163,9 +174,14 @@ impl Stats {
         }
     }
 
-    /// Time under load, in hours.
+    /// Time under load, in hours: of clusters and of single servers.
     pub fn loaded_hours(&self) -> f64 {
-        self.loaded_ms as f64 / 3_600_000.0
+        hours(self.loaded_ms)
+    }
+
+    /// Of that, of clusters.
+    pub fn cluster_hours(&self) -> f64 {
+        hours(self.cluster_ms)
     }
 
     /// What never happened and should have.
@@ -179,15 +195,21 @@ impl Stats {
     }
 }
 
+fn hours(ms: u64) -> f64 {
+    ms as f64 / 3_600_000.0
+}
+
 /// Tables: in all, and per hour under load; what met what, and what never happened.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut stats = *self;
-        let hours = self.simulated_ms as f64 / 3_600_000.0;
-        let loaded = self.loaded_hours();
+        let simulated = hours(self.simulated_ms);
+        let (loaded, clusters) = (self.loaded_hours(), self.cluster_hours());
+        let alone = loaded - clusters;
         writeln!(
             f,
-            "{hours:.2} hours of simulated time, {loaded:.2} under load"
+            "{simulated:.2} hours of simulated time, {loaded:.2} under load: {clusters:.2} of \
+             clusters, {alone:.2} of single servers"
         )?;
         for (name, count) in stats.parts() {
             let per_hour = *count as f64 / loaded.max(f64::MIN_POSITIVE);

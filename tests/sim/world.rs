@@ -17,7 +17,7 @@ use crate::check::{Checks, ConnId, Group, Verdict, Violation, broken};
 use crate::client::Client;
 use crate::params::{Params, Plan};
 use crate::rng::Rng;
-use crate::sabotage::Sabotage;
+use crate::sabotage::{Forwarded, Sabotage};
 use crate::stats::Stats;
 use crate::trace::{Telling, Trace};
 
@@ -45,11 +45,13 @@ macro_rules! note {
 
 mod aim;
 mod builds;
+mod grace;
 mod host;
 mod links;
 mod members;
 mod network;
 mod process;
+mod rot;
 mod situation;
 mod storage;
 mod transfer;
@@ -59,6 +61,7 @@ mod wires;
 use aim::Aim;
 use host::{Host, Process};
 use network::Network;
+use rot::Rot;
 
 pub use members::line;
 
@@ -124,6 +127,10 @@ enum What {
     Replace {
         server: usize,
     },
+    /// An operator replaces a disk that rots.
+    NewDisk {
+        server: usize,
+    },
     /// Another client takes the place of one that died.
     Inherit {
         client: usize,
@@ -179,10 +186,12 @@ enum Trouble {
     Wipe,
     /// A server is restarted for the sake of another build.
     Rebuild,
+    /// A byte on a disk changes by itself.
+    Rot,
 }
 
 impl Trouble {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Crash,
         Self::Restart,
         Self::Pause,
@@ -195,6 +204,7 @@ impl Trouble {
         Self::ClientCut,
         Self::Wipe,
         Self::Rebuild,
+        Self::Rot,
     ];
 }
 
@@ -223,10 +233,14 @@ struct Link {
 pub struct World {
     pub params: Params,
     sabotage: Sabotage,
+    /// If that is to count what is sent again.
+    forwarded: Forwarded,
     /// It takes longer than its seed says: clients that die are replaced, or none would be left.
     is_long: bool,
     /// Faults come also when something begins that they seldom meet by chance.
     aim: Option<Aim>,
+    /// Disks rot.
+    rot: Option<Rot>,
     rng: Rng,
     /// For what not all runs have: the others do not depend on it.
     rest: Rng,
@@ -272,7 +286,9 @@ impl World {
         let founders = params.membership();
         let mut world = Self {
             sabotage,
+            forwarded: Forwarded::default(),
             aim: aimed.then(|| Aim::new(seed, hosts.len())),
+            rot: Rot::draw(seed, hosts.len(), sabotage),
             is_long: times > 1,
             rng: rng.fork(),
             rest,
@@ -296,6 +312,9 @@ impl World {
         };
         world.first_builds();
         note!(world, "seed {seed}: {:?}", world.params);
+        if let Some(rot) = &world.rot {
+            note!(world, "{rot:?}");
+        }
         for client in &world.clients {
             note!(world, "client {}: {:?}", client.id, client.manners);
         }
@@ -422,6 +441,7 @@ impl World {
         stats.expirations = self.clients.iter().map(|client| client.expirations).sum();
         if self.hosts.len() > 1 {
             stats.clusters = 1;
+            stats.cluster_ms = stats.loaded_ms;
             stats.leader_changes = checks.cluster.leader_changes();
             stats.changes = checks.members.changes();
             stats.reconfigs = checks.members.reconfigs;
@@ -561,6 +581,10 @@ impl World {
             }
             What::Replace { server } => {
                 self.replace(server);
+                Ok(())
+            }
+            What::NewDisk { server } => {
+                self.new_disk(server);
                 Ok(())
             }
             What::Inherit { client } => self.inherit(client),

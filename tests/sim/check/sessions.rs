@@ -6,9 +6,14 @@
 //! a full timeout. While nothing goes wrong in the cluster, what any server heard counts as if the
 //! leader had heard it. And once the majority has ended a session, no server takes its requests any
 //! more, but for as long as `engine::lease` says.
+//!
+//! And a leader must end a session that is silent: while it leads and nothing keeps it from that,
+//! at each of its ticks none is left that it has not heard of for longer than its timeout, rounded
+//! up. How long an outage puts that off is looked at once, when all is well again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use zkraft::machine::Machine;
 use zkraft::proto::log;
 use zkraft::wire::{SessionId, op};
 
@@ -27,6 +32,10 @@ const CLOCKS_MS: u64 = 30;
 /// belongs into one entry. What it learns meanwhile comes too late.
 const GATHERED_MS: u64 = 5;
 
+/// How much later than by the next tick of the session clock a settled leader may end a session, in
+/// ms: of each pause, which both count in part, it may count a tick less.
+const ENDED_WITHIN_MS: u64 = 10 * TICK_MS;
+
 #[derive(Debug, Default)]
 pub struct SessionCheck {
     servers: Vec<Knows>,
@@ -34,6 +43,8 @@ pub struct SessionCheck {
     heard: BTreeMap<SessionId, VecDeque<u64>>,
     /// When the end of a session was proposed, by place in the log.
     proposed: BTreeMap<(u64, u64), u64>,
+    /// What leaders have proposed to end: the term, the session and its generation.
+    closing: BTreeSet<(u64, SessionId, u64)>,
     /// Ends that are committed, by session and generation: when they were proposed, and the
     /// session's timeout.
     ended: BTreeMap<(SessionId, u64), (u64, u64)>,
@@ -44,6 +55,9 @@ pub struct SessionCheck {
 struct Knows {
     heard: BTreeMap<SessionId, Heard>,
     leading: u64,
+    /// As a leader: since when nothing has gone wrong, and when sessions had a connection last.
+    settled: Option<u64>,
+    attended: BTreeMap<SessionId, u64>,
 }
 
 /// When a session was heard last, in ms of the time that a server ran.
@@ -59,6 +73,12 @@ impl Heard {
     fn note(&mut self, ran_ms: u64, heard_ms: u64) {
         self.settle(ran_ms);
         self.news.push((ran_ms, heard_ms));
+    }
+
+    /// The latest of what is known.
+    fn last_ms(&self) -> u64 {
+        let news = self.news.iter().map(|(_, heard_ms)| *heard_ms);
+        news.fold(self.settled_ms, u64::max)
     }
 
     fn settle(&mut self, ran_ms: u64) {
@@ -84,6 +104,19 @@ pub struct When {
     pub calm_ms: Option<u64>,
     /// How long a frame may be on its way between servers.
     pub latency_ms: u64,
+}
+
+/// What there is to say of a server at a tick.
+#[derive(Debug)]
+pub struct Tended {
+    pub server: usize,
+    pub term: u64,
+    /// It leads, keeps the sessions' time, and nothing keeps it from ending one.
+    pub is_settled: bool,
+    /// Time that it ran, in ms.
+    pub ran_ms: u64,
+    /// Sessions with a connection to any server.
+    pub attended: BTreeSet<SessionId>,
 }
 
 impl SessionCheck {
@@ -124,6 +157,42 @@ impl SessionCheck {
     /// A server leads from now on: everyone has a full timeout (§8.4).
     pub fn leads(&mut self, server: usize, ran_ms: u64) {
         self.servers[server].leading = ran_ms;
+        self.servers[server].settled = None;
+    }
+
+    /// A server's tick: if it leads and nothing goes wrong, no session is left that it has heard
+    /// nothing of for a timeout and a tick of the session clock.
+    pub fn tends(&mut self, tended: Tended, machine: &Machine, bucket_ms: u64) -> Verdict {
+        let Tended {
+            server,
+            term,
+            is_settled,
+            ran_ms,
+            attended,
+        } = tended;
+        let knows = &mut self.servers[server];
+        if !is_settled {
+            knows.settled = None;
+            return Ok(());
+        }
+        let since_ms = *knows.settled.get_or_insert(ran_ms);
+        for session in attended {
+            knows.attended.insert(session, ran_ms);
+        }
+        for (id, session) in machine.sessions() {
+            let heard_ms = knows.heard.get(&id).map_or(0, Heard::last_ms);
+            let attended_ms = knows.attended.get(&id).copied().unwrap_or(0);
+            let heard_ms = heard_ms.max(attended_ms).max(since_ms);
+            let silent_ms = ran_ms.saturating_sub(heard_ms);
+            let timeout_ms = session.timeout_ms as u64;
+            if silent_ms > timeout_ms + bucket_ms + ENDED_WITHIN_MS
+                && !self.closing.contains(&(term, id, session.generation))
+            {
+                let what = format!("24: {server} has not ended {id} after {silent_ms} ms");
+                return broken(Group::Sessions, format!("{what} of {timeout_ms} ms"));
+            }
+        }
+        Ok(())
     }
 
     /// A leader wrote these commands of its own into the log, at this index and term.
@@ -139,6 +208,7 @@ impl SessionCheck {
         for command in commands.iter().filter(ends) {
             self.proposed.insert(place, when.now_ms);
             let id = SessionId(command.session);
+            self.closing.insert((place.1, id, command.generation));
             let Some(session) = model.sessions.get(&id) else {
                 continue;
             };

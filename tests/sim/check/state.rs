@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use prost::Message as _;
 use zkraft::machine::{Attached, Caller, Change, CommandId, LogId, Machine, Outcome, Sink};
 use zkraft::proto::log;
 use zkraft::wire::{Answer, Id, Request, SessionId, Text};
@@ -31,6 +32,23 @@ impl Sink for Deaf {
     fn session_closed(&mut self, _: SessionId) {}
 }
 
+/// The state after these entries, from the first on.
+pub fn after(entries: &[log::LogEntry]) -> Machine {
+    let mut machine = Machine::new();
+    for entry in entries {
+        let content = log::Entry::decode(super::content(entry)).unwrap_or_default();
+        machine.apply(place(entry), &content, &mut Deaf);
+    }
+    machine
+}
+
+fn place(entry: &log::LogEntry) -> LogId {
+    LogId {
+        term: entry.term,
+        index: entry.index,
+    }
+}
+
 impl StateCheck {
     pub fn new() -> Self {
         Self {
@@ -40,10 +58,7 @@ impl StateCheck {
     }
 
     pub fn replay(&mut self, entry: &log::LogEntry, content: &log::Entry) {
-        let at = LogId {
-            term: entry.term,
-            index: entry.index,
-        };
+        let at = place(entry);
         self.replayed.apply(at, content, &mut Deaf);
         self.restored.apply(at, content, &mut Deaf);
     }

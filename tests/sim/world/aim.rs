@@ -62,8 +62,12 @@ impl World {
         };
         let after_us = aim.rng.below(most_us);
         let troubles = Trouble::ALL.into_iter();
-        let is_unaimed =
-            |trouble: &Trouble| matches!(trouble, Trouble::ClockJump | Trouble::Rebuild);
+        let is_unaimed = |trouble: &Trouble| {
+            matches!(
+                trouble,
+                Trouble::ClockJump | Trouble::Rebuild | Trouble::Rot
+            )
+        };
         let troubles: Vec<_> = troubles.filter(|trouble| !is_unaimed(trouble)).collect();
         let trouble = *aim.rng.pick(&troubles);
         let server = match aim.rng.percent(60) {

@@ -36,11 +36,15 @@ pub(super) struct Host {
     pub(super) process: Option<Process>,
     /// Until when the process is stopped, and what it finds when it goes on.
     pub(super) paused_until_us: u64,
+    paused_since_us: u64,
     /// When it was last found to be awake again, by its own clock, in ms.
     pub(super) awoke_ms: u64,
     pub(super) asleep: Vec<What>,
-    /// Time in which the process did not run, in µs.
+    /// Time in which the process did not run, in µs; the same before the last pause.
     pub(super) not_run_us: u64,
+    not_run_before_us: u64,
+    /// Of a pause, what the engine counts.
+    counted_us: u64,
     pub(super) down_since_us: Option<u64>,
     pub(super) disk_trouble_until_us: u64,
     /// The power goes in the middle of some call, or has gone.
@@ -66,9 +70,12 @@ impl Host {
             boot: 0,
             process: None,
             paused_until_us: 0,
+            paused_since_us: 0,
             awoke_ms: 0,
             asleep: Vec::new(),
             not_run_us: 0,
+            not_run_before_us: 0,
+            counted_us: 0,
             down_since_us: Some(0),
             disk_trouble_until_us: 0,
             power_fails: false,
@@ -122,15 +129,19 @@ impl Host {
     /// The process stops for so long.
     pub(super) fn pause(&mut self, now_us: u64, pause_us: u64, params: &Params) {
         self.paused_until_us = now_us + pause_us;
+        (self.paused_since_us, self.not_run_before_us) = (now_us, self.not_run_us);
         // The engine counts the beginning of a pause (see engine::expiry).
         let counted_ms = (params.session_tick_ms / 2).max(2 * TICK_MS);
-        self.not_run_us += pause_us.saturating_sub(counted_ms * 1000);
+        self.counted_us = counted_ms * 1000;
+        self.not_run_us += pause_us.saturating_sub(self.counted_us);
     }
 
     /// The rest of a pause does not happen. Returns what was put off.
     pub(super) fn cut_pause(&mut self, now_us: u64) -> Vec<What> {
-        let rest_us = self.paused_until_us.saturating_sub(now_us);
-        self.not_run_us = self.not_run_us.saturating_sub(rest_us);
+        if self.is_paused(now_us) {
+            let pause_us = now_us - self.paused_since_us;
+            self.not_run_us = self.not_run_before_us + pause_us.saturating_sub(self.counted_us);
+        }
         self.paused_until_us = now_us;
         self.awoke_ms = self.clock_ms(now_us);
         std::mem::take(&mut self.asleep)
@@ -175,6 +186,10 @@ pub(super) struct Process {
     pub(super) snapshot: Option<(SnapshotMeta, SnapshotWriter)>,
     pub(super) turn_due: bool,
     pub(super) serving: bool,
+    /// When it was last found to have begun to lead, by its own clock, in ms.
+    pub(super) leads_ms: u64,
+    /// Sabotaged: the term in which it has counted the silence from before it led.
+    pub(super) counted_term: u64,
     /// When it served last, and last did anything else than to let read, by its own and the true
     /// clock, in ms.
     pub(super) served_ms: u64,
@@ -221,6 +236,8 @@ impl Process {
             snapshot: None,
             turn_due: false,
             serving: false,
+            leads_ms: 0,
+            counted_term: 0,
             served_ms: 0,
             not_read_only_ms: now_us / 1000,
             outside_ms: 0,

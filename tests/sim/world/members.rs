@@ -77,11 +77,11 @@ impl World {
     /// take away the votes that make up for it.
     pub(super) fn holds_still(&self) -> bool {
         let Checks { members, model, .. } = &self.checks;
-        self.params.reconfigures && members.lacks_disk(model)
+        self.params.reconfigures && (members.lacks_disk(model) || self.has_rot())
     }
 
-    /// The disk of a server is lost, if the others can do without it.
-    pub(super) fn wipe(&mut self, server: usize) {
+    /// Whether the others can do without the disk of a server.
+    pub(super) fn may_lose_disk(&self, server: usize) -> bool {
         let id = u64::from(self.hosts[server].id);
         let is_quiet = self.now_us >= self.reconfigured_us + QUIET_US;
         let is_quiet = is_quiet || self.reconfigured_us == 0;
@@ -107,12 +107,17 @@ impl World {
         let may_found = self.params.founding.by_majority
             && founders.contains(&id)
             && empty > founders.len() / 2;
-        if !is_quiet
-            || !is_told_of_others
-            || !have_others
-            || may_found
-            || !self.checks.members.may_lose(id, &self.checks.model)
-        {
+        is_quiet
+            && is_told_of_others
+            && have_others
+            && !may_found
+            && !self.has_rot_elsewhere(server)
+            && self.checks.members.may_lose(id, &self.checks.model)
+    }
+
+    /// The disk of a server is lost, if the others can do without it.
+    pub(super) fn wipe(&mut self, server: usize) {
+        if !self.may_lose_disk(server) {
             return;
         }
         note!(self, "{server}: the disk is lost");
@@ -121,6 +126,7 @@ impl World {
         let host = &mut self.hosts[server];
         host.lose_disk(&mut self.rng);
         self.checks.lost_disk(server, host.disk_id);
+        self.rot_is_gone(server);
     }
 
     /// A server is told to stop: if it leads others, one of them is to lead first.

@@ -74,7 +74,12 @@ impl World {
             if let PeerMessage::Raft(message) = &message {
                 self.checks.said(from, self.hosts[from].disk_id, message)?;
             }
-            let message = self.sabotage.message(message);
+            let mut message = self.sabotage.message(message);
+            if let (Sabotage::NoOriginCheck, PeerMessage::Forward(batch)) =
+                (self.sabotage, &mut message)
+            {
+                self.forwarded.renumber(batch);
+            }
             // The start after all is well would serve before it has caught up.
             if let Some(message) = self.sabotage.forged_answer(&message)
                 && !self.healed

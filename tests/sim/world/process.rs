@@ -13,10 +13,17 @@ use zkraft::storage::{Fault, Known, WalOptions, recover};
 use super::storage::{LOG_DIR, SEAL_US, SNAPSHOT_DIR};
 use super::transfer::load;
 use super::*;
+use crate::check::content;
 use crate::check::members::Members;
-use crate::check::sessions::When;
+use crate::check::sessions::{Tended, When};
+use crate::disk::Faults;
 use crate::mix::{SUPER, digest_id};
 use crate::model::own;
+
+/// A leader that was confirmed so long ago, in ms, may have lost its majority.
+const CONFIRMED_MS: u64 = 1_000;
+/// A reconfig is over so long after it was asked for, in µs.
+const ASKED_US: u64 = 10_000_000;
 
 impl World {
     /// Recovers from the disk and starts.
@@ -49,10 +56,18 @@ impl World {
             last_group: None,
         };
         let dirs = (Path::new(LOG_DIR), Path::new(SNAPSHOT_DIR));
-        let (mut recovery, wal) = match recover(&disk, dirs, options, known, None, load) {
+        let is_unread = self.begin_unread(server);
+        let recovered = recover(&disk, dirs, options, known, None, load);
+        if is_unread {
+            self.hosts[server].disk.set_faults(Faults::default());
+        }
+        let (mut recovery, wal) = match recovered {
             Ok(recovered) => recovered,
             Err(fault) => {
                 note!(self, "{server}: start {boot} fails: {fault}");
+                if self.is_refused_for_rot(server, &fault) {
+                    return Ok(());
+                }
                 let expected = matches!(
                     fault,
                     Fault::Io { .. } | Fault::DiskFull { .. } | Fault::Sync { .. }
@@ -141,7 +156,10 @@ impl World {
         let build = self.believed_build(server);
         Options {
             tick_ms: TICK_MS,
-            session_tick_ms: self.params.session_tick_ms,
+            session_tick_ms: match self.sabotage {
+                Sabotage::NeverEnd => u64::MAX >> 8,
+                _ => self.params.session_tick_ms,
+            },
             min_session_timeout_ms: self.params.timeouts_ms.0,
             max_session_timeout_ms: self.params.timeouts_ms.1,
             // Runs are short.
@@ -289,7 +307,39 @@ impl World {
             let what = format!("24: {server} serves, and knows that it was removed");
             return broken(Group::Sessions, what);
         }
-        Ok(())
+        self.check_ends(server)
+    }
+
+    /// 24: a leader for whom nothing goes wrong ends the sessions that nobody has any more.
+    fn check_ends(&mut self, server: usize) -> Verdict {
+        let (now_ms, ran_ms) = (self.clock_ms(server), self.ran_ms(server));
+        let Some(process) = &self.hosts[server].process else {
+            return Ok(());
+        };
+        let (engine, shared) = (&process.engine, &process.shared);
+        // From then on it keeps the sessions' time, and has a majority.
+        let confirmed_ms = shared.confirmed_ms();
+        let is_heard = confirmed_ms >= process.leads_ms;
+        let is_heard = is_heard && confirmed_ms.saturating_add(CONFIRMED_MS) >= now_ms;
+        // A reconfig waits for all that is on its way, and ends wait for that.
+        let asked_us = self.reconfigured_us;
+        let is_quiet = asked_us == 0 || self.now_us >= asked_us + ASKED_US;
+        let is_settled = engine.leader() == u64::from(self.hosts[server].id)
+            && is_heard
+            && is_quiet
+            && self.is_membership_settled()
+            && process.stops_us.is_none();
+        // Who is not read, since it is owed an answer, is not silent: so nobody with a connection.
+        let open = self.links.iter().filter(|(_, link)| link.server.is_some());
+        let attended = open.filter_map(|(conn, _)| self.checks.session_of(*conn));
+        let tended = Tended {
+            server,
+            term: engine.term(),
+            is_settled,
+            ran_ms,
+            attended: attended.collect(),
+        };
+        self.checks.tends(tended, &shared.state.read().machine)
     }
 
     /// Whether a server knows that it does not belong to the ensemble.
@@ -319,12 +369,14 @@ impl World {
             && let Some(machine) = self.sabotage.spoilt(server, &state.machine)
         {
             state.machine = machine;
-            self.checks.spoilt = Some(server);
+            if self.sabotage == Sabotage::FlipBit {
+                self.checks.spoilt = Some(server);
+            }
         }
     }
 
     pub(super) fn turn(&mut self, server: usize) -> Verdict {
-        let now_ms = self.clock_ms(server);
+        let now_ms = self.turn_clock_ms(server);
         let wall_ms = self.hosts[server].wall_ms(self.now_us);
         let process = self.process(server);
         process.turn_due = false;
@@ -356,21 +408,22 @@ impl World {
         }
         self.serving_changed(server, now_ms);
         if let Some((meta, image)) = snapshot {
-            self.begin_snapshot(server, meta, &image)?;
+            self.begin_snapshot(server, meta, image)?;
         }
         self.start_write(server)?;
         self.introduce_anew(server);
         self.look_at_wakes(server);
         self.take_aim(server);
-        Ok(())
+        self.count_silence(server)
     }
 
     fn look_who_leads(&mut self, server: usize) -> Verdict {
-        let ran_ms = self.ran_ms(server);
+        let (now_ms, ran_ms) = (self.clock_ms(server), self.ran_ms(server));
         let engine = &self.process(server).engine;
         let (term, leader) = (engine.term(), engine.leader());
         if leader == u64::from(self.hosts[server].id) && self.checks.leads(server, term, ran_ms)? {
             note!(self, "{server}: leads in term {term}");
+            self.process(server).leads_ms = now_ms;
             self.check_founders()?;
             if self.is_calm() {
                 return broken(Group::Liveness, "25: another leader without any cause");
@@ -463,11 +516,7 @@ impl World {
             .iter()
             .filter(|entry| leads && entry.term == term);
         for entry in own {
-            let data = match entry.kind {
-                0 => &entry.data,
-                _ => &entry.context,
-            };
-            let content = log::Entry::decode(data.as_ref()).unwrap_or_default();
+            let content = log::Entry::decode(content(entry)).unwrap_or_default();
             if let Some(change) = &content.change {
                 note!(self, "{server}: proposes {:?}", change.steps);
             }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use zkraft::engine::{Event, SnapshotMeta};
+use zkraft::machine::Machine;
 use zkraft::proto::log;
 use zkraft::storage::{Fault, SnapshotWriter, list_snapshots, purge_snapshots};
 
@@ -101,7 +102,7 @@ impl World {
         &mut self,
         server: usize,
         mut meta: SnapshotMeta,
-        image: &zkraft::machine::Image,
+        mut image: zkraft::machine::Image,
     ) -> Verdict {
         note!(
             self,
@@ -110,8 +111,10 @@ impl World {
             meta.zxid
         );
         self.checks.members.check_snapshot(server, &meta)?;
-        if self.sabotage == Sabotage::SnapshotOneShort {
-            meta.index += 1;
+        if self.sabotage == Sabotage::SnapshotOneShort
+            && let Some(short) = self.short_of(&meta)
+        {
+            (meta, image) = (short.0, short.1.image());
         }
         let disk = Arc::new(self.hosts[server].disk.clone());
         let cluster = self.hosts[server].identity().cluster;
@@ -131,6 +134,11 @@ impl World {
             Err(fault) => self.snapshot_failed(server, &fault)?,
         }
         Ok(())
+    }
+
+    /// Sabotaged: a snapshot that lacks its last entry, in place of this one.
+    pub(super) fn short_of(&self, meta: &SnapshotMeta) -> Option<(SnapshotMeta, Machine)> {
+        Sabotage::short_of(&self.checks.cluster.prefix(meta.index), meta)
     }
 
     fn snapshot_failed(&mut self, server: usize, fault: &Fault) -> Verdict {

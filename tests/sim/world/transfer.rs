@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use zkraft::engine::{Event, SendSnapshot, SnapshotMeta};
 use zkraft::machine::{Machine, RestoreError};
-use zkraft::storage::{Fault, SnapshotReader, SnapshotWriter, list_snapshots};
+use zkraft::storage::{
+    Disk, Fault, SnapshotReader, SnapshotWriter, list_snapshots, write_snapshot,
+};
 
 use super::storage::SNAPSHOT_DIR;
 use super::*;
@@ -18,6 +20,8 @@ use crate::disk::FaultyDisk;
 
 /// How long it is remembered that a snapshot was stored, in µs.
 const REMEMBER_US: u64 = 60_000_000;
+/// Sabotaged: where those are that are sent.
+const SHORT_DIR: &str = "/data/short";
 const PAUSE_MIN_US: u64 = 100_000;
 const PAUSE_MAX_US: u64 = 5_000_000;
 
@@ -62,6 +66,18 @@ enum Progress {
     /// The connection broke, or the receiver asks for another attempt.
     Broke,
     Failed,
+    /// The file is damaged: it cannot be sent to anyone.
+    Unreadable,
+}
+
+impl Progress {
+    /// The file cannot be read on.
+    fn stopped_by(fault: &Fault) -> Self {
+        match fault {
+            Fault::CorruptSnapshot { .. } => Self::Unreadable,
+            _ => Self::Failed,
+        }
+    }
 }
 
 impl World {
@@ -93,7 +109,7 @@ impl World {
             let Some(what) = waiting.and_then(VecDeque::pop_front) else {
                 return Ok(());
             };
-            match open(&self.hosts[server].disk, what.index, what.term) {
+            match self.open_to_send(server, what) {
                 Ok(reader) => {
                     let sending = Sending {
                         what,
@@ -111,11 +127,33 @@ impl World {
                 }
                 Err(fault) => {
                     note!(self, "{server}: snapshot {} for {to}: {fault}", what.index);
+                    if let Progress::Unreadable = Progress::stopped_by(&fault) {
+                        let index = what.index;
+                        self.handle(server, Event::SnapshotUnreadable { index })?;
+                    }
                     let (to, ok) = (what.to, false);
                     self.handle(server, Event::SnapshotSent { to, ok })?;
                 }
             }
         }
+    }
+
+    fn open_to_send(&self, server: usize, what: SendSnapshot) -> Result<SnapshotReader, Fault> {
+        let SendSnapshot { index, term, .. } = what;
+        let (disk, dir) = (&self.hosts[server].disk, Path::new(SNAPSHOT_DIR));
+        let reader = open(disk, dir, index, term)?;
+        if self.sabotage != Sabotage::SentOneShort {
+            return Ok(reader);
+        }
+        let Some((meta, machine)) = self.short_of(&reader.meta()) else {
+            return Ok(reader);
+        };
+        let (cluster, dir) = (self.hosts[server].identity().cluster, Path::new(SHORT_DIR));
+        let writes: Arc<dyn Disk> = Arc::new(disk.clone());
+        let made = disk.create_dir(dir);
+        made.map_err(|error| Fault::io("create", dir, error))?;
+        write_snapshot(&writes, dir, cluster, &meta, machine.image().chunks())?;
+        open(disk, dir, index, term)
     }
 
     fn next_step_of_sending(&mut self, server: usize, to: usize, pause_us: u64) {
@@ -151,6 +189,11 @@ impl World {
                 return Ok(());
             }
             Progress::Broke | Progress::Failed => false,
+            Progress::Unreadable => {
+                let index = sending.what.index;
+                self.handle(server, Event::SnapshotUnreadable { index })?;
+                false
+            }
         };
         let index = sending.what.index;
         note!(
@@ -211,7 +254,7 @@ impl World {
         match sending.reader.next_compressed() {
             Some(Err(fault)) => {
                 note!(self, "{server}: sending to {to}: {fault}");
-                Ok(Progress::Failed)
+                Ok(Progress::stopped_by(&fault))
             }
             Some(Ok(chunk)) => {
                 let desk = &mut self.process(to).desk;
@@ -276,7 +319,7 @@ impl World {
             Ok(()) => Ok(Progress::More),
             Err(fault) => {
                 note!(self, "{}: {fault}", key.server);
-                Ok(Progress::Failed)
+                Ok(Progress::stopped_by(&fault))
             }
         }
     }
@@ -316,7 +359,8 @@ impl World {
         self.checks.logs[to].stored(meta.index);
         self.purge(to);
         let disk = &self.hosts[to].disk;
-        let loaded = open(disk, meta.index, meta.term).and_then(|reader| load(Some(reader)));
+        let opened = open(disk, Path::new(SNAPSHOT_DIR), meta.index, meta.term);
+        let loaded = opened.and_then(|reader| load(Some(reader)));
         let machine = match loaded {
             Ok(machine) => machine,
             Err(fault @ (Fault::CorruptSnapshot { .. } | Fault::RejectedSnapshot { .. })) => {
@@ -339,8 +383,7 @@ impl World {
 }
 
 /// Opens the snapshot of this place in the log.
-fn open(disk: &FaultyDisk, index: u64, term: u64) -> Result<SnapshotReader, Fault> {
-    let dir = Path::new(SNAPSHOT_DIR);
+fn open(disk: &FaultyDisk, dir: &Path, index: u64, term: u64) -> Result<SnapshotReader, Fault> {
     let files = list_snapshots(disk, dir)?;
     let found = files
         .iter()

@@ -13,6 +13,12 @@ impl World {
     }
 
     fn schedule_trouble(&mut self, trouble: Trouble) {
+        if matches!(trouble, Trouble::Rot) {
+            if let Some(at_us) = self.next_rot_us() {
+                self.at(at_us, What::Fault(trouble));
+            }
+            return;
+        }
         let mean_us = match trouble {
             Trouble::Crash => self.params.crash_every_us,
             Trouble::Restart => self.params.restart_every_us,
@@ -26,6 +32,7 @@ impl World {
             Trouble::ClientCut => self.params.client_cut_every_us,
             Trouble::Wipe => self.params.wipe_every_us,
             Trouble::Rebuild => self.params.levels.restart_every_us,
+            Trouble::Rot => 0,
         };
         if mean_us > 0 {
             let after_us = self.rng.between(1, 2 * mean_us);
@@ -37,8 +44,12 @@ impl World {
         if self.healed {
             return Ok(());
         }
-        let server = self.rng.below(self.hosts.len() as u64) as usize;
-        self.meet(trouble, server)?;
+        if matches!(trouble, Trouble::Rot) {
+            self.rot_somewhere()?;
+        } else {
+            let server = self.rng.below(self.hosts.len() as u64) as usize;
+            self.meet(trouble, server)?;
+        }
         self.schedule_trouble(trouble);
         Ok(())
     }
@@ -47,7 +58,9 @@ impl World {
         if self.healed {
             return Ok(());
         }
-        let (situations, wipes) = (self.situations(trouble, server), self.stats.wipes);
+        let situations = self.situations(trouble, server);
+        let done = |stats: &Stats| stats.wipes + stats.rots;
+        let before = done(&self.stats);
         match trouble {
             Trouble::Crash => self.crash(server),
             Trouble::Restart => self.begin_leaving(server)?,
@@ -94,8 +107,10 @@ impl World {
             Trouble::ClientCut => self.cut_from_clients(server),
             Trouble::Wipe => self.wipe(server),
             Trouble::Rebuild => self.begin_leaving(server)?,
+            Trouble::Rot => self.rots(server),
         }
-        if !matches!(trouble, Trouble::Wipe) || self.stats.wipes > wipes {
+        let may_be = matches!(trouble, Trouble::Wipe | Trouble::Rot);
+        if !may_be || done(&self.stats) > before {
             self.stats.met.count(trouble as usize, &situations);
         }
         Ok(())
