@@ -6,9 +6,10 @@
 //!
 //! * `cargo test --test sim`: the fixed seeds, fresh ones, and the sabotages that must be caught.
 //! * `SIM_SEEDS=1000 cargo test --release --test sim fresh`: a longer search. `SIM_HOURS=10` goes
-//!   on until there were so many hours under load; `SIM_TIMES=10` makes each run's load and faults
-//!   last ten times as long, which is another run than the seed's own. So is one whose faults are
-//!   aimed as well, as those of every other fresh seed are: `SIM_AIMED=1` aims all, `0` none.
+//!   on until there were so many hours of clusters under load; `SIM_TIMES=10` makes each run's load
+//!   and faults last ten times as long, which is another run than the seed's own. So is one whose
+//!   faults are aimed as well, as those of every other fresh seed are: `SIM_AIMED=1` aims all, `0`
+//!   none.
 //! * `SIM_SEED=7 cargo test --test sim one -- --nocapture`: one run, every event printed; with
 //!   `SIM_SABOTAGE=StaleReads` one that is sabotaged.
 
@@ -253,7 +254,7 @@ fn fresh_seeds() {
         ..Plan::of(seed)
     });
     run_all(plans, |runs, all| {
-        runs >= count && all.loaded_hours() >= hours
+        runs >= count && all.cluster_hours() >= hours
     });
 }
 
