@@ -9,7 +9,8 @@ restarts it when a case asks, and reports.
         [--only PART] [--servers 3 [--nemesis [--seed N]]] [--rounds N]
 
 With `--servers 3` the server is an ensemble of three, all in the connect string; to kill it is to
-kill all. With `--nemesis` one of them is killed every few seconds, and starts again.
+kill all. Some cases ask for a second ensemble, whose members they may change. With `--nemesis` one
+of the first three is killed every few seconds, and starts again.
 
 It must never judge a case: whatever the Java program reports is what counts, and a program that
 ends early or stays silent is a failure.
@@ -18,6 +19,7 @@ ends early or stays silent is a failure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -32,6 +34,9 @@ from pathlib import Path
 
 import lab
 from cluster import service
+from cluster.ensemble import CLIENT_PORT, Ensemble
+from cluster.network import Loopback
+from relay import Relay
 
 SOURCES = Path(__file__).resolve().parent / "java" / "zkraft"
 FLAVOURS = ("debian", "flink")
@@ -56,6 +61,12 @@ SERVER_CONFIG = {
     "extendedTypesEnabled": "true",
     # Containers and TTL nodes are looked at once a minute by default.
     "znode.container.checkIntervalMs": "500",
+}
+# Of the second ensemble: who is super:secret may change it (Ensembles.java).
+CHANGED_CONFIG = {
+    **SERVER_CONFIG,
+    "reconfigEnabled": "true",
+    "DigestAuthenticationProvider.superDigest": "super:lK75jTNcA+U9vtVEw5vB51mj/w4=",
 }
 
 
@@ -157,6 +168,7 @@ def run(client: Flavour, options: argparse.Namespace, report: lab.Report) -> Non
     log = lab.CACHE / f"java-{client.name}" / f"client-{against}.log"
     with (
         service.served(report, against, SERVER_CONFIG, options) as server,
+        Second(against) as second,
         open(log, "wb") as errors,
     ):
         command = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -170,7 +182,7 @@ def run(client: Flavour, options: argparse.Namespace, report: lab.Report) -> Non
         watchdog = threading.Timer(PROGRAM_SECONDS_MAX, program.kill)
         watchdog.start()
         try:
-            follow(program, server, client.name, report, options.nemesis)
+            follow(program, server, second, client.name, report, options.nemesis)
         finally:
             watchdog.cancel()
             program.kill()
@@ -178,23 +190,70 @@ def run(client: Flavour, options: argparse.Namespace, report: lab.Report) -> Non
     print(f"# log of the {client.name} client: {log}", flush=True)
 
 
+class Second:
+    """A second ensemble, whose members can be changed. It runs from the first time that it is
+    asked for. zkraft's tells its clients of addresses that none of them was given: those of relays
+    in front of its servers."""
+
+    def __init__(self, kind: lab.Kind) -> None:
+        self._kind: lab.Kind = kind
+        self._stack = contextlib.ExitStack()
+        self._ensemble: Ensemble | None = None
+        self._answer = ""
+
+    def __enter__(self) -> Second:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self) -> str:
+        """Starts what does not run; where the servers are, and where they are said to be."""
+        if self._ensemble is None:
+            network = Loopback(ensemble=1)
+            listening = {number: f"{host}:{CLIENT_PORT}" for number, host in network.hosts.items()}
+            config, said = CHANGED_CONFIG, listening
+            if self._kind == "zkraft":
+                said = {number: self._relay(host) for number, host in network.hosts.items()}
+                config = config | {f"advertisedClientAddress.{n}": at for n, at in said.items()}
+            ensemble = Ensemble(self._kind, network, config, name=f"{self._kind} java second")
+            self._ensemble = self._stack.enter_context(ensemble)
+            self._answer = f"{','.join(listening.values())} {','.join(said.values())}"
+        self._ensemble.start()
+        self._ensemble.complete()
+        return self._answer
+
+    def kill9(self, number: int) -> None:
+        assert self._ensemble is not None
+        self._ensemble.servers[number].kill9()
+
+    def _relay(self, host: str) -> str:
+        return self._stack.enter_context(Relay([(host, CLIENT_PORT)])).address
+
+
 def follow(
     program: subprocess.Popen[str],
     server: lab.Server | service.Service,
+    second: Second,
     name: str,
     report: lab.Report,
     is_disturbed: bool,
 ) -> None:
     """Obeys and reports what the program says until it has said `@end`."""
     assert program.stdin is not None and program.stdout is not None
-    orders: dict[str, Callable[[], None]] = {"@kill": server.kill9, "@restart": server.restart}
+    orders: dict[str, Callable[[str], str | None]] = {
+        "@kill": lambda _: server.kill9(),
+        "@restart": lambda _: server.restart(),
+        "@second": lambda _: second.start(),
+        "@kill-second": lambda number: second.kill9(int(number)),
+    }
     reported = 0
     for line in program.stdout:
         word, _, rest = line.rstrip("\n").partition(" ")
         case, _, detail = rest.partition("\t")
         if word in orders:
-            orders[word]()
-            program.stdin.write("ok\n")
+            answer = orders[word](rest)
+            program.stdin.write(f"ok {answer or ''}".strip() + "\n")
             program.stdin.flush()
             continue
         if word == "@again":

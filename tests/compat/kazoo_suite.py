@@ -25,7 +25,7 @@ from cluster import service
 
 KAZOO = "kazoo==2.11.0"
 CASE_SECONDS_MAX = 90
-CASE_MODULES = ("nodes", "watches", "recipes", "security", "commands", "sessions")
+CASE_MODULES = ("nodes", "watches", "recipes", "security", "commands", "sessions", "ensembles")
 
 
 def main() -> int:
@@ -37,11 +37,16 @@ def main() -> int:
 
     report = lab.Report("kazoo_suite", options.against)
     config = {"tickTime": str(bench.TICK_MS), "enforceQuota": "true"}
+    if options.servers > 1:
+        config |= bench.ENSEMBLE_CONFIG
     again = service.Again(options)
     with service.served(report, options.against, config, options) as server:
         for number, function in enumerate(cases * options.rounds):
             claim = bench.claim_of(function)
             if options.only and options.only not in claim:
+                continue
+            if options.servers == 1 and function in bench.THREE_SERVERS:
+                report.leave_out(claim, bench.NEEDS_THREE)
                 continue
             if options.nemesis and function in bench.STEADY:
                 report.leave_out(claim, bench.STEADY[function])

@@ -19,8 +19,9 @@ import time
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,13 +54,22 @@ STOP_SECONDS_MAX = 20
 CLI_SECONDS_MAX = 120
 REST_SECONDS_MAX = 10
 
+# What a user of the manifests gives Flink. Of the place of the servers and of that of the state it
+# has examples.
+DEPLOYED = lab.REPO / "deploy" / "flink" / "config.yaml"
+QUORUM_KEY = "high-availability.zookeeper.quorum"
+STORAGE_KEY = "high-availability.storageDir"
+ROOT_KEY = "high-availability.zookeeper.path.root"
+CLUSTER_KEY = "high-availability.cluster-id"
+TIMEOUT_KEY = "high-availability.zookeeper.client.session-timeout"
+
 LOGGING = """\
 rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = Console
 appender.console.name = Console
 appender.console.type = Console
 appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{HH:mm:ss,SSS} %-5p %c{1} - %m%n
+appender.console.layout.pattern = %d{ISO8601} %-5p %c{1} - %m%n
 # The suite asks for jobs that are not there yet, several times a second.
 logger.rest.name = org.apache.flink.runtime.rest.handler
 logger.rest.level = OFF
@@ -73,6 +83,9 @@ class Options:
     version: str
     session_timeout_ms: int
     tolerate_suspended_connections: bool
+    # Its high availability is configured by this file alone, with its own quorum and storageDir;
+    # the file says then what else is said here.
+    high_availability: Path | None = None
 
 
 class Distribution:
@@ -171,6 +184,32 @@ class JavaProcess:
         found = re.findall(r"session id = 0x([0-9a-f]+), negotiated", self.log_text())
         return int(found[-1], 16) if found else 0
 
+    def negotiated_timeout_ms(self) -> int:
+        """The session timeout that the server granted, from the last handshake in the log."""
+        found = re.findall(r"negotiated timeout = (\d+)", self.log_text())
+        if not found:
+            raise LookupError(f"{self.name} logged no handshake")
+        return int(found[-1])
+
+    def high_availability(self) -> dict[str, str]:
+        """What it says at its start that it has read of high availability."""
+        line = r"Loading configuration property: (high-availability[\w.-]*), (.*)"
+        return dict(re.findall(line, self.log_text()))
+
+    def reconnection(self, since: datetime) -> Reconnection:
+        """How its client came to a server again, as its log tells."""
+        asked = self._logged("Opening socket connection to server", since)
+        answered = self._logged("Session establishment complete on server", since)
+        if not asked or not answered:
+            raise LookupError(f"{self.name} has not logged that it is connected again")
+        return Reconnection(tuple(when for when in asked if when <= answered[0]), answered[0])
+
+    def _logged(self, text: str, since: datetime) -> list[float]:
+        """When lines with this text were logged, in seconds since then."""
+        times = re.findall(rf"^(\S+) .*{text}", self.log_text(), re.M)
+        after = [(datetime.fromisoformat(time) - since).total_seconds() for time in times]
+        return [seconds for seconds in after if seconds >= 0]
+
     def suspensions(self) -> int:
         """How often its client has reported a broken connection."""
         return self.log_text().count("State change: SUSPENDED")
@@ -181,6 +220,15 @@ class JavaProcess:
         said = [line for line in self.log_text().splitlines() if not line.startswith("\tat ")]
         tail = "\n".join(line[:columns] for line in said[-lines:])
         return f"--- {self.name}{state}, {self.log}\n{tail}"
+
+
+@dataclass(frozen=True)
+class Reconnection:
+    """A client that lost its server: when it asked which server for its session, each time, and
+    when the first one answered."""
+
+    asked: tuple[float, ...]
+    answered: float
 
 
 class JobManager(JavaProcess):
@@ -198,13 +246,6 @@ class JobManager(JavaProcess):
             f"rest.port={self.rest_port}",
         )
         super().__init__(name, command, logs / f"{name}.log")
-
-    def negotiated_timeout_ms(self) -> int:
-        """The session timeout that the server granted, from the last handshake in the log."""
-        found = re.findall(r"negotiated timeout = (\d+)", self.log_text())
-        if not found:
-            raise LookupError(f"{self.name} logged no handshake")
-        return int(found[-1])
 
 
 class TaskManager(JavaProcess):
@@ -307,15 +348,17 @@ class Cluster:
     `LAB_KEEP` is set).
     """
 
-    ROOT = "/flink"
-
     def __init__(
         self, distribution: Distribution, options: Options, servers: Sequence[tuple[str, int]]
     ) -> None:
         self.distribution = distribution
         self.options = options
         self._servers = servers
-        self.cluster_id = f"c-{uuid.uuid4().hex[:8]}"
+        # The znode under which this cluster keeps everything.
+        self.root = f"/flink/c-{uuid.uuid4().hex[:8]}"
+        if options.high_availability is not None:
+            said = configured(options.high_availability)
+            self.root = said[ROOT_KEY] + said[CLUSTER_KEY]
         self.home = Path(tempfile.mkdtemp(prefix=f"flink-{options.version}-"))
         self.output = self.home / "output"
         self.job_managers: list[JobManager] = []
@@ -349,11 +392,6 @@ class Cluster:
         CURATOR-696, fixed in 5.7.0.
         """
         return self.options.version.startswith("1.")
-
-    @property
-    def root(self) -> str:
-        """The znode under which this cluster keeps everything."""
-        return f"{self.ROOT}/{self.cluster_id}"
 
     # --- Processes ---
 
@@ -466,22 +504,7 @@ class Cluster:
         return match[1]
 
     def _write_configuration(self) -> None:
-        options = self.options
-        quorum = ",".join(f"{host}:{port}" for host, port in self._servers)
         keys = {
-            "high-availability.type": "zookeeper",
-            "high-availability.cluster-id": f"/{self.cluster_id}",
-            "high-availability.storageDir": f"file://{self.home}/ha",
-            "high-availability.zookeeper.path.root": self.ROOT,
-            "high-availability.zookeeper.quorum": quorum,
-            "high-availability.zookeeper.client.session-timeout": options.session_timeout_ms,
-            # A client that gives up on an operation ends its process. So: first retries soon, for
-            # the short outages, and more than the long outage can use up (20 s at the least).
-            "high-availability.zookeeper.client.retry-wait": 1000,
-            "high-availability.zookeeper.client.max-retry-attempts": 20,
-            "high-availability.zookeeper.client.tolerate-suspended-connections": (
-                "true" if options.tolerate_suspended_connections else "false"
-            ),
             "jobmanager.rpc.address": "localhost",
             "jobmanager.bind-host": "127.0.0.1",
             "rest.address": "localhost",
@@ -516,10 +539,52 @@ class Cluster:
             "io.tmp.dirs": f"{self.home}/tmp",
         }
         # One flat line per key is YAML as Flink's reader takes it.
-        text = "".join(f"{key}: {value}\n" for key, value in keys.items())
+        text = self._high_availability() + _lines(keys)
         (self._conf / "config.yaml").write_text(text, encoding="utf-8")
         (self._conf / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         (self.home / "tmp").mkdir()
+
+    def _high_availability(self) -> str:
+        options = self.options
+        own = {
+            QUORUM_KEY: ",".join(f"{host}:{port}" for host, port in self._servers),
+            STORAGE_KEY: f"file://{self.home}/ha",
+        }
+        if options.high_availability is not None:
+            text = options.high_availability.read_text(encoding="utf-8")
+            for key, value in own.items():
+                line = rf"^{re.escape(key)}: .*"
+                text, found = re.subn(line, f"{key}: {value}", text, flags=re.M)
+                assert found == 1, f"{key} is there {found} times"
+            return text
+        root, _, cluster_id = self.root.rpartition("/")
+        return _lines(
+            {
+                **own,
+                "high-availability.type": "zookeeper",
+                CLUSTER_KEY: f"/{cluster_id}",
+                ROOT_KEY: root,
+                TIMEOUT_KEY: options.session_timeout_ms,
+                # A client that gives up on an operation ends its process. So: first retries soon,
+                # for the short outages, and more than the long outage can use up (20 s at the
+                # least).
+                "high-availability.zookeeper.client.retry-wait": 1000,
+                "high-availability.zookeeper.client.max-retry-attempts": 20,
+                "high-availability.zookeeper.client.tolerate-suspended-connections": (
+                    "true" if options.tolerate_suspended_connections else "false"
+                ),
+            }
+        )
+
+
+def configured(file: Path) -> dict[str, str]:
+    """What a configuration file says that has one flat line per key."""
+    lines = re.findall(r"^([\w.-]+): (.+)$", file.read_text(encoding="utf-8"), re.M)
+    return dict(lines)
+
+
+def _lines(keys: Mapping[str, object]) -> str:
+    return "".join(f"{key}: {value}\n" for key, value in keys.items())
 
 
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:

@@ -2,8 +2,9 @@
 
 A case is a function `claim_in_words(bench)` marked with `@case`; its name is its claim. It raises
 when the claim does not hold. One that is marked with `@steady` too is not run while servers are
-killed. `Bench` hands out clients and a path of its own to each case, so cases share one server
-without seeing each other. Nothing here may wait without a bound.
+killed, and one with `@three_servers` not against a single one. `Bench` hands out clients and a
+path of its own to each case, so cases share one server without seeing each other. Nothing here may
+wait without a bound.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ Case = Callable[["Bench"], None]
 CASES: list[Case] = []
 # Why a case cannot be run while servers are killed.
 STEADY: dict[Case, str] = {}
+THREE_SERVERS: set[Case] = set()
 
 ENDS_SERVERS = "it ends the servers itself"
 ONE_SERVER = "it looks at one server through several connections"
+NEEDS_THREE = "it needs three servers (--servers 3)"
+
+# Who may change the ensemble, and the line that says so. With one server nobody may.
+SUPER = "super:secret"
+ENSEMBLE_CONFIG = {
+    "reconfigEnabled": "true",
+    "DigestAuthenticationProvider.superDigest": "super:lK75jTNcA+U9vtVEw5vB51mj/w4=",
+}
 
 
 def case(function: Case) -> Case:
@@ -50,6 +60,12 @@ def steady(why: str) -> Callable[[Case], Case]:
         return function
 
     return mark
+
+
+def three_servers(function: Case) -> Case:
+    """Keeps the function out of runs against one server."""
+    THREE_SERVERS.add(function)
+    return function
 
 
 def was_lost(error: BaseException | None) -> bool:

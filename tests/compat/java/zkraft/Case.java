@@ -12,6 +12,11 @@ import java.lang.annotation.Target;
     /** It stops and starts the servers. */
     String ENDS_SERVERS = "it ends the servers itself";
 
+    String OTHER_ENSEMBLE = "it has servers of its own";
+
     /** Why it cannot be run while servers are killed; empty if it can. */
     String steady() default "";
+
+    /** Whether it cannot be run against a single one. */
+    boolean threeServers() default false;
 }

@@ -79,7 +79,7 @@ final class ConnectionStates {
         }
     }
 
-    private static BlockingQueue<ConnectionState> listen(CuratorFramework client) {
+    static BlockingQueue<ConnectionState> listen(CuratorFramework client) {
         BlockingQueue<ConnectionState> states = new LinkedBlockingQueue<>();
         client.getConnectionStateListenable().addListener((from, state) -> {
             // The first connection may be reported late, or before this listener was added.

@@ -2,6 +2,8 @@ package zkraft;
 
 import java.io.IOException;
 import java.net.InetSocketAddress;
+import java.net.Socket;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -29,6 +31,8 @@ final class Lab {
     static final int MIN_SESSION_MS = 2_000;
 
     static final int MAX_SESSION_MS = 60_000;
+
+    private static final int WORD_LIMIT_MS = 2_000;
 
     /** Thrown by a case that cannot be judged here; its message says why. */
     static final class Skip extends RuntimeException {
@@ -61,12 +65,16 @@ final class Lab {
         return address;
     }
 
+    boolean isZkraft() {
+        return against.equals("zkraft");
+    }
+
     /**
      * Whether exists asks for READ, as ZooKeeper does since 3.8.4 and 3.9.2 (spec 3.3). Debian's
      * 3.8.0, which we compare with, does not; its event delivery does, by a backported patch.
      */
     boolean existsChecksTheAcl() {
-        return against.equals("zkraft");
+        return isZkraft();
     }
 
     Client connect() throws Exception {
@@ -133,6 +141,41 @@ final class Lab {
 
     void kill() throws IOException {
         orders.kill();
+    }
+
+    /** Where the servers of an ensemble listen, and the addresses that they are said to have. */
+    record Ensemble(List<String> servers, List<String> advertised) {
+        /** They are counted from 1. */
+        String server(int number) {
+            return servers.get(number - 1);
+        }
+
+        String all() {
+            return String.join(",", servers);
+        }
+    }
+
+    /** The second ensemble, of which all servers run. */
+    Ensemble second() throws IOException {
+        String[] both = orders.second().split(" ");
+        return new Ensemble(List.of(both[0].split(",")), List.of(both[1].split(",")));
+    }
+
+    void killSecond(int number) throws IOException {
+        orders.killSecond(number);
+    }
+
+    /** The answer to a four-letter word; empty if there is none. */
+    String ask(String server, String word) {
+        int colon = server.lastIndexOf(':');
+        int port = Integer.parseInt(server.substring(colon + 1));
+        try (var socket = new Socket(server.substring(0, colon), port)) {
+            socket.setSoTimeout(WORD_LIMIT_MS);
+            socket.getOutputStream().write(word.getBytes(StandardCharsets.US_ASCII));
+            return new String(socket.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        } catch (IOException noAnswer) {
+            return "";
+        }
     }
 
     void restart() throws IOException {

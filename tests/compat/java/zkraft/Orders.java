@@ -26,6 +26,19 @@ final class Orders {
         order("@kill");
     }
 
+    /**
+     * Starts what does not run of a second ensemble, whose members may be changed; returns where
+     * its servers listen and, after a blank, what addresses they are said to have.
+     */
+    synchronized String second() throws IOException {
+        return order("@second");
+    }
+
+    /** Ends one server of the second ensemble; they are counted from 1. */
+    synchronized void killSecond(int number) throws IOException {
+        order("@kill-second " + number);
+    }
+
     /** Starts the killed server again, same port and data; returns when it accepts sessions. */
     synchronized void restart() throws IOException {
         order("@restart");
@@ -39,11 +52,12 @@ final class Orders {
         }
     }
 
-    private void order(String line) throws IOException {
+    private String order(String line) throws IOException {
         say(line);
         String answer = in.readLine();
-        if (!"ok".equals(answer)) {
+        if (answer == null || !answer.startsWith("ok")) {
             throw new IOException("the driver answered " + answer + " to " + line);
         }
+        return answer.substring("ok".length()).strip();
     }
 }

@@ -19,8 +19,8 @@ import org.apache.zookeeper.KeeperException.Code;
  *
  * <p>Standard output belongs to the driver (java_suite.py): {@code @pass NAME<TAB>SECONDS}, {@code
  * @fail NAME<TAB>REASON}, {@code @skip NAME<TAB>REASON}, {@code @leave NAME<TAB>REASON}, {@code
- * @again NAME<TAB>REASON}, {@code @kill}, {@code @restart} and, after the last case, {@code @end
- * COUNT}. The driver answers the two orders with {@code ok}. Nothing else may be printed there; the
+ * @again NAME<TAB>REASON}, the orders of {@link Orders} and, after the last case, {@code @end
+ * COUNT}. The driver answers orders with {@code ok}. Nothing else may be printed there; the
  * clients log to standard error.
  *
  * <p>Arguments: connect string, {@code zkraft} or {@code zookeeper}, how often a case may be begun
@@ -40,7 +40,8 @@ public final class Suite {
                     Acls.class,
                     Watches.class,
                     Sessions.class,
-                    Expiry.class);
+                    Expiry.class,
+                    Ensembles.class);
 
     /** Curator sends a request again by itself if the answer to it was lost. */
     private static final List<Class<?>> CURATOR =
@@ -50,7 +51,8 @@ public final class Suite {
                     Elections.class,
                     Locks.class,
                     Recipes.class,
-                    Caches.class);
+                    Caches.class,
+                    Trackers.class);
 
     private Suite() {}
 
@@ -69,9 +71,15 @@ public final class Suite {
                 if (!name.contains(part)) {
                     continue;
                 }
-                String steady = method.getAnnotation(Case.class).steady();
-                if (attempts > 1 && !steady.isEmpty()) {
-                    orders.say("@leave " + name + "\t" + steady);
+                Case marks = method.getAnnotation(Case.class);
+                String why = "";
+                if (marks.threeServers() && !Client.behindSync) {
+                    why = "it needs three servers (--servers 3)";
+                } else if (attempts > 1) {
+                    why = marks.steady();
+                }
+                if (!why.isEmpty()) {
+                    orders.say("@leave " + name + "\t" + why);
                     count++;
                     continue;
                 }
