@@ -385,6 +385,8 @@ pub struct Engine {
     gone: Vec<(SessionId, u64)>,
     /// The term in which this server leads and keeps the sessions' time.
     leading: Option<u64>,
+    /// Since when it does, or did last, in ms.
+    leading_since_ms: u64,
     /// Commands of the leader's own, to be proposed.
     internal: Vec<proto::log::Command>,
     /// What this leader proposed and is not applied yet, so that it need not be decoded again. The
@@ -516,6 +518,7 @@ impl Engine {
             next_touch_ms: now_ms,
             gone: Vec::new(),
             leading: None,
+            leading_since_ms: 0,
             internal: Vec::new(),
             proposed: VecDeque::new(),
             proposed_ms: 0,
@@ -1073,6 +1076,7 @@ impl Engine {
             return false;
         }
         self.leading = Some(term);
+        self.leading_since_ms = self.now_ms;
         let replica = &self.replica;
         self.inbound
             .keep(|server| replica.matched(server).is_some());

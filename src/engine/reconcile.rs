@@ -15,7 +15,7 @@ use crate::proto::log::{self, MembershipChange};
 
 use super::forward::is_reconfig;
 use super::members::{changed_setting, disk_setting};
-use super::status::PeerStatus;
+use super::status::{ACTIVE_MS, PeerStatus};
 use super::{Engine, Outputs, set_command};
 
 /// Entries that a server may lack and still be given a vote: some milliseconds of work.
@@ -282,8 +282,10 @@ impl Engine {
             **voter == self.id || peers.iter().any(|peer| peer.id == **voter && peer.active)
         };
         if staying.iter().filter(is_there).count() <= staying.len() / 2 {
+            // A new leader has heard of those who elected it, and of nobody else yet.
+            let is_new = self.now_ms <= self.leading_since_ms + ACTIVE_MS;
             entry.no_quorum = true;
-            return Some(entry);
+            return (!is_new).then_some(entry);
         }
         let joining = target.voters.iter().chain(&target.observers);
         let joining = joining

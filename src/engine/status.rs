@@ -56,7 +56,7 @@ pub struct PeerStatus {
 }
 
 /// A server that was not heard for so long, in ms, is not counted on: some heartbeats.
-const ACTIVE_MS: u64 = 500;
+pub(super) const ACTIVE_MS: u64 = 500;
 
 impl Engine {
     /// As the leader: how far the others are. (raft's own account of who is heard starts anew with

@@ -1447,6 +1447,30 @@ fn a_majority_that_is_not_there_is_not_given_the_say() {
     assert_eq!(cluster.members().0.len(), 2);
 }
 
+/// A leader that is to go lets another one lead, who has heard of nobody yet but those who elected
+/// it.
+#[test]
+fn a_new_leader_hears_the_others_before_it_misses_them() {
+    let mut cluster = Cluster::strangers(3, 100, false);
+    cluster.pass_linking(2_000);
+    let leader = cluster.leader();
+    let (mut client, _) = cluster.client(leader);
+    // The other two do not hear each other for a while.
+    let mut others = cluster.servers();
+    others.retain(|id| *id != leader);
+    cluster.cut.insert((others[0], others[1]));
+    cluster.cut.insert((others[1], others[0]));
+    cluster.pass(1_000);
+    cluster.send(&client, 1, &reconfig("", &leader.to_string()));
+    cluster.pass(100);
+    assert_ne!(cluster.leader(), leader);
+    assert_eq!(client.frames(), []);
+    cluster.cut.clear();
+    cluster.pass_linking(1_000);
+    assert_eq!(client.frames(), [ok(1)]);
+    assert_eq!(cluster.members(), (others, vec![]));
+}
+
 #[test]
 fn who_is_known_to_be_gone_or_may_not_know_its_disk_is_not_counted_on() {
     let mut cluster = Cluster::strangers(3, 100, false);

@@ -60,6 +60,10 @@ use self::presence::Presence;
 use self::queue::Queue;
 use self::resolve::Names;
 
+/// How long the links of a server that is removed stay: that the entry is committed which removes
+/// it, it hears over them, and so can answer whoever asked for that.
+const FAREWELL: Duration = Duration::from_millis(200);
+
 /// How links are kept.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
@@ -167,23 +171,23 @@ impl Links {
         Self(shared)
     }
 
-    /// Says who the peers are: new ones are dialled, and links to others are closed, as are theirs
-    /// to this one: a server that was removed dials again, is refused, and hears of its removal.
-    /// This server itself may be among them, and is left out. Waits for nothing: what says so may
-    /// have come over one of the links that end.
+    /// Says who the peers are: new ones are dialled, and links to others are closed after
+    /// [`FAREWELL`], as are theirs to this one: a server that was removed dials again, is refused,
+    /// and hears of its removal. This server itself may be among them, and is left out. Waits for
+    /// nothing: what says so may have come over one of the links that end.
     pub fn set_peers(&self, mut addresses: BTreeMap<u64, Vec<PeerAddress>>) {
         addresses.remove(&self.0.me.server.into());
-        self.0.presence.keep(|id| addresses.contains_key(&id));
         let mut peers = self.0.peers.lock();
-        peers.retain(|id, peer| {
-            let stays = addresses.contains_key(id);
-            if !stays {
-                peer.gone.send_replace(true);
-            }
-            stays
-        });
+        let Peers { members, leaving } = &mut *peers;
+        let gone = members.extract_if(.., |id, _| !addresses.contains_key(id));
+        for (id, peer) in gone {
+            leaving.insert(id, peer.clone());
+            self.0.spawn(part(self.0.clone(), peer));
+        }
         for (id, addresses) in addresses {
-            if let Some(peer) = peers.get(&id) {
+            // If it left only just now, its links are still there.
+            members.extend(leaving.remove_entry(&id));
+            if let Some(peer) = members.get(&id) {
                 peer.set_addresses(addresses);
                 continue;
             }
@@ -192,9 +196,10 @@ impl Links {
                 continue;
             };
             let peer = Arc::new(Peer::new(server, addresses));
-            peers.insert(id, peer.clone());
+            members.insert(id, peer.clone());
             self.0.spawn(link::keep(self.0.clone(), peer));
         }
+        self.0.presence.keep(|id| peers.get(id).is_some());
     }
 
     /// Sends messages, if there is a link or one may be up soon. Never blocks; a message that
@@ -227,7 +232,7 @@ impl Links {
     }
 
     pub fn status(&self) -> Vec<LinkStatus> {
-        let peers: Vec<_> = self.0.peers.lock().values().cloned().collect();
+        let peers: Vec<_> = self.0.peers.lock().members.values().cloned().collect();
         let status = |peer: &Arc<Peer>| {
             let id = u64::from(peer.server);
             let (received, is_linked_from) = self.0.presence.of(id);
@@ -273,7 +278,7 @@ pub(super) struct Shared {
     runtime: tokio::runtime::Handle,
     presence: Presence,
     notices: Notices,
-    peers: Mutex<BTreeMap<u64, Arc<Peer>>>,
+    peers: Mutex<Peers>,
     pub stop: watch::Receiver<bool>,
     /// Has a receiver in each task.
     alive: watch::Sender<()>,
@@ -289,8 +294,9 @@ impl Shared {
         });
     }
 
+    /// Whoever may be sent something: a peer, or one that is just leaving.
     pub fn peer(&self, id: u64) -> Option<Arc<Peer>> {
-        self.peers.lock().get(&id).cloned()
+        self.peers.lock().get(id).cloned()
     }
 
     /// This server as it is now.
@@ -309,6 +315,37 @@ impl Shared {
         let me = self.introduction_to(0);
         vet::vet(&me, other, self.presence.seen(other.server))?;
         self.host.admit(other, told)
+    }
+}
+
+/// The servers that are dialled.
+#[derive(Default)]
+struct Peers {
+    members: BTreeMap<u64, Arc<Peer>>,
+    /// Those that are no peers any more since [`FAREWELL`] at most.
+    leaving: BTreeMap<u64, Arc<Peer>>,
+}
+
+impl Peers {
+    fn get(&self, id: u64) -> Option<&Arc<Peer>> {
+        self.members.get(&id).or_else(|| self.leaving.get(&id))
+    }
+}
+
+/// Ends the links of a server that is no peer any more, unless it is one again by then.
+async fn part(shared: Arc<Shared>, peer: Arc<Peer>) {
+    let mut stop = shared.stop.clone();
+    tokio::select! {
+        () = tokio::time::sleep(FAREWELL) => {}
+        () = stopped(&mut stop) => {}
+    }
+    let id = u64::from(peer.server);
+    let mut peers = shared.peers.lock();
+    let leaves = peers.leaving.get(&id);
+    if leaves.is_some_and(|leaving| Arc::ptr_eq(leaving, &peer)) {
+        peers.leaving.remove(&id);
+        peer.gone.send_replace(true);
+        shared.presence.keep(|id| peers.get(id).is_some());
     }
 }
 

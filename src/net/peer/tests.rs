@@ -751,6 +751,30 @@ async fn links_follow_the_peers() {
     assert!(!two.told().heard.contains(&(1, urgent(1))));
 }
 
+/// The entry that removes a server is committed, and it has clients who wait for an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_no_peer_any_more_hears_what_is_said_at_once() {
+    let (one, two) = pair().await;
+    two.dial(1, one.port);
+    two.linked().await;
+    one.links.set_peers(BTreeMap::new());
+    assert!(one.links.status().is_empty());
+    one.links.send([(2, urgent(1))]);
+    two.links.send([(1, urgent(2))]);
+    two.hears(1, &urgent(1)).await;
+    one.hears(2, &urgent(2)).await;
+    until("no link", || !two.status().is_linked_from).await;
+
+    // Who is a peer again before that keeps its link.
+    one.dial(2, two.port);
+    one.linked().await;
+    let since = one.status().since;
+    one.links.set_peers(BTreeMap::new());
+    one.dial(2, two.port);
+    tokio::time::sleep(FAREWELL * 2).await;
+    assert!(one.status().is_linked && one.status().since == since);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_no_peer_any_more_dials_again_and_hears_why() {
     let (one, two) = pair().await;
