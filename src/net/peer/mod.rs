@@ -171,10 +171,11 @@ impl Links {
         Self(shared)
     }
 
-    /// Says who the peers are: new ones are dialled, and links to others are closed after
-    /// [`FAREWELL`], as are theirs to this one: a server that was removed dials again, is refused,
-    /// and hears of its removal. This server itself may be among them, and is left out. Waits for
-    /// nothing: what says so may have come over one of the links that end.
+    /// Says who the peers are: new ones are dialled, and links to others are closed after a moment,
+    /// in which they hear what is said at once, as are theirs to this one: a server that was
+    /// removed dials again, is refused, and hears of its removal. This server itself may be among
+    /// them, and is left out. Waits for nothing: what says so may have come over one of the links
+    /// that end.
     pub fn set_peers(&self, mut addresses: BTreeMap<u64, Vec<PeerAddress>>) {
         addresses.remove(&self.0.me.server.into());
         let mut peers = self.0.peers.lock();
@@ -322,7 +323,7 @@ impl Shared {
 #[derive(Default)]
 struct Peers {
     members: BTreeMap<u64, Arc<Peer>>,
-    /// Those that are no peers any more since [`FAREWELL`] at most.
+    /// Those that are no peers any more, for as long as [`FAREWELL`] says.
     leaving: BTreeMap<u64, Arc<Peer>>,
 }
 
