@@ -60,10 +60,6 @@ use self::presence::Presence;
 use self::queue::Queue;
 use self::resolve::Names;
 
-/// How long the links of a server that is removed stay: that the entry is committed which removes
-/// it, it hears over them, and so can answer whoever asked for that.
-const FAREWELL: Duration = Duration::from_millis(200);
-
 /// How links are kept.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
@@ -74,6 +70,9 @@ pub struct LinkOptions {
     pub snapshot_bytes_per_second: u64,
     /// How long a snapshot is tried to be sent without getting on.
     pub snapshot_patience: Duration,
+    /// How long the links of a server that is removed stay: over them it hears that the entry is
+    /// committed which removes it, and so can answer whoever asked for that.
+    pub farewell: Duration,
 }
 
 impl Default for LinkOptions {
@@ -83,6 +82,7 @@ impl Default for LinkOptions {
             resolver: Resolver::system(),
             snapshot_bytes_per_second: 64 << 20,
             snapshot_patience: Duration::from_secs(60),
+            farewell: Duration::from_millis(200),
         }
     }
 }
@@ -161,6 +161,7 @@ impl Links {
             notices: Notices::default(),
             peers: Mutex::default(),
             stop,
+            farewell: options.farewell,
             alive: watch::Sender::new(()),
             transfers: transfer::Transfers::new(
                 options.snapshot_bytes_per_second,
@@ -171,11 +172,10 @@ impl Links {
         Self(shared)
     }
 
-    /// Says who the peers are: new ones are dialled, and links to others are closed after a moment,
-    /// in which they hear what is said at once, as are theirs to this one: a server that was
-    /// removed dials again, is refused, and hears of its removal. This server itself may be among
-    /// them, and is left out. Waits for nothing: what says so may have come over one of the links
-    /// that end.
+    /// Says who the peers are: new ones are dialled, and links to others are closed after
+    /// [`LinkOptions::farewell`], as are theirs to this one: a server that was removed dials again,
+    /// is refused, and hears of its removal. This server itself may be among them, and is left out.
+    /// Waits for nothing: what says so may have come over one of the links that end.
     pub fn set_peers(&self, mut addresses: BTreeMap<u64, Vec<PeerAddress>>) {
         addresses.remove(&self.0.me.server.into());
         let mut peers = self.0.peers.lock();
@@ -281,6 +281,7 @@ pub(super) struct Shared {
     notices: Notices,
     peers: Mutex<Peers>,
     pub stop: watch::Receiver<bool>,
+    farewell: Duration,
     /// Has a receiver in each task.
     alive: watch::Sender<()>,
 }
@@ -323,7 +324,7 @@ impl Shared {
 #[derive(Default)]
 struct Peers {
     members: BTreeMap<u64, Arc<Peer>>,
-    /// Those that are no peers any more, for as long as [`FAREWELL`] says.
+    /// Those that are no peers any more: see [`LinkOptions::farewell`].
     leaving: BTreeMap<u64, Arc<Peer>>,
 }
 
@@ -337,7 +338,7 @@ impl Peers {
 async fn part(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut stop = shared.stop.clone();
     tokio::select! {
-        () = tokio::time::sleep(FAREWELL) => {}
+        () = tokio::time::sleep(shared.farewell) => {}
         () = stopped(&mut stop) => {}
     }
     let id = u64::from(peer.server);

@@ -742,6 +742,7 @@ async fn links_follow_the_peers() {
     let (one, two) = pair().await;
     one.links.set_peers(BTreeMap::new());
     assert!(one.links.status().is_empty());
+    until("no peer", || one.links.0.peer(2).is_none()).await;
     until("no link", || !two.status().is_linked_from).await;
     one.links.send([(2, urgent(1))]);
     one.dial(2, two.port);
@@ -754,8 +755,16 @@ async fn links_follow_the_peers() {
 /// The entry that removes a server is committed, and it has clients who wait for an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_no_peer_any_more_hears_what_is_said_at_once() {
-    let (one, two) = pair().await;
+    let farewell = Duration::from_secs(1);
+    let options = LinkOptions {
+        farewell,
+        ..LinkOptions::default()
+    };
+    let one = TestServer::start_with(me(1), 0, options).await;
+    let two = TestServer::start(2).await;
+    one.dial(2, two.port);
     two.dial(1, one.port);
+    one.linked().await;
     two.linked().await;
     one.links.set_peers(BTreeMap::new());
     assert!(one.links.status().is_empty());
@@ -771,7 +780,7 @@ async fn who_is_no_peer_any_more_hears_what_is_said_at_once() {
     let since = one.status().since;
     one.links.set_peers(BTreeMap::new());
     one.dial(2, two.port);
-    tokio::time::sleep(FAREWELL * 2).await;
+    tokio::time::sleep(farewell * 3 / 2).await;
     assert!(one.status().is_linked && one.status().since == since);
 }
 
