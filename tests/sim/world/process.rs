@@ -449,6 +449,9 @@ impl World {
             if self.checks.members.is_beyond_repair(&self.checks.model) {
                 return broken(Group::BeyondRepair, "a majority has lost its disks");
             }
+            if self.depends_on_rot() {
+                return broken(Group::BeyondRepair, "a disk with rot is indispensable");
+            }
         }
         Ok(())
     }

@@ -114,6 +114,17 @@ impl World {
         self.rot.as_ref().is_some_and(|rot| rot.rotten.is_some())
     }
 
+    /// Whether the others cannot do without a disk that has rot: it got a vote meanwhile, and two
+    /// servers do not survive the loss of a disk.
+    pub(super) fn depends_on_rot(&self) -> bool {
+        let rotten = self.rot.as_ref().and_then(|rot| rot.rotten.as_ref());
+        rotten.is_some_and(|(server, _)| {
+            let id = self.hosts[*server].id;
+            let present = self.checks.members.present();
+            !present.is_majority(|other| other != u64::from(id))
+        })
+    }
+
     /// Whether it is another server's.
     pub(super) fn has_rot_elsewhere(&self, server: usize) -> bool {
         self.has_rot() && self.rotten(server).is_none()
