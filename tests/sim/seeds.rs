@@ -49,9 +49,10 @@
 //! 1795789902287 (both aimed, long): where a majority founds, a wiped founder and one that had lost
 //! its power before it had anything may found another cluster, which is not to be played;
 //! 1795789007289 (aimed, long): who is being sent a large state need not serve yet; 1795804746492
-//! (long): a learner whose disk has rot may be given one of two votes, and is beyond repair then. Of
-//! the checker
-//! are 1795719092041 (aimed, long): a client may be silent while it waits for an answer;
+//! (long): a learner whose disk has rot may be given one of two votes, which is beyond repair.
+//!
+//! Of the checker are 1795719092041 (aimed, long): a client may be silent while it waits for an
+//! answer;
 //! 1795725859480 (long): who is added again just after it was told of its removal takes a tick to
 //! show something to readers; 1795706034034 (long): a client which only reads may stay, to the end
 //! of a run, with a server that was removed and does not know it. None does that any more once all
