@@ -44,7 +44,7 @@ def run(report: lab.Report, kind: lab.Kind) -> None:
             forms_late(kind, missing)
     shared = [
         ("any two of three serve, and the third one catches up", any_two_serve),
-        ("a write through any server is seen through all after sync", seen_after_sync),
+        ("a write through any server is seen through all after sync", Ensemble.is_seen_through_all),
         ("a session moves between servers", session_moves),
         ("a session that moved is not served where it was", moved_away),
         ("another password does not move a session", wrong_password),
@@ -155,7 +155,7 @@ def forms_late(kind: lab.Kind, missing: int) -> None:
         except TimeoutError:
             print(f"  two new servers do not serve within {LOOK_SECONDS:g} s without the third one")
         ensemble.start()
-        seen_after_sync(ensemble)
+        ensemble.is_seen_through_all()
 
 
 def any_two_serve(ensemble: Ensemble) -> None:
@@ -175,17 +175,6 @@ def any_two_serve(ensemble: Ensemble) -> None:
 
 
 # --- Clients of different servers -----------------------------------------------------------------
-
-
-def seen_after_sync(ensemble: Ensemble) -> None:
-    for number in SERVERS:
-        with ensemble.client(number) as writer:
-            path = created(writer.create("/seen-", b"by all", raw.SEQUENTIAL))
-            for other in SERVERS:
-                with ensemble.client(other) as reader:
-                    reader.sync()
-                    found = reader.get(path)
-                    assert found is not None and found[0] == b"by all", f"{path} at {other}"
 
 
 def session_moves(ensemble: Ensemble) -> None:

@@ -335,9 +335,9 @@ class Client:
         return reply
 
     def reconfig(self, joining: str = "", leaving: str = "") -> Reply:
-        body = raw.text(joining) + raw.text(leaving)
-        # No list of all members, and whatever the version is.
-        return self.call(RECONFIG, body + struct.pack(">iq", -1, -1))
+        # Not a list of all members, and whatever the version is.
+        words = [raw.text(text) if text else b"\xff" * 4 for text in (joining, leaving, "")]
+        return self.call(RECONFIG, b"".join(words) + struct.pack(">q", -1))
 
     def children(self, path: str) -> list[str]:
         reply = self.call(raw.GET_CHILDREN, raw.text(path) + b"\0")

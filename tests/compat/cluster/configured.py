@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import lab
-import raw
 
-from .client import created
 from .ensemble import ELECTION_PORT, QUORUM_PORT, Ensemble
 from .network import SERVERS, Loopback
 
@@ -30,14 +28,7 @@ def dynamic_file(kind: lab.Kind) -> None:
         ensemble.start()
         assert ensemble.servers[OBSERVER].mode() == "observer"
         assert sorted(ensemble.servers[n].mode() for n in VOTERS) == ["follower", "leader"]
-        for number in numbers:
-            with ensemble.client(number) as writer:
-                path = created(writer.create("/through-", b"all", raw.SEQUENTIAL))
-            for other in numbers:
-                with ensemble.client(other) as reader:
-                    reader.sync()
-                    found = reader.get(path)
-                    assert found is not None and found[0] == b"all", f"{path} at {other}"
+        ensemble.is_seen_through_all()
         told(ensemble, numbers, {})
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lab
+import raw
 
-from .client import Address, Client
+from .client import Address, Client, created
 from .network import SERVERS, Bridged, Loopback
 
 CLIENT_PORT, QUORUM_PORT, ELECTION_PORT = 2181, 2888, 3888
@@ -213,6 +214,17 @@ class Ensemble:
         with self.client() as client:
             client.sync()
             return client.seen
+
+    def is_seen_through_all(self) -> None:
+        """What is written through any server is read through all after a sync."""
+        for number in self.servers:
+            with self.client(number) as writer:
+                path = created(writer.create("/seen-", b"by all", raw.SEQUENTIAL))
+            for other in self.servers:
+                with self.client(other) as reader:
+                    reader.sync()
+                    found = reader.get(path)
+                    assert found is not None and found[0] == b"by all", f"{path} at {other}"
 
     def followers(self) -> list[int]:
         leader = self.leader()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-
 import lab
 import raw
 
-from .client import Client, Reply
+from .client import Client
 from .ensemble import Ensemble, Member
 from .failover import Writer
 from .network import SERVERS, Loopback
-from .repair import RECONFIG
 
 CONFIG = {
     "tickTime": "500",
@@ -45,7 +42,7 @@ def grows_and_shrinks(kind: lab.Kind) -> None:
             for number in others:
                 ensemble.servers[number].spawn()
             joining = ",".join(f"{line(ensemble.servers[number])};2181" for number in others)
-            assert reconfig(client, joining=joining).error == 0
+            assert client.reconfig(joining=joining).error == 0
             lab.wait_until(lambda: first.voters() == "3", "three votes", SECONDS_MAX)
             assert first.mode() == "leader"
             wait_for_writes(writer)
@@ -61,7 +58,7 @@ def grows_and_shrinks(kind: lab.Kind) -> None:
             ensemble.wait_for(others[0])
 
             leaving = ",".join(str(number) for number in others)
-            assert reconfig(client, leaving=leaving).error == 0
+            assert client.reconfig(leaving=leaving).error == 0
             lab.wait_until(lambda: first.mode() == "standalone", "the others to go", SECONDS_MAX)
             for number in others:
                 ensemble.servers[number].kill9()
@@ -92,12 +89,6 @@ def only(network: Loopback, number: int) -> Loopback:
 
 def line(server: Member) -> str:
     return f"server.{server.number}={server.host}:2888:3888"
-
-
-def reconfig(client: Client, joining: str = "", leaving: str = "") -> Reply:
-    absent = b"\xff" * 4
-    texts = b"".join(raw.text(text) if text else absent for text in (joining, leaving))
-    return client.call(RECONFIG, texts + absent + struct.pack(">q", -1))
 
 
 def wait_for_writes(writer: Writer) -> None:

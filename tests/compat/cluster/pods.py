@@ -27,7 +27,7 @@ LOOK_SECONDS = 3.0
 # Until others serve when a leader is gone.
 SERVED_SECONDS_MAX = 20
 WRITES_ENOUGH = 30
-RECONFIG, AUTH = 16, 100
+AUTH = 100
 # Namespaces for so many pods are made where they become more.
 MORE = 5
 # What a server says whose number of servers is not that of the others.
@@ -230,12 +230,7 @@ def rolling_update(cluster: Cluster) -> None:
                 handed_over = True
             pod.withdraw()
             load.goes_on(others)
-            pod.move()
-            pod.start()
-            pod.publish()
-            pod.wait("startupProbe")
-            pod.wait("readinessProbe")
-            load.comes_back(pod)
+            _come_back(pod, load)
             time.sleep(settle)
             load.goes_on(cluster.pods)
             broken = load.broken(others) - broken
@@ -348,12 +343,7 @@ def _restart(load: _Load, pods: Sequence[Pod], others: Sequence[Pod]) -> None:
     load.goes_on(others)
     for pod in back:
         since = pod.said()
-        pod.move()
-        pod.start()
-        pod.publish()
-        pod.wait("startupProbe")
-        pod.wait("readinessProbe")
-        load.comes_back(pod)
+        _come_back(pod, load)
         assert not pod.says(LINES_DIFFER, since), f"{pod.host} has other servers than the ensemble"
     load.goes_on([*others, *back])
     # Whoever is still elsewhere would be cut off with the next one.
@@ -361,15 +351,23 @@ def _restart(load: _Load, pods: Sequence[Pod], others: Sequence[Pod]) -> None:
     assert load.broken(others) == broken, "clients of other pods lost their connections"
 
 
+def _come_back(pod: Pod, load: _Load) -> None:
+    """Elsewhere, and its clients with it."""
+    pod.move()
+    pod.start()
+    pod.publish()
+    pod.wait("startupProbe")
+    pod.wait("readinessProbe")
+    load.comes_back(pod)
+
+
 def _reconfig(cluster: Cluster, pods: Sequence[Pod], joining: str = "", leaving: str = "") -> None:
     """As the superuser, of one of these pods."""
-    # Not a list of all members, and whatever the version is.
-    words = [raw.text(text) if text else b"\xff" * 4 for text in (joining, leaving, "")]
     with cluster.client(*pods) as client:
         credentials = raw.text("digest") + raw.buffer(Scalable.SUPERUSER)
         reply = client.call(AUTH, struct.pack(">i", 0) + credentials)
         assert reply.error == 0, f"addauth: {reply.error}"
-        reply = client.call(RECONFIG, b"".join(words) + struct.pack(">q", -1))
+        reply = client.reconfig(joining, leaving)
         assert reply.error == 0, f"reconfig {joining}{leaving}: {reply.error}"
 
 

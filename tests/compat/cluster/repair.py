@@ -17,7 +17,6 @@ from .client import Client, Lost
 from .ensemble import Ensemble, Member
 from .network import SERVERS, Loopback
 
-RECONFIG = 16
 # How long servers may take to notice that they differ, and to end.
 NOTICE_SECONDS_MAX = 30
 WORDS = "lose what only the others have"
@@ -221,8 +220,7 @@ def recovers(kind: lab.Kind) -> None:
         assert not any(servers[number].serves() for number in others), "nobody let them in"
         for number in others:
             line = f"server.{number}={servers[number].host}:2888:3888;{servers[number].port}"
-            body = raw.text(line) + b"\xff" * 8 + struct.pack(">q", -1)
-            reply = client.call(RECONFIG, body)
+            reply = client.reconfig(joining=line)
             assert reply.error == 0, reply
         ensemble.wait_for(*others)
         # They count: one may go.
