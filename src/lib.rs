@@ -29,13 +29,16 @@
 //! [`wire`], [`machine`], [`watch`] and [`engine`] contain no clock, socket, file, thread or
 //! randomness: time and entropy are arguments. The simulator (`tests/sim`) is their first client.
 //! The shell around them ([`net`], [`storage`], [`admin`], [`node`], [`server`], [`cli`]) carries
-//! bytes, time and durability and decides nothing. `tests/tidy.rs` checks who may use whom:
+//! bytes, time and durability and decides nothing. Each may use what stands before it; up to
+//! [`storage`] `tests/tidy.rs` checks that, and which crates each may use:
 //!
 //! ```text
-//! wire ◄── machine ◄── watch ◄── engine ◄── node ◄── server ◄── cli ◄── main
-//!                                  ▲  ▲                 ▲
-//!                        storage ──┘  └── net      admin┘
+//! wire ◄─ machine ◄─ watch ◄─ engine ◄─ storage ◄─ net ◄─ node ◄─ server, cli ◄─ main
 //! ```
+//!
+//! Beside them are [`config`], [`metrics`] and [`admin`]. [`server`] is started by [`cli`] through
+//! a trait of [`cli`]'s, and `zkraft recover` opens a stopped one. Numbers after § are sections of
+//! the project's notes on the protocol ("spec"), its design ("architecture"), or the Raft thesis.
 //!
 //! # The life of a write
 //!
@@ -70,7 +73,9 @@
 //! are kept by [`engine::local`].
 //!
 //! A read without a write before it runs in the connection's own task under the read lock, and is
-//! encoded there; a large one goes on in steps between which others have their turn. The log
+//! encoded there; a large one goes on in steps between which others have their turn. A `sync`, and
+//! with `linearizableReads` every read, waits for a round trip to a majority (`engine::barrier`).
+//! The log
 //! holds requests, not results: replicas validate when they apply, so that the state is a pure
 //! function of the log.
 //!

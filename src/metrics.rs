@@ -61,6 +61,8 @@ pub struct Metrics {
     pub proposal_count: Counter,
     pub commit_count: Counter,
     pub election_time: Summary,
+    /// Snapshots that this leader has sent to servers that lacked more than its log holds.
+    pub snap_count: Counter,
 
     /// Handshakes.
     pub connection_request_count: Counter,
@@ -158,6 +160,7 @@ impl Metrics {
             ("proposal_count", &self.proposal_count),
             ("commit_count", &self.commit_count),
             ("election_time", &self.election_time),
+            ("snap_count", &self.snap_count),
             ("connection_request_count", &self.connection_request_count),
             ("connection_rejected", &self.connection_rejected),
             ("connection_drop_count", &self.connection_drop_count),

@@ -423,6 +423,7 @@ fn ensemble_values(view: &dyn View) -> Vec<(&'static str, MetricValue)> {
     if view.mode() == Mode::Leader {
         let (followers, observers) = (ensemble.followers, ensemble.observers);
         values.extend([
+            ("leader_uptime", gauge(ensemble.leading_ms)),
             ("learners", gauge(followers.active + observers.active)),
             ("synced_followers", gauge(followers.synced)),
             ("synced_observers", gauge(observers.synced)),

@@ -127,6 +127,8 @@ pub struct EnsembleView {
     pub joining: bool,
     /// The text of /zookeeper/config.
     pub config: String,
+    /// For how long this server has been the leader, in ms; 0 if it is not.
+    pub leading_ms: u64,
     /// On the leader: followers with a vote and observers, those that are heard, and those of them
     /// that have nearly everything.
     pub followers: Heard,

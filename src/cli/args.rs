@@ -86,6 +86,8 @@ configuration.";
     about = "A coordination server for ZooKeeper clients"
 )]
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
+// Flags before a command would be those of a server that is not started.
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     #[command(flatten)]
     pub flags: Flags,
@@ -98,12 +100,17 @@ pub enum Command {
     /// Run on a ZooKeeper configuration file
     Serve(ServeArguments),
     /// Say what a configuration file means here, without starting (exit code 1: refused)
-    CheckConfig(Target),
+    CheckConfig(CheckArguments),
     /// Say how a server is, or, for probes, whether it runs or serves (exit code 1: not)
     Status(StatusArguments),
     /// Make the last survivor of a lost ensemble a cluster of its own
     #[command(long_about = RECOVER_ABOUT, after_help = RECOVER_EXAMPLES)]
-    Recover(RecoverArguments),
+    Recover {
+        #[command(flatten)]
+        arguments: RecoverArguments,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Load a server, or two in turn, and say how fast it is; any that speaks the protocol
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArguments),
@@ -113,7 +120,7 @@ const FOUND_HELP: &str = "A majority of empty servers may found the ensemble. DA
 const FOUND_LONG_HELP: &str = "\
 Found a new ensemble as soon as a majority of its servers is there, not only once all are.
 DANGER: if servers with data are among those that are not there, a second cluster begins
-beside theirs, and what only they have is lost. For a first start only: leave it out then";
+beside theirs, and what only they have is lost. For a first start: leave it out afterwards";
 
 /// What to run.
 #[derive(Args, Debug)]
@@ -122,6 +129,20 @@ pub struct ServeArguments {
     pub found_with_majority: bool,
     #[command(flatten)]
     pub target: Target,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What to explain.
+#[derive(Args, Debug)]
+pub struct CheckArguments {
+    /// Tell what each key means as well
+    #[arg(long)]
+    pub explain: bool,
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub flags: ServerFlags,
 }
 
 impl ServeArguments {
@@ -213,32 +234,48 @@ impl Target {
     }
 }
 
-/// Flags of every command. Those for the server win over the configuration file.
+/// Flags of a server.
 #[derive(Args, Debug)]
 pub struct Flags {
+    #[command(flatten)]
+    pub server: ServerFlags,
+    #[command(flatten)]
+    pub log: LogFlags,
+}
+
+/// Flags that win over the configuration file.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Instead of what the configuration says")]
+pub struct ServerFlags {
     /// Port for clients; 0 chooses a free one
-    #[arg(long, global = true, value_name = "PORT")]
+    #[arg(long, value_name = "PORT")]
     pub client_port: Option<String>,
     /// Address for clients; 0.0.0.0 or :: for every address
-    #[arg(long, global = true, value_name = "HOST")]
+    #[arg(long, value_name = "HOST")]
     pub client_address: Option<String>,
     /// Directory of the data
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Keep nothing on disk: all is gone when the server stops
-    #[arg(long, global = true, conflicts_with = "data_dir")]
+    #[arg(long, conflicts_with = "data_dir")]
     pub in_memory: bool,
     /// Milliseconds of a tick; sessions last 2 to 20 ticks
-    #[arg(long, global = true, value_name = "MS")]
+    #[arg(long, value_name = "MS")]
     pub tick_time: Option<String>,
     /// Any other key of zoo.cfg; may be given several times
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub set: Vec<(String, String)>,
+}
+
+/// How a server logs.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Log")]
+pub struct LogFlags {
     /// How log lines are written to stderr
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace, or a filter as in RUST_LOG, over which it wins
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
 }
 
@@ -250,7 +287,7 @@ pub enum LogFormat {
     Json,
 }
 
-impl Flags {
+impl ServerFlags {
     /// The flags that stand for keys, in order of precedence, the strongest last.
     pub fn given(&self) -> Vec<Given> {
         let any = self

@@ -2,21 +2,23 @@
 
 use std::io::Write;
 
-use crate::config::keys::{TABLE, Treatment};
+use crate::config::keys::{Key, TABLE, Treatment, find};
 use crate::config::{Config, Invalid, Loaded, Member, Setting, Verdict};
+use crate::net::peer::Secret;
 
-use super::args::Target;
+use super::args::CheckArguments;
 use super::say;
 
 /// Reports what is followed, accepted, without effect and refused. The exit code is 1 if a server
-/// would refuse to start.
+/// would refuse the configuration.
 pub fn run(
-    target: &Target,
+    arguments: &CheckArguments,
     loaded: Result<Loaded, Invalid>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let name = target.words.join(" ");
+    let name = arguments.target.words.join(" ");
+    let explain = arguments.explain;
     match loaded {
         Ok(Loaded {
             config,
@@ -30,6 +32,7 @@ pub fn run(
                     let origin = origin(&settings, key.name);
                     let value = show(&config);
                     text += &format!("  {:<40} {value:<24} {origin}\n", key.name);
+                    text += &meaning(key, explain);
                 }
             }
             let peers = config.quorum.as_ref().map_or(String::new(), |listen| {
@@ -41,8 +44,11 @@ pub fn run(
             );
             text += &format!("  {server}\n");
             text += &members(&config);
-            text += &others(&settings);
-            text += &list("Warnings", warnings);
+            text += &others(&settings, explain);
+            text += &list(
+                "Warnings",
+                warnings.into_iter().chain(secret(&config)).collect(),
+            );
             text += &list("Notes", notes);
             say(out, &text);
             0
@@ -52,7 +58,7 @@ pub fn run(
             settings,
             warnings,
         }) => {
-            let text = others(&settings) + &list("Warnings", warnings);
+            let text = others(&settings, explain) + &list("Warnings", warnings);
             say(out, &format!("{name}: refused\n{text}"));
             let lines = problems
                 .iter()
@@ -79,7 +85,7 @@ fn members(config: &Config) -> String {
 }
 
 /// The settings that change nothing, by reason.
-fn others(settings: &[Setting]) -> String {
+fn others(settings: &[Setting], explain: bool) -> String {
     let groups = [
         (
             "Accepted, of no use to a single server",
@@ -95,15 +101,32 @@ fn others(settings: &[Setting]) -> String {
             let of_group = settings.iter().filter(|setting| setting.verdict == verdict);
             let shown = |setting: &Setting| {
                 let given = &setting.given;
-                format!(
-                    "{} ({})",
-                    crate::config::shown(&given.key, &given.value),
-                    given.origin
-                )
+                let shown = crate::config::shown(&given.key, &given.value);
+                let meaning = find(known_as(&given.key)).map(|key| meaning(key, explain));
+                let meaning = meaning.unwrap_or_default();
+                format!("{shown} ({})\n{meaning}", given.origin)
+                    .trim_end()
+                    .to_owned()
             };
             list(title, of_group.map(shown).collect())
         })
         .collect()
+}
+
+/// A line of what a key means, if that is asked for.
+fn meaning(key: &Key, explain: bool) -> String {
+    match explain {
+        true => format!("      {}.\n", key.doc),
+        false => String::new(),
+    }
+}
+
+/// Files that the configuration names are the server's; it may be checked where they are not.
+fn secret(config: &Config) -> Option<String> {
+    let error = Secret::read(config.cluster_secret_file.as_deref()?).err()?;
+    Some(format!(
+        "clusterSecretFile: a server would not start: {error}"
+    ))
 }
 
 fn list(title: &str, lines: Vec<String>) -> String {
@@ -114,12 +137,14 @@ fn list(title: &str, lines: Vec<String>) -> String {
 }
 
 fn origin(settings: &[Setting], name: &str) -> String {
-    let matches = |setting: &&Setting| {
-        let key = &setting.given.key;
-        key.strip_prefix("zookeeper.").unwrap_or(key) == name
-    };
+    let matches = |setting: &&Setting| known_as(&setting.given.key) == name;
     let setting = settings.iter().find(matches);
     setting.map_or("default".to_owned(), |setting| {
         setting.given.origin.to_string()
     })
+}
+
+/// The name of a key without the prefix of system properties.
+fn known_as(key: &str) -> &str {
+    key.strip_prefix("zookeeper.").unwrap_or(key)
 }

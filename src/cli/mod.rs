@@ -1,8 +1,9 @@
 //! The command line: what `zkraft` is told, and what it says.
 //!
 //! Turns arguments into a [`Config`], starts a server with it, and stops it on a signal. Every
-//! failure ends here, as one message that says what to do and an exit code. How a server works is
-//! not known here: whoever calls [`main`] says how one is started.
+//! failure ends here, as one message that says what to do and an exit code. How a server is
+//! started is not known here: whoever calls [`main`] says that. `recover` alone opens one that is
+//! stopped.
 
 mod args;
 mod bench;
@@ -27,7 +28,7 @@ use crate::config::{Config, Given, Invalid, Loaded};
 pub use limits::{open_files, use_small_pages};
 pub use progress::log_progress;
 
-use args::{Arguments, Command, Environment, Flags, Target};
+use args::{Arguments, Command, Environment, LogFlags, ServerFlags, Target};
 use supervise::{Announcement, Signals};
 
 /// A server that runs, as the command line sees it.
@@ -115,42 +116,41 @@ fn run(
         }
     };
     let done = match &arguments.command {
-        None => Loaded::dev(&arguments.flags.given(), arguments.flags.in_memory)
-            .map_err(Failure::from)
-            .and_then(|loaded| {
-                serve(
-                    loaded,
-                    &arguments.flags,
-                    Announcement::Banner,
-                    out,
-                    signals,
-                    start,
-                )
-            }),
+        None => Loaded::dev(
+            &arguments.flags.server.given(),
+            arguments.flags.server.in_memory,
+        )
+        .map_err(Failure::from)
+        .and_then(|loaded| {
+            serve(
+                loaded,
+                &arguments.flags.log,
+                Announcement::Banner,
+                out,
+                signals,
+                start,
+            )
+        }),
         Some(Command::Serve(wanted)) => load(
             &wanted.target,
             wanted.given(),
-            &arguments.flags,
+            &wanted.flags.server,
             environment,
         )
         .map_err(Failure::from)
         .and_then(|loaded| {
             serve(
                 loaded,
-                &arguments.flags,
+                &wanted.flags.log,
                 Announcement::Line,
                 out,
                 signals,
                 start,
             )
         }),
-        Some(Command::CheckConfig(target)) => {
-            return check::run(
-                target,
-                load(target, Vec::new(), &arguments.flags, environment),
-                out,
-                err,
-            );
+        Some(Command::CheckConfig(check)) => {
+            let loaded = load(&check.target, Vec::new(), &check.flags, environment);
+            return check::run(check, loaded, out, err);
         }
         Some(Command::Status(status)) => {
             return match status::run(status, out) {
@@ -161,9 +161,9 @@ fn run(
                 }
             };
         }
-        Some(Command::Recover(recover)) => {
-            let loaded = load(&recover.target, Vec::new(), &arguments.flags, environment);
-            return recover::run(recover, &arguments.flags, loaded, out, err);
+        Some(Command::Recover { arguments, flags }) => {
+            let loaded = load(&arguments.target, Vec::new(), &flags.server, environment);
+            return recover::run(arguments, &flags.log, loaded, out, err);
         }
         Some(Command::Bench(load)) => bench::run(load, out).map_err(Failure::Runtime),
     };
@@ -184,7 +184,7 @@ fn run(
 fn load(
     target: &Target,
     own: Vec<Given>,
-    flags: &Flags,
+    flags: &ServerFlags,
     environment: Environment<'_>,
 ) -> Result<Loaded, Invalid> {
     let given = [target.pod.given(environment), flags.given(), own].concat();
@@ -199,13 +199,13 @@ fn load(
 
 fn serve(
     loaded: Loaded,
-    flags: &Flags,
+    log: &LogFlags,
     announcement: Announcement,
     out: &mut dyn Write,
     signals: Signals,
     start: Start,
 ) -> Result<(), Failure> {
-    logging::start(flags.log_format, flags.log_level.as_deref()).map_err(Failure::Usage)?;
+    logging::start(log.log_format, log.log_level.as_deref()).map_err(Failure::Usage)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

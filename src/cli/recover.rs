@@ -15,7 +15,7 @@ use crate::engine::SurvivorFacts;
 use crate::server::Stopped;
 use crate::storage::Progress;
 
-use super::args::{Flags, Target};
+use super::args::{LogFlags, Target};
 use super::{log_progress, logging, say};
 
 /// How long a server that runs may take to let others connect.
@@ -44,7 +44,7 @@ type Ask<'a> = &'a mut dyn FnMut() -> Option<String>;
 /// Runs the command; returns the exit code.
 pub fn run(
     arguments: &RecoverArguments,
-    flags: &Flags,
+    log: &LogFlags,
     loaded: Result<Loaded, Invalid>,
     out: &mut dyn Write,
     err: &mut dyn Write,
@@ -56,7 +56,7 @@ pub fn run(
             return 2;
         }
     };
-    let done = logging::start(flags.log_format, flags.log_level.as_deref())
+    let done = logging::start(log.log_format, log.log_level.as_deref())
         .map_err(anyhow::Error::msg)
         .and_then(|()| recover(arguments, &config, out, &mut ask_at_terminal));
     let Err(error) = done else {

@@ -18,6 +18,8 @@ use super::say;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What a server that does not serve says.
 const NOT_SERVING: &str = "not currently serving";
+/// What one says that does not answer a word.
+const NOT_ALLOWED: &str = "not in the whitelist";
 /// What one says that serves without a majority.
 const READ_ONLY: &str = "\nMode: read-only\n";
 
@@ -26,11 +28,11 @@ pub struct StatusArguments {
     /// The server's address for clients
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2181")]
     pub server: String,
-    /// Print nothing; exit code 0 if the server runs, whether it serves or not
+    /// Print nothing but what is wrong; exit code 0 if the server runs, whether it serves or not
     #[arg(long, conflicts_with = "ready")]
     pub live: bool,
-    /// Print nothing; exit code 0 if the server serves clients: it knows a leader, has caught up,
-    /// and votes if it is to
+    /// Print nothing but what is wrong; exit code 0 if the server serves clients: it knows a leader
+    /// and has caught up, and, as far as `mntr` is allowed there, votes if it is to
     #[arg(long)]
     pub ready: bool,
 }
@@ -102,8 +104,10 @@ pub fn run(arguments: &StatusArguments, out: &mut dyn Write) -> anyhow::Result<(
         let (name, value) = line.split_once(": ").unwrap_or((line, ""));
         text += &format!("{name:<20} {value}\n");
     }
-    // Not everyone is allowed to ask for more.
     let more = ask(server, "mntr").unwrap_or_default();
+    if more.contains(NOT_ALLOWED) {
+        text += "\nFor more, allow `mntr` in the server's 4lw.commands.whitelist.\n";
+    }
     let values: BTreeMap<&str, &str> = more
         .lines()
         .filter_map(|line| line.split_once('\t'))
@@ -192,6 +196,7 @@ mod tests {
             voters: 3,
             joining,
             config: String::new(),
+            leading_ms: 7,
             followers: Heard {
                 active: 2,
                 synced: 1,
@@ -272,10 +277,14 @@ mod tests {
             "srvr" => "Mode: leader\n".to_owned(),
             word => format!("{word} is not executed because it is not in the whitelist.\n"),
         };
-        let shown = status(answering(2, refusing), false, false);
-        assert_eq!(shown, Ok("Mode                 leader\n".to_owned()));
+        let shown = status(answering(2, refusing), false, false).unwrap();
+        let mode = "Mode                 leader\n";
+        assert!(
+            shown.starts_with(mode) && shown.contains("allow `mntr`"),
+            "{shown}"
+        );
         let silent = server(1, "Mode: leader\n");
-        assert_eq!(status(silent, false, false), shown);
+        assert_eq!(status(silent, false, false), Ok(mode.to_owned()));
     }
 
     #[test]

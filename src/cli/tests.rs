@@ -249,6 +249,11 @@ fn wrong_arguments_end_with_2() {
         &["--log-level", "a=b=c"],
         &["--client-port", "99999"],
         &["serve", "/nonexistent/zoo.cfg"],
+        // Flags that would be of no effect.
+        &["status", "--client-port", "2182"],
+        &["bench", "get", "--data-dir", "/d"],
+        &["check-config", "zoo.cfg", "--log-format", "json"],
+        &["--client-port", "2182", "serve", "zoo.cfg"],
     ] {
         let ran = zkraft(arguments);
         assert_eq!(
@@ -364,6 +369,42 @@ fn check_config_tells_what_each_key_means() {
 }
 
 #[test]
+fn check_config_explains_keys_if_it_is_asked_to() {
+    let zoo_cfg = file("dataDir=/data\nclientPort=2181\nzookeeper.cnxTimeout=5\nnobody.knows=5\n");
+    let path = zoo_cfg.path().to_str().unwrap();
+    let explained = zkraft(&["check-config", "--explain", path]).out;
+    let plain = zkraft(&["check-config", path]).out;
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let (explained, plain) = (lines(&explained), lines(&plain));
+    for name in ["snapCount", "cnxTimeout"] {
+        let meaning = format!("      {}.", crate::config::keys::find(name).unwrap().doc);
+        let at = explained.iter().position(|line| *line == meaning).unwrap();
+        assert!(explained[at - 1].contains(name), "{}", explained[at - 1]);
+        assert!(!plain.contains(&meaning));
+    }
+    // Nothing else is different.
+    let rest: Vec<_> = explained
+        .into_iter()
+        .filter(|line| !line.starts_with("      "))
+        .collect();
+    assert_eq!(rest, plain);
+}
+
+#[test]
+fn check_config_warns_of_a_secret_that_cannot_be_read() {
+    let short = file("secret");
+    for path in [short.path().to_str().unwrap(), "/nonexistent"] {
+        let zoo_cfg = file(&format!(
+            "dataDir=/data\nclientPort=2181\nclusterSecretFile={path}\n"
+        ));
+        let ran = zkraft(&["check-config", zoo_cfg.path().to_str().unwrap()]);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+        let warning = "clusterSecretFile: a server would not start: ";
+        assert!(ran.out.contains(warning), "{}", ran.out);
+    }
+}
+
+#[test]
 fn check_config_names_the_members() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("myid"), "2").unwrap();
@@ -392,7 +433,11 @@ Members:
 
 /// What `check-config` says in a pod with this environment.
 fn check_in(environment: &[(&str, &str)], arguments: &[&str]) -> Ran {
-    let zoo_cfg = file("dataDir=/nonexistent\nclusterSecretFile=/secret\n");
+    let secret = file("0123456789abcdef");
+    let zoo_cfg = file(&format!(
+        "dataDir=/nonexistent\nclusterSecretFile={}\n",
+        secret.path().display()
+    ));
     let path = zoo_cfg.path().to_str().unwrap();
     let arguments = [&["check-config", path], arguments].concat();
     run_in(environment, &arguments, Script::Runs, || signals(1))

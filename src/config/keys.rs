@@ -178,7 +178,7 @@ pub static TABLE: &[Key] = &[
     honoured(
         "snapCount",
         "100000",
-        "A snapshot is taken after at most this many transactions",
+        "A snapshot is taken after so many transactions; later if the tree is large",
         |draft, value| {
             whole(
                 value,
@@ -545,7 +545,7 @@ pub static TABLE: &[Key] = &[
     honoured(
         "reconfigEnabled",
         "false",
-        "Lets the reconfig operation through to its answer, which a single server always refuses",
+        "Lets clients change the ensemble by reconfig, which a server alone refuses anyway",
         |draft, value| boolean(value).map(|on| draft.config.reconfig_enabled = on),
         |config| config.reconfig_enabled.to_string(),
     ),
@@ -715,7 +715,7 @@ pub static TABLE: &[Key] = &[
     meaningless(
         "enableEagerACLCheck",
         "false",
-        "Followers check ACLs; there are none",
+        "Followers check ACLs before the leader does; here all check when they apply",
     ),
     // Operators.
     refused(

@@ -5,8 +5,8 @@
 //! reported at once, each with its line and with what would be accepted. No other module reads
 //! configuration, and none can hold a `Config` that was not checked.
 //!
-//! The format is ZooKeeper's own (§12). What zkraft does not support is never passed over in
-//! silence: see [`keys::Treatment`].
+//! The format is ZooKeeper's own (§12). What zkraft does not support is told of: see
+//! [`keys::Treatment`].
 
 pub mod keys;
 mod members;
@@ -93,7 +93,7 @@ pub struct Config {
     /// Sessions at which no new ones are made; 0 means no limit.
     pub max_sessions: u32,
 
-    /// A snapshot is due after this many transactions at the latest; at least 2.
+    /// A snapshot is due after this many transactions, or later if the tree is large; at least 2.
     pub snap_count: u64,
     /// Snapshots that are kept; at least 3.
     pub snap_retain_count: usize,
@@ -110,7 +110,7 @@ pub struct Config {
     pub extended_types: bool,
     /// Whether hard quotas refuse writes (§5.6).
     pub enforce_quota: bool,
-    /// Whether the reconfig operation is let through to its answer.
+    /// Whether clients may change the ensemble by reconfig.
     pub reconfig_enabled: bool,
     /// Whether ACLs are ignored.
     pub skip_acl: bool,

@@ -50,7 +50,10 @@ impl Engine {
         self.replica.snapshot_sent(to, ok);
         if !ok {
             self.transfers.remove(&to);
-        } else if let Some(transfer) = self.transfers.get_mut(&to) {
+            return;
+        }
+        self.shared.metrics.snap_count.add(1);
+        if let Some(transfer) = self.transfers.get_mut(&to) {
             transfer.since_ms = Some(self.now_ms);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Events go in ([`Engine::handle`], and the commands of connections through [`Shared`]'s inbox),
 //! [`Engine::turn`] says what must now be done. No clock, socket, file, thread or randomness: time
-//! and entropy are arguments. The node thread drives it, and so does the simulator.
+//! and entropy are arguments. The node drives it, and so does the simulator.
 //!
 //! The way of a write: a connection submits a command → [`forward`] numbers it in this server's
 //! stream → the leader proposes an entry → [`replica`] hands it to the log → once it is durable it

@@ -32,6 +32,8 @@ pub struct Status {
     pub membership: log::Membership,
     /// Whether this server may vote and acknowledge (see [`super::members`]).
     pub admitted: bool,
+    /// As the leader: since when it leads, in ms of the engine's clock.
+    pub leading_since_ms: Option<u64>,
     /// As the leader: the other members.
     pub peers: Vec<PeerStatus>,
     /// Syncs that wait.
@@ -112,6 +114,7 @@ impl Engine {
             last: self.replica.last_index(),
             membership,
             admitted: self.standing.is_admitted(),
+            leading_since_ms: self.leading.map(|_| self.leading_since_ms),
             peers: self.peers(),
             syncs: self.barrier.count(),
             writes: self.forward.len(),

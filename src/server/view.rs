@@ -139,7 +139,13 @@ impl View for ServerView {
         let links = self.network.get().map(Links::status).unwrap_or_default();
         let state = self.shared.state.read();
         let me = u64::from(self.config.server_id);
-        ensemble_view(me, &status, state.machine.ensemble(), &links)
+        ensemble_view(
+            me,
+            self.clock.now_ms(),
+            &status,
+            state.machine.ensemble(),
+            &links,
+        )
     }
 
     fn feature_level(&self) -> u32 {
@@ -300,9 +306,11 @@ impl View for ServerView {
     }
 }
 
-/// What server `me` sees of its ensemble; nothing if it stands alone.
+/// What server `me` sees of its ensemble; nothing if it stands alone. `now_ms`: by the engine's
+/// clock.
 fn ensemble_view(
     me: u64,
+    now_ms: u64,
     status: &Status,
     ensemble: Option<&Ensemble>,
     links: &[LinkStatus],
@@ -335,6 +343,9 @@ fn ensemble_view(
         voters: status.membership.voters.len() as u64,
         joining,
         config: ensemble.map(ToString::to_string).unwrap_or_default(),
+        leading_ms: status
+            .leading_since_ms
+            .map_or(0, |since_ms| now_ms.saturating_sub(since_ms)),
         followers: heard(true),
         observers: heard(false),
         links: links.iter().map(|link| (link.id, link.is_linked)).collect(),
@@ -371,6 +382,8 @@ mod tests {
                          server.4=d:2888:3888:observer\n\
                          version=100000007";
 
+    const NOW_MS: u64 = 10_000;
+
     fn ensemble() -> Ensemble {
         Ensemble::parse(LINES).unwrap()
     }
@@ -389,6 +402,7 @@ mod tests {
                 ..Membership::default()
             },
             admitted: true,
+            leading_since_ms: Some(NOW_MS - 1_500),
             peers: Vec::new(),
             syncs: 3,
             writes: 9,
@@ -426,7 +440,7 @@ mod tests {
     #[test]
     fn an_ensemble_is_seen_as_it_is() {
         let links = [link(2, true), link(3, false), link(4, true)];
-        let view = ensemble_view(1, &status(&[1, 2, 3]), Some(&ensemble()), &links);
+        let view = ensemble_view(1, NOW_MS, &status(&[1, 2, 3]), Some(&ensemble()), &links);
         assert_eq!(
             view,
             Some(EnsembleView {
@@ -438,6 +452,7 @@ mod tests {
                 voters: 3,
                 joining: false,
                 config: LINES.to_owned(),
+                leading_ms: 1_500,
                 followers: Heard::default(),
                 observers: Heard::default(),
                 links: vec![(2, true), (3, false), (4, true)],
@@ -446,10 +461,11 @@ mod tests {
         // What was just applied may be committed for who asks a moment earlier.
         let behind = Status {
             applied: 5_041,
+            leading_since_ms: None,
             ..status(&[1])
         };
-        let view = ensemble_view(1, &behind, None, &[]).unwrap();
-        assert_eq!((view.lag, view.voters), (0, 1));
+        let view = ensemble_view(1, NOW_MS, &behind, None, &[]).unwrap();
+        assert_eq!((view.lag, view.voters, view.leading_ms), (0, 1, 0));
         assert_eq!((view.config.as_str(), view.links), ("", vec![]));
     }
 
@@ -481,7 +497,7 @@ mod tests {
             peers,
             ..status(&[1, 2, 3, 5, 6, 7])
         };
-        let view = ensemble_view(1, &status, Some(&ensemble()), &[]).unwrap();
+        let view = ensemble_view(1, NOW_MS, &status, Some(&ensemble()), &[]).unwrap();
         let (active, synced) = (4, 2);
         assert_eq!(view.followers, Heard { active, synced });
         let (active, synced) = (2, 1);
@@ -491,7 +507,7 @@ mod tests {
     #[test]
     fn who_is_to_vote_and_does_not_yet_is_joining() {
         let joining = |me, voters: &[u64], ensemble: Option<&Ensemble>| {
-            let view = ensemble_view(me, &status(voters), ensemble, &[]);
+            let view = ensemble_view(me, NOW_MS, &status(voters), ensemble, &[]);
             view.unwrap().joining
         };
         let ensemble = ensemble();
@@ -516,6 +532,9 @@ mod tests {
             role: Role::Standalone,
             ..status(&[1])
         };
-        assert_eq!(ensemble_view(1, &status, Some(&ensemble()), &[]), None);
+        assert_eq!(
+            ensemble_view(1, NOW_MS, &status, Some(&ensemble()), &[]),
+            None
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //! directory   locks, ballast, what a start must refuse; the catalog beside the log
 //! recovery    newest snapshot, then the log after it: all that a restart knows
+//! replay      what a segment says after a crash: torn, rotten, or whole
 //! thread      group commit, snapshots in the background, old files removed
 //! wal         segments in a row      segment   one file of the log
 //! snapshot    snapshot files         catalog   a second witness, in sled

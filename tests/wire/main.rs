@@ -20,8 +20,8 @@
 //! 3. *deleteContainer (20) and createSession (-10) from a client.* ZooKeeper takes them; zkraft
 //!    answers -6 and closes. The first deletes a leaf past its ACL, the second re-creates a
 //!    session.
-//! 4. *Server ids above 254.* ZooKeeper refuses them only while TTL znodes are on; zkraft always
-//!    does. The switch may be turned on later, and a top byte of 0xff in an owner means TTL.
+//! 4. *The order of children.* ZooKeeper has that of a hash table; zkraft that of their creation,
+//!    the same on every server and after every restart.
 //! 5. *The zxid of a notification.* Up to 3.8 it is -1; zkraft sends that of the transaction, as
 //!    3.9 does.
 //! 6. *The old connection of a session that moved to another server.* ZooKeeper closes it at its
@@ -52,9 +52,9 @@
 //! 15. *Authentication behind what waits.* ZooKeeper judges a read by the identities that its
 //!     session had when it came; zkraft by those it has when its turn comes, which may be more.
 //!
-//! Numbers 4 and 6 need more than one server to show, number 7 is invisible to a client, number 9
-//! is in `tests/differential`, numbers 10 to 13 in the engine's own tests, and
-//! numbers 14 and 15 nobody depends on.
+//! Number 6 needs more than one server to show, number 7 is invisible to a client, number 9 is in
+//! `tests/differential`, numbers 10 to 13 in the engine's own tests, and numbers 4, 14 and 15
+//! nobody depends on.
 //!
 //! # Where ZooKeeper 3.8.0 differs from the baseline, 3.9.5
 //!

@@ -587,6 +587,7 @@ fn a_leader_tells_of_its_ensemble() {
         voters: 3,
         joining: false,
         config: "server.1=a:2888:3888:participant\nversion=100000000".to_owned(),
+        leading_ms: 1_500,
         followers: Heard {
             active: 2,
             synced: 1,
@@ -599,6 +600,8 @@ fn a_leader_tells_of_its_ensemble() {
         "zk_server_state\tleader",
         "zk_peer_state\tleading - broadcast",
         "zk_quorum_size\t3",
+        "zk_leader_uptime\t1500",
+        "zk_snap_count\t0",
         "zk_learners\t2",
         "zk_synced_followers\t1",
         "zk_pending_syncs\t4",

@@ -129,6 +129,8 @@ def sent_under_load(ensemble: Ensemble) -> None:
     begun, done = BEGUN.search(told), DONE.search(told)
     assert begun and done, f"server {leader} does not tell of a snapshot that it sent"
     assert int(begun[2]) == int(done[2]) == follower, f"{begun[0]}; {done[0]}"
+    counted = {n: ensemble.servers[n].look("mntr", "zk_snap_count\t") for n in (leader, follower)}
+    assert counted == {leader: "1", follower: "0"}, f"snapshots that were sent: {counted}"
     mib = int(done[3]) >> 10
     assert mib >= SENT_MIB_MIN, f"{mib} MiB were sent"
     since, until = (datetime.fromisoformat(at[1]).timestamp() - midnight for at in (begun, done))

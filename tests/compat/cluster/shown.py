@@ -118,6 +118,7 @@ def shows(ensemble: Ensemble) -> None:
             becomes(ensemble, number, rest[number], SEE_SECONDS_MAX)
 
     all_at_rest()
+    leads_since(ensemble, leader)
     print("  at rest: " + ", ".join(f"{name} {value}" for name, value in rest[leader].items()))
 
     # One is gone.
@@ -133,6 +134,15 @@ def shows(ensemble: Ensemble) -> None:
     all_at_rest()
     waits(ensemble, leader, rest[leader])
     all_at_rest()
+
+
+def leads_since(ensemble: Ensemble, leader: int) -> None:
+    """Only a leader tells for how long it leads."""
+    look = {n: words(ensemble, n).get("zk_leader_uptime") for n in SERVERS}
+    told_ms = look.pop(leader)
+    assert told_ms is not None and set(look.values()) == {None}, f"{leader}: {told_ms}; {look}"
+    uptime_ms = int(words(ensemble, leader)["zk_uptime"])
+    assert 0 < int(told_ms) <= uptime_ms, f"it leads for {told_ms} ms of {uptime_ms}"
 
 
 def falls_silent(ensemble: Ensemble, leader: int, follower: int, rest: Shown) -> None:
