@@ -206,6 +206,10 @@ def check_config(manifest: Manifest, host: str) -> subprocess.CompletedProcess[s
     with tempfile.TemporaryDirectory() as directory:
         zoo_cfg = Path(directory) / Path(path).name
         zoo_cfg.write_text(manifest.zoo_cfg(), encoding="utf-8")
+        # The Secret is mounted in the pod alone.
+        secret = Path(directory) / "secret"
+        secret.write_bytes(os.urandom(32))
+        flags += ["--set", f"clusterSecretFile={secret}"]
         return subprocess.run(
             [str(lab.zkraft_binary()), "check-config", str(zoo_cfg), *flags],
             env=manifest.environment(host),
