@@ -91,6 +91,11 @@ impl Word {
     }
 }
 
+/// Whether the answer to a word takes a look at the disk, which may hang.
+pub fn reads_disk(word: [u8; 4]) -> bool {
+    matches!(Word::from_bytes(word), Some(Word::Conf | Word::Dirs))
+}
+
 /// The answer to a connection that begins with `word`, after which it is closed. `None` if that is
 /// no word. `argument` is what was received after it; only `stmk` has one.
 pub fn answer(word: [u8; 4], argument: &[u8], view: &dyn View) -> Option<String> {
@@ -310,16 +315,27 @@ fn conf(view: &dyn View) -> String {
     )
 }
 
-fn dump(view: &dyn View) -> String {
+fn session_sets(view: &dyn View) -> String {
     let sessions = grouped(view.expiries());
-    let session_count: usize = sessions.values().map(Vec::len).sum();
-    let mut text = format!(
-        "SessionTracker dump:\nSession Sets ({})/({session_count}):\n",
-        sessions.len()
-    );
+    let count: usize = sessions.values().map(Vec::len).sum();
+    let mut text = format!("Session Sets ({})/({count}):\n", sessions.len());
     for (expiry_ms, ids) in sessions {
         text += &format!("{} expire at {}:\n", ids.len(), java_date(expiry_ms));
         text.extend(ids.iter().map(|id| format!("\t{id}\n")));
+    }
+    text
+}
+
+fn dump(view: &dyn View) -> String {
+    let mut text = "SessionTracker dump:\n".to_owned();
+    match view.mode() {
+        // Who keeps the time of sessions.
+        Mode::Standalone | Mode::Leader => text += &session_sets(view),
+        Mode::Follower | Mode::Observer | Mode::ReadOnly => {
+            let timeouts = view.timeouts();
+            text += &format!("Global Sessions({}):\n", timeouts.len());
+            text.extend(timeouts.iter().map(|(id, ms)| format!("{id}\t{ms}ms\n")));
+        }
     }
 
     let ephemerals = view.ephemerals();

@@ -67,6 +67,8 @@ pub trait View {
     fn connections(&self) -> Vec<ConnectionView>;
     /// Sessions with the time of their expiry in ms since 1970, unless they are touched.
     fn expiries(&self) -> Vec<(i64, SessionId)>;
+    /// The sessions of the ensemble with their timeouts in ms; in order.
+    fn timeouts(&self) -> Vec<(SessionId, i32)>;
     /// Sessions that own ephemerals, with their paths; both in order.
     fn ephemerals(&self) -> Vec<(SessionId, Vec<Text>)>;
     /// Every watch on data or existence, as session and path; in any order.

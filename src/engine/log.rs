@@ -34,7 +34,8 @@ pub struct MemLog {
 /// How much of the log stays in memory, in bytes of applied entries.
 #[derive(Clone, Copy, Debug)]
 pub struct LogKept {
-    /// For followers that are a little behind.
+    /// For followers that are a little behind: seconds of the heaviest load, so that one that was
+    /// restarted, or stood still for a moment, keeps its clients.
     pub usually: usize,
     /// While a snapshot is sent: a server that gets one and then finds that the log does not reach
     /// back to it has to be sent another.
@@ -44,7 +45,7 @@ pub struct LogKept {
 impl Default for LogKept {
     fn default() -> Self {
         Self {
-            usually: 16 << 20,
+            usually: 64 << 20,
             in_transfer: 256 << 20,
         }
     }

@@ -16,7 +16,7 @@ use crate::engine::{Connection, Remaining};
 use crate::metrics::Metrics;
 use crate::wire::{FrameLength, frame_length};
 
-use super::room::Room;
+use super::room::{Place, Room};
 use super::sender::{Left, Sender, Task, WRITE_BYTES, write_some};
 use super::{Admitted, Context, PROBE_PATIENCE};
 
@@ -32,6 +32,8 @@ const HANDSHAKE_BYTES: usize = 4 << 10;
 const SMALL_FRAME_BYTES: usize = 64 << 10;
 /// How long a client may take to read what it is sent at a time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long an answer to an operator's word may take that needs the disk.
+const WORD_PATIENCE: Duration = Duration::from_secs(10);
 /// While memory for replies is short, a client must read in this time ...
 const WRITE_GLANCE: Duration = Duration::from_secs(5);
 /// ... at least this many bytes.
@@ -131,11 +133,12 @@ impl Client<'_> {
         let handshake_until = Instant::now() + patience;
         let mut input = BytesMut::new();
         let mut first = true;
+        let (mut frame_place, mut reply_place) = (Place::default(), Place::default());
         loop {
             if first && input.len() >= 4 {
                 first = false;
                 let word = [input[0], input[1], input[2], input[3]];
-                if let Some(answer) = self.context.words.answer(word, &input[4..]) {
+                if let Some(answer) = self.answer_word(word, &input[4..]).await {
                     let written = timeout(WRITE_PATIENCE, write_all(self.stream, &answer));
                     let _ = Box::pin(written).await;
                     return End::Orderly;
@@ -178,8 +181,8 @@ impl Client<'_> {
                 None => Task::Waiting,
             });
             let context = self.context;
-            let frame_room = lacking.map(|bytes| context.large_frames.take(bytes));
-            let reply_room = large.map(|large| context.large_replies.take(large.bytes));
+            frame_place.want(&context.large_frames, lacking);
+            reply_place.want(&context.large_replies, large.map(|large| large.bytes));
             let too_late = sessionless.then(|| sleep_until(handshake_until));
             tokio::select! {
                 // No buffer while there is nothing to read: thousands of clients are idle.
@@ -191,11 +194,11 @@ impl Client<'_> {
                         Err(error) => return End::Because(error.to_string()),
                     }
                 }
-                room = rare(frame_room) => {
+                room = frame_place.room() => {
                     self.frame_room = Some(room);
                     self.connection.heard(context.clock.now_ms());
                 }
-                room = rare(reply_room) => {
+                room = reply_place.room() => {
                     self.reply_room = Some(room);
                     let is_long = large.is_some_and(|large| large.is_long);
                     Box::pin(self.answer_large(is_long)).await;
@@ -210,6 +213,25 @@ impl Client<'_> {
                 }
             }
         }
+    }
+
+    /// The answer to a four-letter word, `None` if these bytes are not one; empty if it takes too
+    /// long.
+    async fn answer_word(&self, word: [u8; 4], argument: &[u8]) -> Option<Vec<u8>> {
+        let words = &self.context.words;
+        if !words.may_block(word) {
+            return words.answer(word, argument);
+        }
+        let (words, argument) = (words.clone(), argument.to_vec());
+        let answer = tokio::task::spawn_blocking(move || words.answer(word, &argument));
+        let answer = Box::pin(timeout(WORD_PATIENCE, answer)).await;
+        Some(
+            answer
+                .ok()
+                .and_then(Result::ok)
+                .flatten()
+                .unwrap_or_default(),
+        )
     }
 
     /// Reads what is there. False: the client has ended the connection.

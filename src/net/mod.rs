@@ -104,6 +104,9 @@ impl Limits {
 pub trait Words: Send + Sync {
     /// The answer to a word, `None` if these four bytes are not one. `argument`: what came behind.
     fn answer(&self, word: [u8; 4], argument: &[u8]) -> Option<Vec<u8>>;
+    /// Whether the answer may take as long as a disk that hangs: it is asked for on a thread of its
+    /// own, where nobody's pings wait for it.
+    fn may_block(&self, word: [u8; 4]) -> bool;
 }
 
 /// What every client connection needs.
@@ -111,7 +114,7 @@ pub struct Context {
     pub shared: Arc<Shared>,
     pub clock: Clock,
     pub limits: Limits,
-    pub words: Box<dyn Words>,
+    pub words: Arc<dyn Words>,
     /// Room for frames that are large and not complete.
     large_frames: Rooms,
     /// Room for large replies that are not sent.
@@ -142,7 +145,7 @@ impl Context {
         shared: Arc<Shared>,
         clock: Clock,
         limits: Limits,
-        words: Box<dyn Words>,
+        words: Arc<dyn Words>,
     ) -> Arc<Self> {
         Arc::new(Self {
             clock,

@@ -1,5 +1,7 @@
 //! Room that all connections share, in bytes: who has none waits for it.
 
+use std::pin::Pin;
+
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Permits are KiB, since a semaphore cannot count the bytes of a large memory on every machine.
@@ -41,6 +43,35 @@ impl Rooms {
     }
 }
 
+type Coming<'a> = Pin<Box<dyn Future<Output = Room<'a>> + Send + 'a>>;
+
+/// A place in the queue for room. Who waits does other things in between, and must not go to the
+/// end of the queue each time.
+#[derive(Default)]
+pub struct Place<'a> {
+    /// Bytes that are waited for.
+    waiting: Option<(usize, Coming<'a>)>,
+}
+
+impl<'a> Place<'a> {
+    /// Says for how many bytes room is wanted, if for any. Nothing is lost by saying it again.
+    pub fn want(&mut self, rooms: &'a Rooms, bytes: Option<usize>) {
+        if self.waiting.as_ref().map(|(bytes, _)| *bytes) != bytes {
+            self.waiting = bytes.map(|bytes| (bytes, Box::pin(rooms.take(bytes)) as _));
+        }
+    }
+
+    /// Ends when there is room. The place is kept if this is given up.
+    pub async fn room(&mut self) -> Room<'a> {
+        let Some((_, room)) = &mut self.waiting else {
+            return std::future::pending().await;
+        };
+        let room = room.await;
+        self.waiting = None;
+        room
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::Future as _;
@@ -62,5 +93,31 @@ mod tests {
         drop(first);
         assert!(second.poll(&mut context).is_ready());
         assert!(!rooms.is_tight());
+    }
+
+    #[test]
+    fn who_does_something_else_meanwhile_keeps_its_place() {
+        let mut context = Context::from_waker(Waker::noop());
+        let rooms = Rooms::new(10 << 10);
+        let Poll::Ready(all) = pin!(rooms.take(10 << 10)).poll(&mut context) else {
+            panic!("nobody was there before");
+        };
+        let mut place = Place::default();
+        place.want(&rooms, Some(10 << 10));
+        assert!(pin!(place.room()).poll(&mut context).is_pending());
+        let mut later = pin!(rooms.take(10 << 10));
+        assert!(later.as_mut().poll(&mut context).is_pending());
+        // It was woken for something else, and wants the same as before.
+        place.want(&rooms, Some(10 << 10));
+        drop(all);
+        assert!(later.as_mut().poll(&mut context).is_pending());
+        let Poll::Ready(room) = pin!(place.room()).poll(&mut context) else {
+            panic!("it was the first");
+        };
+        drop(room);
+        assert!(later.poll(&mut context).is_ready());
+        // Who wants nothing any more waits for nothing, and has nothing.
+        place.want(&rooms, None);
+        assert!(pin!(place.room()).poll(&mut context).is_pending());
     }
 }

@@ -222,7 +222,7 @@ impl Server {
             large_frames_bytes: config.large_request_max_bytes,
         };
         let words = ServerView::new(config, address, shared.clone(), network.clone(), clock);
-        let context = Context::new(shared.clone(), clock, limits, Box::new(words));
+        let context = Context::new(shared.clone(), clock, limits, Arc::new(words));
         let (stop_clients, stop) = watch::channel(false);
         let clients = runtime.spawn(net::serve(listener, context, stop));
         Ok(Running {

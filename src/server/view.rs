@@ -109,6 +109,10 @@ impl Words for ServerView {
     fn answer(&self, word: [u8; 4], argument: &[u8]) -> Option<Vec<u8>> {
         four_letter::answer(word, argument, self).map(String::into_bytes)
     }
+
+    fn may_block(&self, word: [u8; 4]) -> bool {
+        four_letter::reads_disk(word)
+    }
 }
 
 impl View for ServerView {
@@ -125,7 +129,7 @@ impl View for ServerView {
     }
 
     fn mode(&self) -> Mode {
-        match self.shared.status().role {
+        match part(&self.config, &self.shared.status()) {
             _ if self.shared.is_read_only() => Mode::ReadOnly,
             Role::Standalone => Mode::Standalone,
             Role::Leader => Mode::Leader,
@@ -135,7 +139,8 @@ impl View for ServerView {
     }
 
     fn ensemble(&self) -> Option<EnsembleView> {
-        let status = self.shared.status();
+        let mut status = self.shared.status();
+        status.role = part(&self.config, &status);
         let links = self.network.get().map(Links::status).unwrap_or_default();
         let state = self.shared.state.read();
         let me = u64::from(self.config.server_id);
@@ -263,6 +268,12 @@ impl View for ServerView {
             .collect()
     }
 
+    fn timeouts(&self) -> Vec<(SessionId, i32)> {
+        let state = self.shared.state.read();
+        let known = state.machine.sessions();
+        known.map(|(id, info)| (id, info.timeout_ms)).collect()
+    }
+
     fn ephemerals(&self) -> Vec<(SessionId, Vec<Text>)> {
         let state = self.shared.state.read();
         let owners = state.machine.sessions_with_ephemerals();
@@ -303,6 +314,16 @@ impl View for ServerView {
 
     fn trace_mask(&self) -> &AtomicI64 {
         &self.trace_mask
+    }
+}
+
+/// The part that is shown of a server: one without others that others may join is an ensemble, and
+/// leads it (§12.2, `standaloneEnabled`).
+fn part(config: &Config, status: &Status) -> Role {
+    match (status.role, &config.quorum) {
+        (Role::Standalone, Some(_)) if status.leader == u64::from(config.server_id) => Role::Leader,
+        (Role::Standalone, Some(_)) => Role::Follower,
+        (role, _) => role,
     }
 }
 

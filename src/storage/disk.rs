@@ -63,15 +63,28 @@ pub trait File: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
+/// What is said where the directory above a mount is synced.
+const IS_FOREIGN: [io::ErrorKind; 4] = [
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::ReadOnlyFilesystem,
+    io::ErrorKind::InvalidInput,
+    io::ErrorKind::Unsupported,
+];
+
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
-        }
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        if dir.is_dir() {
+            // Whoever made it may have ended before this: an earlier start, or an operator's mkdir.
+            // A parent that may not be read, or not be synced, is not ours: that of a mount.
+            return match self.sync_dir(parent) {
+                Err(error) if IS_FOREIGN.contains(&error.kind()) => Ok(()),
+                done => done,
+            };
+        }
         self.create_dir(parent)?;
         match fs::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64};
 
 use super::*;
 use crate::admin::{EnsembleView, Heard, Held, Mode, TRACE_MASK_DEFAULT, WatchSummary};
-use crate::config::{Config, Whitelist};
+use crate::config::{Config, Member, Whitelist};
 use crate::metrics::Metrics;
 use crate::wire::Zxid;
 
@@ -66,9 +66,10 @@ impl View for Server {
     }
 
     fn mode(&self) -> Mode {
-        match self.ensemble {
+        match &self.ensemble {
             _ if self.read_only => Mode::ReadOnly,
-            Some(_) => Mode::Leader,
+            Some(ensemble) if ensemble.leader == 1 => Mode::Leader,
+            Some(_) => Mode::Follower,
             None => Mode::Standalone,
         }
     }
@@ -183,6 +184,10 @@ impl View for Server {
             (1_795_420_858_000, SessionId(3)),
             (1_795_420_856_000, SESSION),
         ]
+    }
+
+    fn timeouts(&self) -> Vec<(SessionId, i32)> {
+        vec![(SessionId(3), 4_000), (SESSION, 10_000)]
     }
 
     fn ephemerals(&self) -> Vec<(SessionId, Vec<Text>)> {
@@ -571,6 +576,51 @@ fn numbers_and_times_are_written_as_java_writes_them() {
     ] {
         assert_eq!(java_date(ms), text);
     }
+}
+
+/// As exporters and scripts expect them (§11.1).
+#[test]
+fn a_follower_tells_what_followers_tell() {
+    let mut server = Server::new();
+    let line = "a:2888:3888:participant;0.0.0.0:2181";
+    server.config = Config {
+        members: vec![Member::parse("1", line).unwrap()],
+        init_limit_ms: 20_000,
+        sync_limit_ms: 10_000,
+        tick_ms: 2_000,
+        ..server.config
+    };
+    server.ensemble = Some(EnsembleView {
+        leader: 2,
+        config: "server.1=a:2888:3888:participant\nversion=0".to_owned(),
+        ..EnsembleView::default()
+    });
+    let said = server.say("mntr");
+    for line in [
+        "zk_server_state\tfollower",
+        "zk_peer_state\tfollowing - broadcast",
+    ] {
+        assert!(said.lines().any(|found| found == line), "{line}");
+    }
+    for word in ["leader_uptime", "synced_followers", "learners"] {
+        assert!(!said.contains(word), "{word}");
+    }
+    assert!(server.say("srvr").contains("\nMode: follower\n"));
+    let dump = server.say("dump");
+    let sessions = "SessionTracker dump:\nGlobal Sessions(2):\n0x3\t4000ms\n\
+                    0x1000018f180002b\t10000ms\nephemeral nodes dump:\n";
+    assert!(dump.starts_with(sessions), "{dump}");
+    let conf = server.say("conf");
+    let expected = "initLimit=10\nsyncLimit=5\nelectionAlg=3\nelectionPort=3888\n\
+                    quorumPort=2888\npeerType=0\nmembership: \n\
+                    server.1=a:2888:3888:participant\nversion=0";
+    assert!(conf.ends_with(expected), "{conf}");
+}
+
+#[test]
+fn words_that_look_at_the_disk_are_known() {
+    assert!(reads_disk(*b"conf") && reads_disk(*b"dirs"));
+    assert!(!reads_disk(*b"ruok") && !reads_disk(*b"srvr") && !reads_disk(*b"\0\0\0\x2d"));
 }
 
 #[test]

@@ -1085,7 +1085,11 @@ fn a_server_that_is_cut_off_can_still_be_asked_how_it_is() {
     assert!(fresh.awaits_handshake());
 }
 
-/// Writes more than a leader keeps of its log.
+/// A leader keeps less of its log than [`write_much`] writes.
+fn keep_little(options: &mut Options) {
+    options.log_kept.usually = 2 << 20;
+}
+
 fn write_much(cluster: &mut Cluster, client: &mut Client) {
     for xid in 1_000..1_020 {
         let set = Request::SetData {
@@ -1100,7 +1104,7 @@ fn write_much(cluster: &mut Cluster, client: &mut Client) {
 
 #[test]
 fn a_server_that_is_too_far_behind_is_sent_a_snapshot() {
-    let mut cluster = Cluster::new(3);
+    let mut cluster = Cluster::tuned(3, keep_little);
     let leader = cluster.leader();
     let behind = cluster.follower();
     let (mut client, _) = cluster.client(leader);
@@ -1184,7 +1188,10 @@ fn the_log_is_kept_for_who_is_sent_a_snapshot_until_it_needs_no_more_than_others
 
 #[test]
 fn the_log_after_a_snapshot_is_kept_until_the_init_limit() {
-    let mut cluster = Cluster::tuned(3, |options| options.init_limit_ms = 8_000);
+    let mut cluster = Cluster::tuned(3, |options| {
+        keep_little(options);
+        options.init_limit_ms = 8_000;
+    });
     let leader = cluster.leader();
     let behind = cluster.follower();
     let (mut client, _) = cluster.client(leader);
@@ -2653,7 +2660,7 @@ fn a_change_that_was_committed_counts_after_a_start() {
 
 #[test]
 fn a_server_may_campaign_before_its_log_knows_of_the_snapshot_it_was_sent() {
-    let mut cluster = Cluster::new(3);
+    let mut cluster = Cluster::tuned(3, keep_little);
     let leader = cluster.leader();
     let behind = cluster.follower();
     let (mut client, _) = cluster.client(leader);

@@ -13,13 +13,14 @@ import raw
 from . import steady
 from .client import NODE_EXISTS
 from .ensemble import Ensemble, Member
+from .network import SERVERS
 
-# How long a follower is away, and the load meanwhile: together much less than the 16 MiB of the log
-# that are kept in memory.
+# How long a follower is away, and the load meanwhile: together less than the 64 MiB of the log that
+# are kept in memory, and what 120,000 writes of 128 bytes a second come to.
 OUTAGE_SECONDS = 3.0
-OUTAGE_BATCH, OUTAGE_EVERY_S = 30, 0.02
+OUTAGE_BATCH, OUTAGE_EVERY_S, OUTAGE_BYTES = 30, 0.02, 4 << 10
 # Else the outage shows nothing.
-MISSED_MIN = 2_000
+MISSED_MIB_MIN = 20
 # Only as long as that does a follower that missed so little need, on a machine however busy.
 CAUGHT_UP_SECONDS_MAX = 10
 
@@ -32,6 +33,9 @@ TRANSFER_SECONDS_MIN = 2.0
 LOAD_BATCH, LOAD_EVERY_S = 5, 0.005
 # Of a closed loop, which would come every few milliseconds.
 GAP_SECONDS_MAX = 0.5
+
+# Znodes of 10 MiB; together they are more than what is kept of the log.
+TEN_BYTES, TENS = 10 << 20, 8
 
 # What the logs say of snapshots that go from server to server.
 TRANSFERRED = re.compile(r"(sending|receiving) a snapshot|a snapshot of the leader's was installed")
@@ -73,7 +77,7 @@ def short_outage(ensemble: Ensemble) -> None:
     leader, followers = ensemble.leader(), ensemble.followers()
     for follower, other, kill in [(*followers, False), (*reversed(followers), True)]:
         server, said = ensemble.servers[follower], Said(ensemble)
-        load = steady.writers(ensemble, [leader, other], OUTAGE_BATCH, OUTAGE_EVERY_S)
+        load = steady.writers(ensemble, [leader, other], OUTAGE_BATCH, OUTAGE_EVERY_S, OUTAGE_BYTES)
         with steady.running(load):
             time.sleep(0.5)
             if kill:
@@ -94,11 +98,12 @@ def short_outage(ensemble: Ensemble) -> None:
             )
             took = time.monotonic() - back
         missed = sum(writer.count(gone, back) for writer in load)
+        mib = missed * OUTAGE_BYTES >> 20
         print(
             f"  follower {follower} was {'killed' if kill else 'told to stop'} and missed {missed} "
-            f"writes, {missed / (back - gone):.0f}/s; it was in sync {took:.1f} s after its start"
+            f"writes, {mib} MiB; it was in sync {took:.1f} s after its start"
         )
-        assert missed >= MISSED_MIN, "the load was too light to show anything"
+        assert mib >= MISSED_MIB_MIN, "the load was too light to show anything"
         assert took <= CAUGHT_UP_SECONDS_MAX, f"it took {took:.1f} s"
         told = said.transfers()
         assert not told, f"a snapshot for an outage of {OUTAGE_SECONDS:g} s: {told[0]}"
@@ -152,6 +157,55 @@ def sent_under_load(ensemble: Ensemble) -> None:
         for item in range(LARGE_COUNT):
             found = client.get(f"/large/{item}")
             assert found is not None and len(found[0]) == LARGE_BYTES, f"/large/{item}"
+
+
+def large_znodes(ensemble: Ensemble) -> None:
+    """Znodes of 10 MiB, where jute.maxbuffer lets them: through any server, to one that was away, by
+    the log and by a snapshot, and past the loss of the leader."""
+    leader, (writer, late) = ensemble.leader(), ensemble.followers()
+    paths = [f"/ten-{n}" for n in range(TENS)]
+    written: dict[str, bytes] = {}
+
+    def write(path: str, number: int) -> int:
+        data = f"{path} through {number} ".encode() + os.urandom(TEN_BYTES)
+        with ensemble.client(number) as client:
+            done = client.set(path, data) if path in written else client.create(path, data)
+            assert done.error == 0, f"{path} through {number}: {done.error}"
+            written[path] = data
+            return client.seen
+
+    def compare(number: int) -> None:
+        with ensemble.client(number) as client:
+            client.sync()
+            for path, data in written.items():
+                found = client.get(path)
+                assert found is not None and found[0] == data, f"{path} at {number} is another"
+
+    def returns(newest: int) -> None:
+        ensemble.servers[late].spawn()
+        ensemble.wait_for(late)
+        ensemble.caught_up(late, newest)
+        compare(late)
+
+    for number in (leader, writer, late):
+        write(paths[0], number)
+        for other in SERVERS:
+            compare(other)
+
+    ensemble.servers[late].kill9()
+    said = Said(ensemble)
+    returns(write(paths[1], writer))
+    assert not said.transfers(), f"a snapshot for 10 MiB: {said.transfers()[0]}"
+
+    ensemble.servers[late].kill9()
+    returns(max(write(path, writer) for path in paths))
+    assert said.transfers(), f"no snapshot for {TENS} times 10 MiB"
+
+    ensemble.servers[leader].kill9()
+    write(paths[0], writer)
+    ensemble.start()
+    for number in SERVERS:
+        compare(number)
 
 
 def fill(ensemble: Ensemble, number: int) -> None:

@@ -29,7 +29,7 @@ def grows_and_shrinks(kind: lab.Kind) -> None:
         ensemble.servers[1] = first
         first.spawn()
         ensemble.wait_for(1)
-        assert first.mode() == "standalone"
+        assert (first.mode(), first.voters()) == ("leader", "1")
 
         client = Client([first.place], 60_000)
         assert client.create("/writer").error == 0
@@ -59,7 +59,7 @@ def grows_and_shrinks(kind: lab.Kind) -> None:
 
             leaving = ",".join(str(number) for number in others)
             assert client.reconfig(leaving=leaving).error == 0
-            lab.wait_until(lambda: first.mode() == "standalone", "the others to go", SECONDS_MAX)
+            lab.wait_until(lambda: first.voters() == "1", "the others to go", SECONDS_MAX)
             for number in others:
                 ensemble.servers[number].kill9()
             wait_for_writes(writer)
@@ -77,7 +77,7 @@ def grows_and_shrinks(kind: lab.Kind) -> None:
             found = reader.get("/writer")
             # The last one may have been under way when the writer was stopped.
             assert found and int(found[0]) in (writer.acknowledged, writer.sent), found
-        assert first.mode() == "standalone"
+        assert (first.mode(), first.voters()) == ("leader", "1")
 
 
 def only(network: Loopback, number: int) -> Loopback:

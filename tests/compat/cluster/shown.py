@@ -19,6 +19,8 @@ from .network import SERVERS
 # So that nobody looks for another leader, or stops serving, while others are silent for a moment.
 CONFIG = {"tickTime": "500", "initLimit": "20", "syncLimit": "20"}
 SEE_SECONDS_MAX = 10
+# How often something that passes by itself is looked for.
+LOOKS = 5
 # What `mntr` calls what `zkraft status` shows.
 NAMES = {
     "leader": "zk_raft_leader",
@@ -132,8 +134,7 @@ def shows(ensemble: Ensemble) -> None:
 
     falls_silent(ensemble, leader, silent, rest[leader])
     all_at_rest()
-    waits(ensemble, leader, rest[leader])
-    all_at_rest()
+    waits(ensemble)
 
 
 def leads_since(ensemble: Ensemble, leader: int) -> None:
@@ -164,8 +165,17 @@ def falls_silent(ensemble: Ensemble, leader: int, follower: int, rest: Shown) ->
         becomes(ensemble, leader, back, SEE_SECONDS_MAX)
 
 
-def waits(ensemble: Ensemble, leader: int, rest: Shown) -> None:
-    """Nobody hears the leader: what its clients ask for is pending."""
+def waits(ensemble: Ensemble) -> None:
+    """Nobody hears the leader: what its clients ask for is pending, until it leads no more. That is
+    soon, and may be over before a busy machine has looked."""
+    for _ in range(LOOKS):
+        if is_seen_to_wait(ensemble):
+            return
+    raise AssertionError(f"what is pending was not shown in {LOOKS} looks")
+
+
+def is_seen_to_wait(ensemble: Ensemble) -> bool:
+    leader = ensemble.leader()
     followers = [ensemble.servers[number] for number in SERVERS if number != leader]
     writer, other = (Connection(ensemble.place(leader), SESSION_MS) for _ in range(2))
     for server in followers:
@@ -173,8 +183,11 @@ def waits(ensemble: Ensemble, leader: int, rest: Shown) -> None:
     try:
         writer.send(raw.SET_DATA, raw.set_body("/", b""))
         other.send(SYNC, raw.text("/"))
-        pending = {"pending writes": "1", "pending syncs": "1"}
-        becomes(ensemble, leader, {**pending, "leader": rest["leader"]}, SEE_SECONDS_MAX)
+        pending = {"pending writes": "1", "pending syncs": "1", "leader": str(leader)}
+        found: Shown = {"leader": str(leader)}
+        while found["leader"] == str(leader) and not is_seen(pending, found):
+            found = shown(ensemble, leader)
+        seen = is_seen(pending, found)
     finally:
         for server in followers:
             server.resume()
@@ -182,6 +195,11 @@ def waits(ensemble: Ensemble, leader: int, rest: Shown) -> None:
         reply = connection.receive()
         assert reply is not None and reply.error == 0, f"{reply}"
         connection.close()
+    return seen
+
+
+def is_seen(expected: Shown, found: Shown) -> bool:
+    return all(found.get(name) == value for name, value in expected.items())
 
 
 def falls_behind(ensemble: Ensemble) -> None:

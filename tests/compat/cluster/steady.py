@@ -91,15 +91,19 @@ class Writer(Steady):
     opcode = raw.SET_DATA
 
     def __init__(
-        self, ensemble: Ensemble, number: int, path: str, batch: int, every_s: float
+        self, ensemble: Ensemble, number: int, path: str, batch: int, every_s: float, length: int
     ) -> None:
         super().__init__(ensemble, number, path, batch, every_s)
         self.name = f"the writer at {number}"
+        self.length = length
         self._sent = 0
 
     def request(self) -> bytes:
         self._sent += 1
-        return raw.set_body(self.path, value(self._sent))
+        return raw.set_body(self.path, self.value(self._sent))
+
+    def value(self, number: int) -> bytes:
+        return f"{number}.".encode().ljust(self.length, b".")
 
     def check(self, client: Client) -> None:
         """Each write was acknowledged, and done once."""
@@ -111,7 +115,7 @@ class Writer(Steady):
             f"{self.path}: {self._sent} writes were sent, {len(self.times)} acknowledged, "
             f"{found[1].version} done"
         )
-        assert found[0] == value(self._sent), f"{self.path} has another value"
+        assert found[0] == self.value(self._sent), f"{self.path} has another value"
 
 
 class Reader(Steady):
@@ -131,10 +135,6 @@ class Reader(Steady):
         self._newest = read
 
 
-def value(number: int) -> bytes:
-    return f"{number}.".encode().ljust(WRITE_BYTES, b".")
-
-
 @contextlib.contextmanager
 def running(clients: Sequence[Steady]) -> Iterator[None]:
     """They all are well as long as this lasts."""
@@ -150,14 +150,18 @@ def running(clients: Sequence[Steady]) -> Iterator[None]:
 
 
 def writers(
-    ensemble: Ensemble, numbers: Sequence[int], batch: int, every_s: float
+    ensemble: Ensemble,
+    numbers: Sequence[int],
+    batch: int,
+    every_s: float,
+    length: int = WRITE_BYTES,
 ) -> list[Writer]:
-    """One for each of these servers, with a znode of its own."""
+    """One for each of these servers, with a znode of its own that is set to so many bytes."""
     with ensemble.client(*numbers) as client:
         made = [client.create("/steady-", b"", raw.SEQUENTIAL) for _ in numbers]
     paths = [reply.body[4:].decode() for reply in made if reply.error == 0]
     assert len(paths) == len(numbers), f"{made}"
     return [
-        Writer(ensemble, number, path, batch, every_s)
+        Writer(ensemble, number, path, batch, every_s, length)
         for number, path in zip(numbers, paths, strict=True)
     ]
