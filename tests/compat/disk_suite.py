@@ -384,7 +384,7 @@ def full_but_for_the_reserve(disk: Disk) -> None:
                 lab.wait_until(lambda: disk.free() > 32 * MIB, "room", seconds_max=5)
         print(f"  after {starts} more starts {disk.free() // 1024} KiB are free", flush=True)
         check(server, ledger)
-        server.kill9()
+        server.kill9_running()
         server.start()
         check(server, ledger)
         assert (data / "ballast").exists(), "the reserve is not there again"
@@ -405,7 +405,7 @@ def full_for_snapshots_only(disk: Disk) -> None:
             assert not snapshots(data), "a snapshot on a full disk"
             foreign.unlink()
             lab.wait_until(lambda: snapshots(data), "a snapshot once there is room")
-            server.kill9()
+            server.kill9_running()
             ledger.join()
             server.start()
             check(server, ledger)
@@ -621,7 +621,7 @@ def failing_snapshots() -> None:
                     enough = ledger.answered() + 200
                     lab.wait_until(lambda: ledger.answered() >= enough, "answers after it")
                 lab.wait_until(lambda: not leftovers(data), "the temporary files to go")
-                server.kill9()
+                server.kill9_running()
                 ledger.join()
                 server.start()
                 check(server, ledger)
@@ -681,7 +681,7 @@ def slow_all_the_time(rounds: int) -> None:
             for _ in range(3 * rounds):
                 with Tracer(server, "log", "fdatasync:delay_enter=50000"):
                     loaded(ledger, server, 500)
-                    server.kill9()
+                    server.kill9_running()
                     ledger.join()
                 server.start()
                 check(server, ledger)
@@ -705,7 +705,7 @@ def stopped_for_three_seconds() -> None:
             for client in clients:
                 client.check()
                 client.close()
-            server.kill9()
+            server.kill9_running()
             ledger.join()
             server.start()
             check(server, ledger)
@@ -738,7 +738,7 @@ def two_on_one_directory() -> None:
                 second.close()
             answered = ledger.answered()
             lab.wait_until(lambda: ledger.answered() > answered + 200, "answers of the first")
-            server.kill9()
+            server.kill9_running()
             ledger.join()
             server.start()
             check(server, ledger)
@@ -757,7 +757,7 @@ def killed_while_another_starts(rounds: int) -> None:
                     loaded(ledger, first, 50)
                     second.spawn()
                     time.sleep(0.002 * (number % 5))
-                    first.kill9()
+                    first.kill9_running()
                     ledger.join()
                     try:
                         lab.wait_until(lambda: lab.answers_handshake(second.port)
@@ -765,7 +765,7 @@ def killed_while_another_starts(rounds: int) -> None:
                         if second.running():
                             began += 1
                             check(second, ledger)
-                            second.kill9()
+                            second.kill9_running()
                         else:
                             refusals += 1
                             stopped(second, "is in use by another zkraft")

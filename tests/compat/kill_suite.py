@@ -151,7 +151,7 @@ class Killing:
                     chosen = "any"
                     break
             time.sleep(self.random.choice([0, 0, 0.001, 0.003]))
-        self.server.kill9()
+        self.server.kill9_running()
         return chosen
 
     def _kill_while_it_loads(self) -> None:
@@ -159,7 +159,7 @@ class Killing:
             self.server.spawn()
             # From within the first instructions to after it serves.
             time.sleep(self.random.choice([0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.05]))
-            self.server.kill9()
+            self.server.kill9_running()
             self.figures.kills["while it loads"] += 1
 
     def _check(self) -> None:
@@ -236,7 +236,7 @@ def many_short_runs(report: lab.Report, runs: int) -> None:
         with lab.Server("zkraft", config) as server:
             figures = Figures()
             for number in range(runs):
-                server.kill9()
+                server.kill9_running()
                 figures.kills["idle"] += 1
                 figures.served_ms.append(start_and_serve(server))
                 figures.note_files(server.data_dir)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 import zipfile
@@ -40,7 +42,8 @@ JVM_OF_ONE = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-X
 JVM_OF_THREE = ("-XX:TieredStopAtLevel=4", "-XX:-UseSerialGC", "-XX:+UseG1GC", "-Xmx2g")
 
 START_SECONDS_MAX = 30
-STOP_SECONDS_MAX = 20
+# zkraft takes 15 s at most by itself (manifest_suite.py); the machine may be busy besides.
+STOP_SECONDS_MAX = 60
 
 # What a ZooKeeper server of Debian's libzookeeper-java needs at run time. Jetty is left out:
 # the admin server stays off.
@@ -192,15 +195,46 @@ def _copy_stream(stream: IO[bytes], target: Path) -> None:
         shutil.copyfileobj(stream, file)
 
 
+@functools.cache
 def zkraft_binary() -> Path:
-    """The server under test: `ZKRAFT_BIN`, or the release build, which is made if missing."""
+    """The server under test: `ZKRAFT_BIN`, or the release build, which is made if missing.
+
+    A build that is older than its sources is refused, not made anew: other suites may be running
+    it. That is looked at once, so that who edits meanwhile does not end a suite.
+    """
     named = os.environ.get("ZKRAFT_BIN")
     if named:
         return Path(named)
     built = REPO / "target" / "release" / "zkraft"
     if not built.exists():
         _run(["cargo", "build", "--release", "-j1"], cwd=REPO)
+    elif newer := newer_source(built, REPO):
+        raise RuntimeError(
+            f"{built} is older than {newer.relative_to(REPO)}: run `cargo build --release`, "
+            f"or name the server to test in ZKRAFT_BIN (if cargo finds nothing to build: "
+            f"`touch {built}`)"
+        )
     return built
+
+
+def newer_source(built: Path, repo: Path) -> Path | None:
+    """The newest of the sources of a build that were changed after it; None if none was.
+
+    The sources are those that cargo names in the list beside the build: files that only tests have
+    would be newer for ever. Without such a list they are all that is below `src` and `proto`.
+    """
+    listed = built.with_suffix(".d")
+    names: list[str] = []
+    if listed.exists():
+        _, _, line = listed.read_text(encoding="utf-8").partition(": ")
+        names = [re.sub(r"\\(.)", r"\1", name) for name in re.split(r"(?<!\\)\s+", line)]
+    # A list that came with a copied build is of another tree.
+    sources = [path for path in map(Path, filter(None, names)) if path.is_relative_to(repo)]
+    if not sources:
+        sources = [path for part in ("src", "proto") for path in (repo / part).rglob("*")]
+    changed = {p: p.stat().st_mtime for p in [*sources, repo / "Cargo.lock"] if p.exists()}
+    newest = max(changed, key=lambda path: changed[path])
+    return newest if changed[newest] > built.stat().st_mtime else None
 
 
 def zkraft_of(commit: str) -> Path:
@@ -366,6 +400,12 @@ class Server:
         # Of zkraft: which build it is; the one under test if that is not said.
         self.binary: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        # What the process was last told by this object, and how it ended without being told.
+        # A nemesis ends and starts servers while a suite asks for their deaths.
+        self._guard = threading.Lock()
+        self._told: signal.Signals | None = None
+        self._is_end_noted = False
+        self._deaths: list[str] = []
         self._config_file = self.home / "zoo.cfg"
         self._config = dict(config or {})
         self._write_config()
@@ -388,8 +428,8 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._close(is_judged=error is None)
 
     def start(self) -> None:
         """Starts the process and waits until it answers a handshake, at most 30 s."""
@@ -405,14 +445,17 @@ class Server:
 
     def spawn(self) -> None:
         """Starts the process and waits for nothing: it may well end by itself."""
-        with open(self.log, "ab") as output:
+        command = [*self.wrapper, *self._command()]
+        with self._guard, open(self.log, "ab") as output:
+            self._note_end()
             self.process = subprocess.Popen(
-                [*self.wrapper, *self._command()],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.home,
             )
+            self._told, self._is_end_noted = None, False
 
     def ended(self, seconds_max: float = STOP_SECONDS_MAX) -> tuple[int, str]:
         """Waits until the process ends by itself; its exit code and the last line of its log."""
@@ -422,20 +465,38 @@ class Server:
             code = self.process.wait(seconds_max)
         except subprocess.TimeoutExpired as late:
             raise TimeoutError(f"waited {seconds_max:g} s for the server to end") from late
+        with self._guard:
+            # Whoever waits for it judges it.
+            self._is_end_noted = True
         return code, self.log_tail(1)
 
     def kill9(self) -> None:
-        """Ends the process as a power cut would, and reaps it."""
+        """Ends the process as a power cut would, and reaps it. To clean up: it may be dead."""
+        self.send_kill9()
         if self.process is not None:
-            self.process.kill()
             self.process.wait(STOP_SECONDS_MAX)
+
+    def kill9_running(self) -> None:
+        """kill -9 as the fault that is tested: a server that has crashed must not pass for one that
+        was killed."""
+        if self.process is None:
+            raise RuntimeError("the server was never started")
+        code = self.process.poll()
+        assert code is None, f"before its kill -9 the server {self._ended_with(code)}"
+        self.kill9()
+        code = self.process.returncode
+        assert code == -signal.SIGKILL, f"told kill -9, the server {self._ended_with(code)}"
+
+    def send_kill9(self) -> None:
+        """kill -9 without waiting for the end: of several servers, all are told before one is
+        waited for."""
+        self._tell(signal.SIGKILL)
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit code (negative: the signal that ended it)."""
         if self.process is None:
             raise RuntimeError("the server was never started")
-        if self.process.poll() is None:
-            self.process.terminate()
+        if self._tell(signal.SIGTERM):
             # A paused process gets the signal only once it runs again.
             self.process.send_signal(signal.SIGCONT)
             try:
@@ -445,10 +506,23 @@ class Server:
                 raise
         return self.process.returncode
 
+    def stop_well(self) -> None:
+        """Stops it, and raises if it does not end as it must when it is told to stop."""
+        try:
+            code = self.stop()
+        except subprocess.TimeoutExpired as late:
+            raise TimeoutError(
+                f"told to stop, the server ran on for {STOP_SECONDS_MAX} s; its log ends:\n"
+                f"{self.log_tail()}"
+            ) from late
+        # ZooKeeper's JVM ends by the signal.
+        ends_well = code == 0 or self.kind != "zkraft"
+        assert ends_well, f"told to stop, the server {self._ended_with(code)}"
+
     def restart(self) -> None:
         """Starts it again on the same port and data; stops it first if it still runs."""
         if self.running():
-            self.stop()
+            self.stop_well()
         self.start()
 
     def pause(self) -> None:
@@ -461,13 +535,60 @@ class Server:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def deaths(self) -> list[str]:
+        """How the process ended, each time that it did otherwise than told, since this was last
+        asked. Ends that `ended` told of are left out."""
+        with self._guard:
+            self._note_end()
+            deaths, self._deaths = self._deaths, []
+        return deaths
+
     def close(self) -> None:
-        """Ends the process if it runs and removes what this object created."""
-        if self.running():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.stop()
-        if "LAB_KEEP" not in os.environ:
-            shutil.rmtree(self.home, ignore_errors=True)
+        """Ends the process if it runs and removes what this object created.
+
+        Raises if zkraft does not stop as it must, unless an error is under way already.
+        """
+        self._close(is_judged=sys.exc_info()[1] is None)
+
+    def _close(self, is_judged: bool) -> None:
+        try:
+            if not self.running():
+                return
+            if is_judged and self.kind == "zkraft":
+                self.stop_well()
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.stop()
+        finally:
+            if "LAB_KEEP" not in os.environ:
+                shutil.rmtree(self.home, ignore_errors=True)
+
+    def _tell(self, number: signal.Signals) -> bool:
+        """Sends a signal that ends the process; returns whether it ran."""
+        with self._guard:
+            self._note_end()
+            if not self.running():
+                return False
+            assert self.process is not None
+            self._told = number
+            self.process.send_signal(number)
+            return True
+
+    def _note_end(self) -> None:
+        """Remembers an end that is nobody's doing. `_guard` is held."""
+        code = self.process.poll() if self.process is not None else None
+        if code is None or self._is_end_noted:
+            return
+        self._is_end_noted = True
+        if self._told == signal.SIGKILL:
+            as_told = code == -signal.SIGKILL
+        else:
+            as_told = self._told is not None and (code == 0 or self.kind != "zkraft")
+        if not as_told:
+            self._deaths.append(self._ended_with(code))
+
+    def _ended_with(self, code: int | None) -> str:
+        return f"ended with {code}; its log ends:\n{self.log_tail()}"
 
     def log_tail(self, lines: int = 15) -> str:
         if not self.log.exists():

@@ -358,7 +358,7 @@ def kill_all(ensemble: Ensemble) -> None:
         ledger.start(port, hosts)
         lab.wait_until(lambda enough=enough: ledger.answered() >= enough, "the load", 60)
         for server in ensemble.servers.values():
-            server.kill9()
+            server.kill9_running()
         ledger.join()
         ensemble.start()
         with ensemble.client(crash % 3 + 1) as client:
