@@ -7,13 +7,15 @@ compares what it finds later with what it knows:
   write once;
 - pairs of znodes that only transactions write: both halves are always the same, and values of
   transactions that had to fail are never seen;
-- a queue of sequential znodes: every acknowledged one is there with its data, no item stands
-  twice, no number is given twice, though taken items are deleted.
+- a queue of sequential znodes: every acknowledged one is there with its data, whatever stands was
+  sent and stands once, and where it was acknowledged; no number is given twice, though taken items
+  are deleted.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -47,6 +49,8 @@ class Worker:
         self.pairs_refused: set[int] = set()
         self.items_sent = 0
         self.items: dict[str, bytes] = {}
+        # Where each item was acknowledged, also of those that were deleted since.
+        self.places: dict[bytes, str] = {}
         self.deleted: set[str] = set()
         self.answered = 0
         self.error: str | None = None
@@ -59,11 +63,11 @@ class Worker:
         return item + random.Random(item).randbytes(max(0, self.pad - len(item)))
 
     def load(self, port: int, host: str) -> None:
-        """Writes until the connection breaks; remembers an answer that is wrong."""
+        """Writes until the connection breaks; remembers what else ended it."""
         try:
             self._load(port, host)
-        except AssertionError as wrong:
-            self.error = f"client {self.number}: {wrong}"
+        except BaseException as wrong:  # `join` raises it
+            self.error = f"client {self.number}: {type(wrong).__name__}: {wrong}"
 
     def _load(self, port: int, host: str) -> None:
         try:
@@ -82,6 +86,8 @@ class Worker:
                 if self.pause_s:
                     time.sleep(self.pause_s)
         except OSError:
+            pass
+        finally:
             client.close()
 
     def _send(self, client: raw.Raw) -> tuple[int, str, object]:
@@ -123,7 +129,9 @@ class Worker:
             assert raw.multi_succeeded(body), f"transaction {what} failed"
             self.pairs_acknowledged = what
         elif kind == "create":
-            self.items[body[4:].decode()] = what
+            path = body[4:].decode()
+            self.items[path] = what
+            self.places[what] = path
         else:
             self.deleted.add(what)
 
@@ -157,7 +165,8 @@ class Ledger:
             thread.start()
 
     def join(self, seconds_max: float = 30) -> None:
-        """Waits until the workers have noticed that the server is gone."""
+        """Waits until the workers have noticed that the server is gone; raises what ended them
+        instead."""
         for thread in self._threads:
             thread.join(seconds_max)
             assert not thread.is_alive(), "a client hangs though its server is gone"
@@ -209,14 +218,7 @@ class Ledger:
             assert not missing, f"acknowledged items are gone: {missing[:5]}"
             back = worker.deleted & standing
             assert not back, f"deleted items are back: {sorted(back)[:5]}"
-        acknowledged = [(worker, *item) for worker in self.workers for item in worker.items.items()]
-        known = {path: worker.data(item) for worker, path, item in acknowledged}
-        unknown = [client.get(path) for path in sorted(standing - known.keys())]
-        items = [*known.values(), *(found[0] for found in unknown if found)]
-        assert len(items) == len(set(items)), "an item stands twice"
-        for path in list(known)[:: max(1, len(known) // 50)]:
-            found = client.get(path)
-            assert found is not None and found[0] == known[path], f"{path} holds {found}"
+        self._check_items(client.get_all(sorted(standing)))
         # Numbers given from now on are higher than any that was seen, deleted ones included.
         error, answer = client.create("/queue/item-", b"probe", raw.SEQUENTIAL)
         assert error == 0, f"create: {error}"
@@ -225,7 +227,33 @@ class Ledger:
         seen = [int(p.rsplit("-", 1)[1]) for p in standing]
         assert number > max([self._highest, *seen]), f"number {number} was given before"
         self._highest = number
-        client.call(raw.DELETE, raw.delete_body(path))
+        error, _ = client.call(raw.DELETE, raw.delete_body(path))
+        assert error == 0, f"delete {path}: {error}"
+
+    def _check_items(self, found: dict[str, bytes]) -> None:
+        """Compares all items that stand, by path, with what was sent and acknowledged."""
+        standing: dict[bytes, str] = {}
+        for path, data in found.items():
+            sender, item = self._sender(data)
+            assert sender is not None, f"nobody sent what {path} holds: {data[:60]!r}"
+            other = standing.setdefault(item, path)
+            assert other == path, f"item {item!r} stands twice: {other} and {path}"
+            place = sender.places.get(item, path)
+            assert place == path, f"item {item!r} was acknowledged as {place} and stands as {path}"
+        for worker in self.workers:
+            for path, item in worker.items.items():
+                assert standing.get(item) == path, (
+                    f"{path} is to hold {item!r} and holds {found.get(path, b'')[:60]!r}"
+                )
+
+    def _sender(self, data: bytes) -> tuple[Worker | None, bytes]:
+        """Who sent an item with this data, and how the item is called."""
+        match = re.match(rb"([0-9]+):([0-9]+):", data)
+        if match is None or int(match[1]) >= len(self.workers):
+            return None, b""
+        worker, item = self.workers[int(match[1])], match[0]
+        is_sent = 1 <= int(match[2]) <= worker.items_sent
+        return (worker, item) if is_sent and data == worker.data(item) else (None, b"")
 
     def delete_items(self, client: raw.Raw, count: int) -> None:
         """Deletes at most so many acknowledged items, as an operator who makes room would."""

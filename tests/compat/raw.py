@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
+from collections.abc import Sequence
 
 CREATE, DELETE, EXISTS, GET_DATA, SET_DATA, GET_CHILDREN, PING = 1, 2, 3, 4, 5, 8, 11
 CHECK, MULTI = 13, 14
 EPHEMERAL, SEQUENTIAL = 1, 2
 NO_NODE = -101
 PING_XID, EVENT_XID = -2, -1
+# Reads that are under way at once when many znodes are read.
+READ_DEPTH = 64
 OPEN_ACL = struct.pack(">ii", 1, 31) + b"\0\0\0\5world" + b"\0\0\0\6anyone"
 
 
 class Refused(Exception):
     """The server does not know the session (any more)."""
+
+
+class Malformed(Exception):
+    """What the server sent is no frame. Not an OSError: no connection broke."""
 
 
 def text(value: str) -> bytes:
@@ -86,10 +94,27 @@ class Raw:
         if error == NO_NODE:
             return None
         assert error == 0, f"getData {path}: {error}"
-        (length,) = struct.unpack(">i", answer[:4])
-        length = max(length, 0)
-        (version,) = struct.unpack(">i", answer[4 + length + 32 : 4 + length + 36])
-        return answer[4 : 4 + length], version
+        return data_and_version(answer)
+
+    def get_all(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """The data of many znodes, pipelined; what does not exist is left out."""
+        found: dict[str, bytes] = {}
+        left = deque(paths)
+        sent: deque[tuple[int, str]] = deque()
+        while left or sent:
+            while left and len(sent) < READ_DEPTH:
+                path = left.popleft()
+                sent.append((self.send(GET_DATA, text(path) + b"\0"), path))
+            xid, error, answer = self.receive()
+            if xid == EVENT_XID:
+                self.events += 1
+                continue
+            expected, path = sent.popleft()
+            assert xid == expected, f"reply {xid} out of order, expected {expected}"
+            assert error in (0, NO_NODE), f"getData {path}: {error}"
+            if error == 0:
+                found[path] = data_and_version(answer)[0]
+        return found
 
     def children(self, path: str) -> list[str]:
         error, answer = self.call(GET_CHILDREN, text(path) + b"\0")
@@ -108,6 +133,8 @@ class Raw:
 
     def _frame(self) -> bytes:
         (length,) = struct.unpack(">i", self._exactly(4))
+        if length < 0:
+            raise Malformed(f"a frame of {length} bytes")
         return self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
@@ -115,6 +142,14 @@ class Raw:
         if data is None or len(data) < count:
             raise ConnectionError("the server closed the connection")
         return data
+
+
+def data_and_version(answer: bytes) -> tuple[bytes, int]:
+    """What getData answers."""
+    (length,) = struct.unpack(">i", answer[:4])
+    length = max(length, 0)
+    (version,) = struct.unpack(">i", answer[4 + length + 32 : 4 + length + 36])
+    return answer[4 : 4 + length], version
 
 
 def create_body(path: str, data: bytes, flags: int) -> bytes:
