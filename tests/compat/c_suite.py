@@ -68,9 +68,11 @@ def main() -> int:
                 run_case(command, server, relay)
 
             with report.case(claim):
+                # A case that failed halfway may have left the server dead.
                 if not options.nemesis and not server.running():
                     server.start()
                 again.run(run, lambda error: any(word in str(error) for word in LOST))
+            service.report_deaths(report, server, claim)
     return report.close()
 
 

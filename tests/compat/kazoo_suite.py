@@ -59,6 +59,7 @@ def main() -> int:
                 if not options.nemesis:
                     _ensure_running(server)
                 again.run(run, bench.was_lost)
+            service.report_deaths(report, server, claim)
     return report.close()
 
 
@@ -89,7 +90,8 @@ def _load_cases() -> tuple[ModuleType, list[Callable[..., None]]]:
 
 
 def _ensure_running(server: lab.Server | service.Service) -> None:
-    """A case that failed halfway may have left the server dead."""
+    """A case that failed halfway may have left the server dead. (If it was not the case that ended
+    it, `report_deaths` says so.)"""
     if not server.running():
         server.start()
 

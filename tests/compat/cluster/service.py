@@ -67,8 +67,7 @@ class Service:
         servers = self.ensemble.servers.values()
         for server in servers:
             # All at once: no client is to find another one.
-            if server.process is not None:
-                server.process.kill()
+            server.send_kill9()
         for server in servers:
             server.kill9()
 
@@ -79,7 +78,8 @@ class Service:
 
     def restart(self) -> None:
         if self.running():
-            self.stop()
+            for server in self.ensemble.servers.values():
+                server.stop_well()
         self.start()
 
     def pause(self) -> None:
@@ -93,6 +93,11 @@ class Service:
     def running(self) -> bool:
         """Whether all three do."""
         return all(server.running() for server in self.ensemble.servers.values())
+
+    def deaths(self) -> list[str]:
+        """What those of `lab.Server` are, of all three."""
+        servers = self.ensemble.servers.items()
+        return [f"server {number} {death}" for number, s in servers for death in s.deaths()]
 
     def log_tail(self, lines: int = 15) -> str:
         tails = (server.log_tail(lines) for server in self.ensemble.servers.values())
@@ -177,10 +182,20 @@ class Nemesis(threading.Thread):
 def served(
     report: lab.Report, kind: lab.Kind, config: Mapping[str, str], options: argparse.Namespace
 ) -> Iterator[lab.Server | Service]:
-    """What a suite of clients runs against: one server or three, with or without a nemesis."""
+    """What a suite of clients runs against: one server or three, with or without a nemesis.
+
+    A server that does not live until the suite has ended, or does not stop then as it must, is a
+    failure.
+    """
     if options.servers == 1:
         with lab.Server(kind, config) as server:
             yield server
+            report_deaths(report, server, "the last case")
+            try:
+                if server.running():
+                    server.stop_well()
+            except (AssertionError, TimeoutError) as wrong:
+                report.record_failure("the server stops when it is told to", str(wrong))
         return
     with Service(kind, config, report.suite) as service:
         if options.nemesis:
@@ -195,8 +210,16 @@ def served(
             )
         else:
             yield service
+        report_deaths(report, service, "the last case")
         if report.failed:
             service.ensemble.keep_logs()
+
+
+def report_deaths(report: lab.Report, server: lab.Server | Service, since: str) -> None:
+    """Counts as failures the servers that ended though nobody ended them. A case that starts what
+    is down would hide them."""
+    for death in server.deaths():
+        report.record_failure(f"no server ends by itself (seen after {since})", death)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
