@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -54,7 +55,7 @@ def main() -> int:
                 [*command, "--nocapture", test],
                 cwd=lab.REPO,
                 env=environment,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 check=False,
@@ -62,7 +63,19 @@ def main() -> int:
             print(done.stderr, end="", flush=True)
             if done.returncode != 0:
                 raise AssertionError(f"{test} failed with {done.returncode}, see above")
+            assert one_passed(done.stdout), (
+                f"cargo did not run the test {test}; its output ends: {done.stdout[-300:]}"
+            )
     return report.close()
+
+
+def one_passed(output: str) -> bool:
+    """Whether a test program says that it ran one test, which passed.
+
+    A name that no test has is not an error: nothing is run, and that passes.
+    """
+    verdicts = re.findall(r"^test result: (.*)$", output, flags=re.MULTILINE)
+    return len(verdicts) == 1 and verdicts[0].startswith("ok. 1 passed; 0 failed; 0 ignored;")
 
 
 if __name__ == "__main__":
