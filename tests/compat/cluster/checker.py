@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import lab
 
+from .client import Ending, Hearing
+
 OK, NO, MAYBE = "done", "refused", "unknown"
 # How much is told of one kind.
 PROBLEMS_MAX = 5
@@ -350,6 +352,20 @@ def _miscounted(watching: Watching, before: Mark, after: Mark, told: int, wanted
     )
 
 
+# --- Sessions -------------------------------------------------------------------------------------
+
+
+def sessions(endings: Iterable[Ending]) -> list[str]:
+    """No session ends before its timeout has passed since its client was surely heard. (That it is
+    gone may be told long after its end, so that not every early end is found.)"""
+    return [
+        f"session {end.session:#x} was told to be gone {end.told - end.heard:.3f} s after its "
+        f"client was surely heard, before its {end.timeout_s:g} s"
+        for end in endings
+        if end.told - end.heard < end.timeout_s
+    ]
+
+
 def raise_if_any(problems: Sequence[str]) -> None:
     shown = [*problems[:PROBLEMS_MAX]]
     if len(problems) > PROBLEMS_MAX:
@@ -434,6 +450,32 @@ def finds_what_is_planted(report: lab.Report) -> None:
         "one-shot, late": (False, "armed 0 0, read 2 1, event 2.1, armed 2.2 1"),
         "one-shot, before the write": (False, "armed 0 0, event 0.5, armed 2 1"),
     }
+
+    def ended(told: float, timeout_s: float, answered: Sequence[tuple[float, float]]) -> list[str]:
+        """What is found in the end of a session that was granted at 0, when its requests were
+        answered like this."""
+        hearing = Hearing(0, timeout_s)
+        for sent, came in answered:
+            hearing.answered(sent, came)
+        return sessions([Ending(7, timeout_s, hearing.surely, told)])
+
+    # A ping each 2 s, and a request each 0.1 s.
+    pings = [(second, second + 0.1) for second in range(2, 21, 2)]
+    busy = [(tenth / 10, tenth / 10 + 0.05) for tenth in range(201)]
+    ended_well: list[tuple[float, float, Sequence[tuple[float, float]]]] = [
+        (6.1, 6, []),
+        # Its server was cut off from 18 s on: the leader may not know of the last pings.
+        (22.1, 6, pings),
+        (26.5, 6, busy),
+    ]
+    ended_badly: dict[str, tuple[float, float, Sequence[tuple[float, float]]]] = {
+        "as soon as it was granted": (5.9, 6, []),
+        "while it was pinged": (20.5, 6, pings),
+        "though others knew of its pings": (21.9, 6, pings),
+        "while it was used": (20.1, 6, busy),
+        "soon after it was used": (22.5, 6, busy),
+        "after half its timeout": (3.1, 6, busy[:2]),
+    }
     with report.case("the checker finds what is planted, and nothing else"):
         assert register(good) == [], register(good)
         assert register([*good, lost]) == []
@@ -443,6 +485,10 @@ def finds_what_is_planted(report: lab.Report) -> None:
             assert watched(*marks) == [], (marks, watched(*marks))
         for what, marks in told_badly.items():
             assert watched(*marks), f"{what} is not found"
+        for what, (told, timeout_s, answered) in ended_badly.items():
+            assert ended(told, timeout_s, answered), f"a session that ended {what} is not found"
+        for told, timeout_s, answered in ended_well:
+            assert ended(told, timeout_s, answered) == [], (told, timeout_s, answered)
         assert counters([op("read", 1, 2, 3, "2")])
         apart, over = Hold("b", 2, 3), Hold("b", 1.5, 3)
         assert not locks([Hold("a", 1, 2), apart]) and locks([Hold("a", 1, 2), over])

@@ -30,6 +30,8 @@ DATA_CHANGED = 3
 HANDSHAKE_SECONDS_MAX = 3.0
 # Between two rounds of attempts to connect.
 RETRY_SECONDS = 0.01
+# What a server's connections hear is noted within this time, for its next word to the leader.
+NOTED_SECONDS = 1.0
 
 
 class Lost(ConnectionError):
@@ -73,6 +75,41 @@ class Stat:
     def of(cls, body: bytes) -> Stat:
         czxid, mzxid, _, mtime, version, _, _, owner = struct.unpack(">qqqqiiiq", body[-68:-16])
         return cls(czxid, mzxid, version, owner, mtime)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A client was told that its session is gone, which it did not end itself."""
+
+    session: int
+    timeout_s: float
+    # When the servers surely heard it last (see `Hearing`), and when it was told.
+    heard: float
+    told: float
+
+
+class Hearing:
+    """When the servers surely heard a session last, as its client knows from their answers.
+
+    A server that is asked for a session answers once the leader has noted it. What it hears later
+    it notes itself, tells the leader several times in a third of the timeout, and answers for at
+    most a third of the timeout beyond what the leader has confirmed. So an answer proves that the
+    leader knows of what was answered longer ago than that, and not that it knows of the same
+    request: a server that was cut off just now does answer. From what the leader knows, or from
+    the beginning of a later one, the session has its full timeout.
+    """
+
+    def __init__(self, asked: float, timeout_s: float) -> None:
+        """`asked`: when the server was asked for the session, which it has granted."""
+        self.surely = asked
+        self._unconfirmed_s = timeout_s / 3 + NOTED_SECONDS
+        self._answered: deque[tuple[float, float]] = deque()
+
+    def answered(self, sent: float, came: float) -> None:
+        """A request that was sent then was answered then. In the order of the answers."""
+        self._answered.append((sent, came))
+        while self._answered[0][1] <= sent - self._unconfirmed_s:
+            self.surely = max(self.surely, self._answered.popleft()[0])
 
 
 class Connection:
@@ -119,6 +156,7 @@ class Connection:
             raise Expired(f"{address[0]} refuses session {session[0]:#x}")
         self.timeout_s = negotiated_ms / 1000
         self.session: SessionKey = (session_id, response[20:36])
+        self.hearing = Hearing(began, self.timeout_s)
         # Whether the server only lets read.
         self.read_only = response[36:] == b"\1"
 
@@ -137,6 +175,7 @@ class Connection:
             xid, zxid, error = struct.unpack(">iqi", frame[:16])
             if xid == raw.PING_XID:
                 self.alive_since = self._pings.popleft()
+                self.hearing.answered(self.alive_since, self.heard)
             elif xid == raw.EVENT_XID:
                 kind, _state, length = struct.unpack(">iii", frame[16:28])
                 path = frame[28 : 28 + length].decode()
@@ -144,6 +183,9 @@ class Connection:
             else:
                 assert xid == next(iter(self._sent), None), f"reply {xid} is out of order"
                 sent = self.alive_since = self._sent.pop(xid)
+                # That the session is gone is no answer to who has it.
+                if error != SESSION_EXPIRED:
+                    self.hearing.answered(sent, self.heard)
                 self.seen = max(self.seen, zxid)
                 return Reply(xid, zxid, error, frame[16:], sent, self.heard)
 
@@ -230,7 +272,11 @@ class Client:
         # How often a connection broke that this side did not end.
         self.broken = 0
         self.sessions = 0
+        # Of its sessions, as it was told.
+        self.endings: list[Ending] = []
         self.connection: Connection | None = None
+        # The last one that was granted.
+        self._granted: Connection | None = None
 
     def connect(self, seconds_max: float) -> Connection:
         """The connection there is, or another one, as soon as a server grants it."""
@@ -244,12 +290,13 @@ class Client:
                 except Lost:
                     self.addresses.append(self.addresses.pop(0))
                 except Expired:
-                    self.session = NEW_SESSION
+                    self._is_gone()
                     raise
             else:
                 if time.monotonic() > deadline:
                     raise Lost(f"no server of {self.addresses} grants a session")
                 time.sleep(self.retry_s)
+        self._granted = self.connection
         if self.session != self.connection.session:
             self.sessions += 1
             self.session = self.connection.session
@@ -266,7 +313,7 @@ class Client:
         """Gives the session up if the reply says that it is gone."""
         if reply.error == SESSION_EXPIRED:
             self.leave()
-            self.session = NEW_SESSION
+            self._is_gone()
             raise Expired(f"xid {reply.xid} is answered by error {reply.error}")
 
     def idle(self, seconds: float) -> None:
@@ -308,6 +355,15 @@ class Client:
         self.leave()
         self.session = NEW_SESSION
         return ended
+
+    def _is_gone(self) -> None:
+        """It was told so. Another session is begun next."""
+        granted = self._granted
+        if granted is not None and granted.session == self.session:
+            timeout_s, heard = granted.timeout_s, granted.hearing.surely
+            ending = Ending(self.session[0], timeout_s, heard, time.monotonic())
+            self.endings.append(ending)
+        self.session = NEW_SESSION
 
     # --- What the suites ask most ---------------------------------------------------------------
 

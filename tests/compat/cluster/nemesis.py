@@ -10,6 +10,7 @@ change. Once a clock was stepped it may stay so, and the faults that follow find
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
 import subprocess
@@ -34,6 +35,7 @@ from .ensemble import (
     QUORUM_PORT,
     SERVE_SECONDS_MAX,
     Ensemble,
+    Member,
 )
 from .names import HostsFile
 from .network import SERVERS, Bridged, Filters
@@ -68,6 +70,13 @@ ANSWERED_SECONDS = 1.0
 SETTLE_SECONDS_MAX = 60
 # Acknowledged operations, and events, for each second of the run, without which it shows nothing.
 LOAD_MIN = 5
+# A fault takes about 5 s with all that belongs to it. As many as fit into a run at this pace are
+# due, in the order in which they are drawn.
+FAULT_SECONDS_MAX = 30
+# In so long a run every kind is.
+WHOLE_ROUND_SECONDS = 15 * 60
+# Of faults that are meant for the leader, as many as are judged together.
+AIMED_ENOUGH = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,8 @@ class Nemesis:
         self.clocks = clocks or {}
         # Servers that are no members now, or have no vote.
         self.away: set[int] = set()
+        # How often a leader was sought, and how often nobody led and any server was taken for it.
+        self.sought = self.guessed = 0
         assert isinstance(ensemble.network, Bridged)
         self.network = ensemble.network
         self.kinds: dict[str, Callable[[Step, random.Random], str]] = {
@@ -174,7 +185,10 @@ class Nemesis:
 
     def _leader(self, drawn: random.Random) -> int:
         """Any one if none leads."""
-        return self.ensemble.leads() or drawn.choice(SERVERS)
+        leader = self.ensemble.leads()
+        self.sought += 1
+        self.guessed += leader is None
+        return leader or drawn.choice(SERVERS)
 
     def _follower(self, drawn: random.Random) -> int:
         leader = self._leader(drawn)
@@ -226,9 +240,8 @@ class Nemesis:
         self._all_serve()
         order = drawn.sample(SERVERS, len(SERVERS))
         for number in order:
-            server = self.ensemble.servers[number]
-            server.stop()
-            server.spawn()
+            stop_in_order(self.ensemble.servers[number])
+            self.ensemble.servers[number].spawn()
             self.ensemble.wait_for(number)
         return f"{order}"
 
@@ -271,7 +284,7 @@ class Nemesis:
             lab.wait_until(lambda: not server.serves(), f"server {number} to serve nobody")
             guest.is_served_by(others)
         if fate == "stopped":
-            server.stop()
+            stop_in_order(server)
         elif fate != "left running":
             server.kill9()
         told = self._two_go_on(step, others, drawn)
@@ -371,7 +384,7 @@ class Nemesis:
         if how == "killed":
             server.kill9()
         else:
-            server.stop()
+            stop_in_order(server)
         address = self.network.move(number)
         # The name may lead to where it was for some time after it was started.
         late = drawn.random() < 0.5
@@ -473,6 +486,12 @@ class Guest:
         assert broken_max is None or broken <= broken_max, f"{broken} connections broke"
 
 
+def stop_in_order(server: Member) -> None:
+    """By SIGTERM, after which it has nothing to complain of."""
+    code = server.stop()
+    assert code == 0, f"server {server.number} ended with {code}; its log: {server.log_tail(3)}"
+
+
 def _without(number: int) -> list[int]:
     return [other for other in SERVERS if other != number]
 
@@ -515,10 +534,10 @@ def run(
     minutes: float,
     seed: int,
 ) -> None:
-    checker.finds_what_is_planted(report)
     if filters is None:
         report.skip("nemesis", why_no_filters)
         return
+    checker.finds_what_is_planted(report)
     for fault, why in filters.missing.items():
         report.skip(f"nemesis: {fault}", why)
     name = f"nemesis of {minutes:g} min, seed {seed}"
@@ -546,7 +565,8 @@ def run(
         failed = report.failed
         with report.case(f"{name}: the ensemble comes back from all faults"):
             trial.run(minutes * 60)
-        for what, judge in trial.judgements().items():
+        due = {"the faults that were due were done": trial.faults_missed}
+        for what, judge in {**trial.judgements(), **due}.items():
             with report.case(f"{name}: {what}"):
                 checker.raise_if_any(judge())
         if report.failed > failed:
@@ -602,6 +622,9 @@ class Trial:
         self.unsettled: list[str] = []
         # Whether all was read at the end.
         self.settled = False
+        self.faults: Counter[str] = Counter()
+        # For how long faults were to be done; zero if they broke off, which was told then.
+        self.faults_seconds = 0.0
 
     def run(self, seconds: float) -> None:
         self.ensemble.start()
@@ -609,7 +632,6 @@ class Trial:
             self.load.prepare(client)
         self.load.start()
         began = time.monotonic()
-        kinds: Counter[str] = Counter()
         failure: Exception | None = None
         try:
             for step in self.nemesis.schedule(self.seed):
@@ -618,31 +640,56 @@ class Trial:
                 at = time.monotonic() - began
                 done = self.nemesis.do(step)
                 print(f"  {at:6.1f} s: {step.kind}: {done}", flush=True)
-                kinds[step.kind] += 1
+                self.faults[step.kind] += 1
                 self._look(step)
         except Exception as error:
             failure = error
-        print(f"  {sum(kinds.values())} faults of {len(kinds)} kinds:")
+        else:
+            self.faults_seconds = seconds
+        print(f"  {self.faults.total()} faults of {len(self.faults)} kinds:")
         for kind in sorted(self.nemesis.kinds):
-            print(f"    {kinds[kind]:3} {kind}")
+            print(f"    {self.faults[kind]:3} {kind}")
+        print(f"  {self.nemesis.sought} leaders sought; {self.nemesis.guessed} times nobody led")
         try:
             self._calm()
         except Exception as error:
             failure = failure or error
         if failure is not None:
             raise failure
-        for count in (self.load.done(), self.load.told()):
-            assert count > LOAD_MIN * seconds, "the load was too light to show anything"
+
+    def faults_missed(self) -> list[str]:
+        """Kinds of faults that should have been done by the end, and those that missed."""
+        if not self.faults_seconds:
+            return []
+        due = Counter(step.kind for step in self._due(self.faults_seconds))
+        missed = [
+            f"{kind}: {self.faults[kind]} times in {self.faults_seconds:.0f} s, not {least}"
+            for kind, least in due.items()
+            if self.faults[kind] < least
+        ]
+        sought, guessed = self.nemesis.sought, self.nemesis.guessed
+        if sought >= AIMED_ENOUGH and guessed > sought / 2:
+            missed.append(f"of {sought} times that a leader was sought, nobody led {guessed} times")
+        return missed
+
+    def _due(self, seconds: float) -> list[Step]:
+        """The first faults of the schedule, and every kind in a run that is long enough."""
+        count = max(1, int(seconds / FAULT_SECONDS_MAX))
+        if seconds >= WHOLE_ROUND_SECONDS:
+            count = max(count, len(self.nemesis.kinds))
+        return list(itertools.islice(self.nemesis.schedule(self.seed), count))
 
     def _calm(self) -> None:
         """Ends all faults and all clients, and reads what there is then."""
         try:
             self.nemesis.heal()
             self.ensemble.wait_for(*SERVERS)
-            self._goes_on()
+            self._all_go_on()
         finally:
             self.load.stop()
-            print(f"  {self.load.figures()}", flush=True)
+            print(f"  {self.load.figures()}")
+            told = ", ".join(f"{count} {what}" for what, count in self.load.work().items())
+            print(f"  {told}", flush=True)
         self._settle()
         self.load.stop_watchers()
         self.settled = True
@@ -662,8 +709,10 @@ class Trial:
             "no watch is missed, and none fires twice": lambda: checker.watches(
                 load.watchings(), ops
             ),
+            "no session ended while its client was heard": lambda: checker.sessions(load.endings()),
         }
         if self.settled:
+            found["each kind of client did enough to show something"] = self._too_light
             found["each item of the queue is taken once"] = lambda: checker.queue(
                 puts, takes, self.standing
             )
@@ -671,6 +720,12 @@ class Trial:
                 lambda: self.unsettled
             )
         return found
+
+    def _too_light(self) -> list[str]:
+        least = LOAD_MIN * self.load.seconds
+        sums = {"acknowledged operations": self.load.done(), "events": self.load.told()}
+        light = [f"{what}: {count}" for what, count in sums.items() if count <= least]
+        return light + self.load.lacking()
 
     def _look(self, step: Step) -> None:
         """The servers run, and serve again, unless the next fault is not to wait for that."""
@@ -689,6 +744,20 @@ class Trial:
         enough = self.load.done() + 10
         what = "clients to be served again"
         lab.wait_until(lambda: self.load.done() >= enough, what, SERVE_SECONDS_MAX, 0.1)
+
+    def _all_go_on(self) -> None:
+        """Each client is served again."""
+        before = self.load.steps()
+
+        def stuck() -> list[str]:
+            return [
+                name for name, steps in self.load.steps().items() if steps <= before.get(name, 0)
+            ]
+
+        try:
+            lab.wait_until(lambda: not stuck(), "each client", SERVE_SECONDS_MAX, 0.1)
+        except TimeoutError:
+            raise AssertionError(f"not served for {SERVE_SECONDS_MAX} s: {stuck()}") from None
 
     def _settle(self) -> None:
         """Reads everything, from every server, once all is quiet."""

@@ -26,6 +26,7 @@ from .client import (
     Address,
     Client,
     Connection,
+    Ending,
     Expired,
     Lost,
     Reply,
@@ -47,6 +48,25 @@ BURST = 8
 LOCK_PATIENCE_SECONDS = 5.0
 # Of addWatch.
 PERSISTENT, RECURSIVE = 0, 1
+# What each kind of client must have done for each second of a run, faults included, or the run
+# shows nothing of what it is for: a tenth or less of what comes of it on a busy machine.
+WORK_MIN = {
+    "writes of registers": 1.0,
+    "reads of registers after sync": 0.5,
+    "reads of registers": 0.5,
+    "additions to counters": 1.0,
+    "writes of the stream": 1.0,
+    "locks held": 0.1,
+    "items put into the queue": 1.0,
+    "items taken out of the queue": 1.0,
+    "transfers": 0.5,
+    "audits": 0.2,
+    "events to persistent watches": 1.0,
+    "events to recursive watches": 1.0,
+    "events to watches that fire once": 1.0,
+    "sessions with ephemerals closed": 0.1,
+    "sessions with ephemerals left to expire": 0.1,
+}
 
 
 class Actor(threading.Thread):
@@ -61,6 +81,8 @@ class Actor(threading.Thread):
         self.client = Client(addresses, SESSION_MS, RETRY_SECONDS)
         self.ops: list[Op] = []
         self.wrong: list[str] = []
+        # Steps that came to their end.
+        self.steps = 0
         self.expired = 0
         self._number = 0
         self._stopped = threading.Event()
@@ -69,6 +91,7 @@ class Actor(threading.Thread):
         while not self._stopped.is_set():
             try:
                 self.step()
+                self.steps += 1
                 self.rest()
             except Lost:
                 pass
@@ -88,6 +111,10 @@ class Actor(threading.Thread):
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def endings(self) -> list[Ending]:
+        """Sessions that it was told are gone."""
+        return self.client.endings
 
     def unique(self) -> str:
         self._number += 1
@@ -429,6 +456,8 @@ class Ephemerals(Actor):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.abandoned: list[str] = []
+        # Ephemerals that were there, and whose sessions were closed, or left to expire.
+        self.closed = self.left = 0
         self._other = Client(self.client.addresses, SESSION_MS, RETRY_SECONDS)
 
     def step(self) -> None:
@@ -439,6 +468,7 @@ class Ephemerals(Actor):
             reply = self.client.create(path, b"", raw.EPHEMERAL)
             session = self.client.session
             assert reply.error == 0, f"create {path}: {reply.error}"
+            self.left += 1
             for _ in range(self.random.randint(1, 20)):
                 self.client.idle(0.05)
                 if self.client.get(path) is None:
@@ -450,6 +480,8 @@ class Ephemerals(Actor):
             if self.random.random() < 0.5 and self.client.end():
                 self._other.sync()
                 assert self._other.get(path) is None, f"{path} outlived its session"
+                self.left -= 1
+                self.closed += 1
                 return
         finally:
             # It may not be asked again for longer than its session lives, and does not ping.
@@ -460,6 +492,9 @@ class Ephemerals(Actor):
 
     def rest(self) -> None:
         time.sleep(self.random.uniform(*self.pace))
+
+    def endings(self) -> list[Ending]:
+        return [*super().endings(), *self._other.endings]
 
 
 def balance(value: str) -> int:
@@ -472,6 +507,9 @@ class Workload:
     def __init__(self, places: Callable[[int], list[Address]], seed: int) -> None:
         self._places = places
         self._seed = seed
+        # How long the clients worked, once they are stopped.
+        self.seconds = 0.0
+        self._began = 0.0
         self.actors: list[Actor] = []
         self.registers = self._some(Registers, 3)
         self.counters = self._some(Counters, 2)
@@ -503,10 +541,12 @@ class Workload:
             assert reply.error == 0, f"create {path}: {reply.error}"
 
     def start(self) -> None:
+        self._began = time.monotonic()
         for actor in self.actors:
             actor.start()
 
     def stop(self) -> None:
+        self.seconds = time.monotonic() - self._began
         for actor in self.actors:
             if not isinstance(actor, Watcher):
                 actor.stop()
@@ -541,6 +581,55 @@ class Workload:
     def done(self) -> int:
         """Operations that were acknowledged."""
         return sum(op.outcome == OK for op in self.ops())
+
+    def steps(self) -> dict[str, int]:
+        """How far each client has come, of those that saw nothing wrong yet."""
+        return {actor.name: actor.steps for actor in self.actors if actor.is_alive()}
+
+    def endings(self) -> list[Ending]:
+        return [ending for actor in self.actors for ending in actor.endings()]
+
+    def work(self) -> dict[str, int]:
+        """How often each kind of client did what it is for."""
+
+        def done(actors: Sequence[Actor], *kinds: str) -> int:
+            ops = (op for actor in actors for op in actor.ops)
+            return sum(op.outcome == OK and op.kind in kinds for op in ops)
+
+        def events(mode: int | None) -> int:
+            mine = (watcher for watcher in self.watchers if watcher.mode == mode)
+            return sum(watching.events() for watcher in mine for watching in watcher.watchings)
+
+        puts = (put for producer in self.producers for put in producer.puts)
+        takes = (take for consumer in self.consumers for take in consumer.takes)
+        return {
+            "writes of registers": done(self.registers, "write", "cas"),
+            "reads of registers after sync": done(self.registers, "read"),
+            "reads of registers": done(self.registers, "look"),
+            "additions to counters": done(self.counters, "cas"),
+            "writes of the stream": done(self.streams, "write"),
+            "locks held": sum(len(lock.holds) for lock in self.locks),
+            "items put into the queue": sum(put.outcome == OK for put in puts),
+            "items taken out of the queue": sum(take.outcome == OK for take in takes),
+            # Each changes two accounts.
+            "transfers": done(self.transfers, "cas") // 2,
+            "audits": sum(auditor.steps for auditor in self.auditors),
+            "events to persistent watches": events(PERSISTENT),
+            "events to recursive watches": events(RECURSIVE),
+            "events to watches that fire once": events(None),
+            "sessions with ephemerals closed": sum(e.closed for e in self.ephemerals),
+            "sessions with ephemerals left to expire": sum(e.left for e in self.ephemerals),
+        }
+
+    def lacking(self) -> list[str]:
+        """Of what there was too little to show anything, in the time that the clients worked."""
+        work = self.work()
+        assert work.keys() == WORK_MIN.keys()
+        return [
+            f"{what}: {work[what]} in {self.seconds:.0f} s, not {least}"
+            for what, rate in WORK_MIN.items()
+            if work[what] < (least := max(1, int(rate * self.seconds)))
+        ]
 
     def figures(self) -> str:
         ops = self.ops()
