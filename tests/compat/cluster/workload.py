@@ -63,7 +63,7 @@ WORK_MIN = {
     "audits": 0.2,
     "events to persistent watches": 1.0,
     "events to recursive watches": 1.0,
-    "events to watches that fire once": 1.0,
+    "events to watches that fire once": 0.5,
     "sessions with ephemerals closed": 0.1,
     "sessions with ephemerals left to expire": 0.1,
 }
