@@ -183,7 +183,7 @@ class Connection:
             else:
                 assert xid == next(iter(self._sent), None), f"reply {xid} is out of order"
                 sent = self.alive_since = self._sent.pop(xid)
-                # That the session is gone is no answer to who has it.
+                # That the session is gone does not prove that it was heard.
                 if error != SESSION_EXPIRED:
                     self.hearing.answered(sent, self.heard)
                 self.seen = max(self.seen, zxid)
