@@ -29,6 +29,7 @@ DEPLOY = lab.REPO / "deploy"
 MANIFEST = DEPLOY / "kubernetes" / "zkraft.yaml"
 FLINK = DEPLOY / "flink" / "config.yaml"
 DOCKERFILE = DEPLOY / "Dockerfile"
+CARGO_TOML = lab.REPO / "Cargo.toml"
 NAMESPACE = "prod"
 # What a server that is told to stop takes at most.
 STOP_SECONDS_MAX = 15
@@ -147,15 +148,17 @@ class Manifest:
 
     def check_names(self) -> None:
         labels = self.stateful_set["template"]["metadata"]["labels"]
+        apart = self.pod["affinity"]["podAntiAffinity"]
+        (node,) = apart["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert node["topologyKey"] == "kubernetes.io/hostname", "a node takes a majority with it"
         selectors = [
             self.stateful_set["selector"]["matchLabels"],
             self.only("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
             *[service["spec"]["selector"] for service in self.of_kind("Service")],
+            node["labelSelector"]["matchLabels"],
             *[
                 term["podAffinityTerm"]["labelSelector"]["matchLabels"]
-                for term in self.pod["affinity"]["podAntiAffinity"][
-                    "preferredDuringSchedulingIgnoredDuringExecution"
-                ]
+                for term in apart["preferredDuringSchedulingIgnoredDuringExecution"]
             ],
         ]
         for selector in selectors:
@@ -296,6 +299,16 @@ def _stop_seconds_max() -> float:
 def check_image(manifest: Manifest) -> None:
     lines = DOCKERFILE.read_text(encoding="utf-8").splitlines()
     said = dict(line.split(" ", 1) for line in lines if re.match(r"[A-Z]+ ", line))
+    # Two stages of the same Debian, whose C library the binary is linked with; no compiler in the
+    # second.
+    stages = [line.removeprefix("FROM ") for line in lines if line.startswith("FROM ")]
+    assert re.fullmatch(r"rust:[\d.]+-slim-bookworm AS build", stages[0]), stages
+    assert stages[1:] == ["debian:bookworm-slim"], stages
+    copied = [line for line in lines if line.startswith("COPY --from=")]
+    assert copied == ["COPY --from=build /src/target/release/zkraft /usr/local/bin/zkraft"], copied
+    # The one that the sources need.
+    rust = re.search(r'^rust-version = "([\d.]+)"', CARGO_TOML.read_text("utf-8"), re.M)
+    assert rust and stages[0].startswith(f"rust:{rust[1]}-"), (rust, stages[0])
     context = manifest.pod["securityContext"]
     assert said["USER"] == f"{context['runAsUser']}:{context['runAsGroup']}"
     assert said["STOPSIGNAL"] == "SIGTERM"
