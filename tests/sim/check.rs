@@ -30,7 +30,7 @@
 //! | 20 events before replies | [`watches`] | `EventAfterReply`, `DropEvent` |
 //! | 21 watches fire once | [`watches`] | `RepeatEvent`, `ForgetMissed`, `ForgetRearmed` |
 //! | 22 done once, and not lost | [`replies`], [`recipes`] | `NoOriginCheck`; if lost, those of 8 |
-//! | 23 reads after a sync | [`replies`] | `StaleReads` |
+//! | 23 reads after a sync | [`replies`] | `StaleReads`, `StaleSyncs` |
 //! | 24 no end too early | [`sessions`] | `NoGrace`, `FastClock`, `DeafPause`, `ForgetHeard` |
 //! | 24 none too late | [`sessions`] | `NeverEnd` |
 //! | 24 no service behind it | [`sessions`] | `ForgedTouched` |

@@ -265,7 +265,10 @@ fn fresh_seeds() {
     // on lost disks.
     let few = BEYOND_REPAIR_FEW + (all.cluster_hours() * BEYOND_REPAIR_PER_HOUR) as u64;
     let count = all.beyond_repair;
-    assert!(count <= few, "{count} runs ended beyond repair, and not {few}");
+    assert!(
+        count <= few,
+        "{count} runs ended beyond repair, and not {few}"
+    );
 }
 
 /// One seed, `SIM_SEED`, with every event printed; with the sabotage named by `SIM_SABOTAGE`.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
+use raft::eraftpb::{Message, MessageType};
 use zkraft::engine::{PeerMessage, SnapshotMeta};
 use zkraft::machine::{Machine, RestoreError};
 use zkraft::proto::log::{Batch, LogEntry, Membership};
@@ -66,6 +67,8 @@ pub enum Sabotage {
     ForgetHeard,
     /// Reads do not wait for what was answered before them, as they are said to do.
     StaleReads,
+    /// A sync is answered before the leader was asked.
+    StaleSyncs,
     /// A start takes rot in the log for a torn tail.
     CutRot,
     /// A bit of one server's state changes by itself, which the server must notice.
@@ -137,6 +140,7 @@ pub const ALL: &[(Sabotage, &[Group])] = &[
     (Sabotage::ForgedTouched, &[Group::Sessions]),
     (Sabotage::ForgetHeard, &[Group::Sessions]),
     (Sabotage::StaleReads, &[Group::Replies]),
+    (Sabotage::StaleSyncs, &[Group::Replies]),
     (Sabotage::CutRot, &[Group::Log]),
     (Sabotage::FlipBit, &[Group::Alarm]),
     (Sabotage::FlipBitUntold, &[Group::State]),
@@ -230,6 +234,10 @@ impl Sabotage {
             Self::StaleReads => {
                 params.servers = 3;
                 params.linearizable_reads = true;
+            }
+            Self::StaleSyncs => {
+                params.servers = 3;
+                params.linearizable_reads = false;
             }
             Self::FlipBit | Self::FlipBitUntold => {
                 params.servers = 3;
@@ -415,6 +423,13 @@ impl Sabotage {
                 let (number, commit) = (touch.number, 0);
                 Some(PeerMessage::Touched(Touched { number, commit }))
             }
+            (Self::StaleSyncs, PeerMessage::Raft(asked)) if is_for_sync(asked) => {
+                let mut answer = asked.clone();
+                answer.set_msg_type(MessageType::MsgReadIndexResp);
+                (answer.from, answer.to) = (asked.to, asked.from);
+                answer.index = 0;
+                Some(PeerMessage::Raft(answer))
+            }
             _ => None,
         }
     }
@@ -544,4 +559,12 @@ fn is_reply(frame: &Bytes) -> bool {
 
 fn zxid(frame: &Bytes) -> i64 {
     i64::from_be_bytes(*frame[4..].first_chunk().expect("a reply has a header"))
+}
+
+/// Whether somebody asks for the index that a `sync` has to wait for. The first byte of a round says
+/// what it is for (`engine::barrier`).
+fn is_for_sync(message: &Message) -> bool {
+    const SYNC: u8 = 1;
+    let purpose = message.entries.first().and_then(|entry| entry.data.first());
+    message.get_msg_type() == MessageType::MsgReadIndex && purpose == Some(&SYNC)
 }
