@@ -60,8 +60,8 @@ struct Run {
     tail: Vec<String>,
 }
 
-/// Of runs that end because more disks were lost than a membership can bear there were 5 in some 280
-/// hours of clusters.
+/// Of runs that end because more disks were lost than a membership can bear there were 5 in some
+/// 280 hours of clusters.
 const BEYOND_REPAIR_PER_HOUR: f64 = 0.1;
 const BEYOND_REPAIR_FEW: u64 = 2;
 

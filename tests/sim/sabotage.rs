@@ -561,8 +561,8 @@ fn zxid(frame: &Bytes) -> i64 {
     i64::from_be_bytes(*frame[4..].first_chunk().expect("a reply has a header"))
 }
 
-/// Whether somebody asks for the index that a `sync` has to wait for. The first byte of a round says
-/// what it is for (`engine::barrier`).
+/// Whether somebody asks for the index that a `sync` has to wait for. The first byte of a round
+/// says what it is for (`engine::barrier`).
 fn is_for_sync(message: &Message) -> bool {
     const SYNC: u8 = 1;
     let purpose = message.entries.first().and_then(|entry| entry.data.first());
