@@ -97,16 +97,19 @@ impl World {
         let have_others = others.all(|other| has_enough(&self.checks.logs[other]))
             // Those who have applied it let in no other disk anyway.
             || self.sabotage == Sabotage::AdmitEmpty;
-        // Nor, there, does who is no member any more: it was a founder all the same.
+        // Nor does who is no member any more: it was a founder all the same, and an empty server
+        // goes by the lines that it was founded with.
         let founders = self.params.membership().voters;
         let is_empty = |id: &&u64| {
             let founder = **id as usize - 1;
             founder == server || self.checks.logs[founder].durable() == 0
         };
         let empty = founders.iter().filter(is_empty).count();
-        let may_found = self.params.founding.by_majority
-            && founders.contains(&id)
-            && empty > founders.len() / 2;
+        let are_enough = match self.params.founding.by_majority {
+            true => empty > founders.len() / 2,
+            false => empty == founders.len(),
+        };
+        let may_found = founders.contains(&id) && are_enough;
         is_quiet
             && is_told_of_others
             && have_others
