@@ -106,6 +106,10 @@ fn s94_a_server_without_a_quorum_only_lets_read_who_asked_for_that() {
         (op::MULTI, Multi::new().check("/kept", -1).into_body()),
     ];
     for (operation, body) in refusals {
+        // The baseline says what it says of unknown opcodes (s14), and closes; §9.5 does not.
+        if operation == op::CHECK && left.is_zookeeper() && !left.is_zookeeper_38() {
+            continue;
+        }
         let reply = reader.call(operation, body);
         assert_eq!(reply.done(), Err(code::NOT_READ_ONLY), "{operation}");
         assert_eq!(reply.zxid, zxid, "of what is here");
