@@ -51,7 +51,8 @@
 //! 1795789007289 (aimed, long): who is being sent a large state need not serve yet; 1795804746492
 //! (long): a learner whose disk has rot may be given one of two votes, which is beyond repair.
 //! 1795816937065 (aimed, long): a removed founder that is empty, and the last other one once it is
-//! wiped, found another cluster as they are configured to.
+//! wiped, found another cluster as they are configured to; 1795818866386 (long): the disk of a
+//! learner has rot and keeps it from the vote that it should get, for which its operator waited.
 //!
 //! Of the checker are 1795719092041 (aimed, long): a client may be silent while it waits for an
 //! answer;
@@ -165,6 +166,7 @@ pub const LONG: &[(u64, bool)] = &[
     (1795776661092, false),
     (1795789902287, true),
     (1795816937065, true),
+    (1795818866386, false),
     (1795789007289, true),
     (1795787435315, true),
     (1795804746492, false),

@@ -57,6 +57,12 @@ impl Members {
         sets.into_iter().flatten().copied().collect()
     }
 
+    /// Whether a server has a vote, or had one a moment ago.
+    pub fn has_say(&self, id: u64) -> bool {
+        let sets = [&self.voters, &self.outgoing, &self.next];
+        sets.into_iter().any(|set| set.contains(&id))
+    }
+
     /// Whether those are enough to decide something.
     pub fn is_majority(&self, has: impl Fn(u64) -> bool) -> bool {
         let most = |ids: &BTreeSet<u64>| 2 * ids.iter().filter(|id| has(**id)).count() > ids.len();

@@ -120,9 +120,13 @@ impl World {
 
     /// The disk of a server is lost, if the others can do without it.
     pub(super) fn wipe(&mut self, server: usize) {
-        if !self.may_lose_disk(server) {
-            return;
+        if self.may_lose_disk(server) {
+            self.replace_disk(server);
         }
+    }
+
+    /// An empty disk takes the place of a server's.
+    pub(super) fn replace_disk(&mut self, server: usize) {
         note!(self, "{server}: the disk is lost");
         self.stats.wipes += 1;
         self.stop(server, "the disk is lost", true);
