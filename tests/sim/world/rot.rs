@@ -150,8 +150,8 @@ impl World {
         if !is_rotten || (self.healed && self.hosts[server].process.is_some()) {
             return;
         }
-        // Without it the ensemble may not become what it should be, so that nobody waits for that if
-        // it has no vote.
+        // Without it the ensemble may not become what it should be, so that nobody waits for that
+        // if it has no vote.
         let id = u64::from(self.hosts[server].id);
         match self.healed && !self.checks.members.present().has_say(id) {
             true => self.replace_disk(server),
