@@ -52,7 +52,9 @@
 //! (long): a learner whose disk has rot may be given one of two votes, which is beyond repair.
 //! 1795816937065 (aimed, long): a removed founder that is empty, and the last other one once it is
 //! wiped, found another cluster as they are configured to; 1795818866386 (long): the disk of a
-//! learner has rot and keeps it from the vote that it should get, for which its operator waited.
+//! learner has rot and keeps it from the vote that it should get, for which its operator waited;
+//! 1795819765396 (long): a snapshot that a server was sent rots and is offered again, which is no
+//! start.
 //!
 //! Of the checker are 1795719092041 (aimed, long): a client may be silent while it waits for an
 //! answer;
@@ -167,6 +169,7 @@ pub const LONG: &[(u64, bool)] = &[
     (1795789902287, true),
     (1795816937065, true),
     (1795818866386, false),
+    (1795819765396, false),
     (1795789007289, true),
     (1795787435315, true),
     (1795804746492, false),

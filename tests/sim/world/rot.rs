@@ -80,8 +80,12 @@ impl World {
 
     pub(super) fn rots(&mut self, server: usize) {
         let host = &self.hosts[server];
-        // What is written goes on: a segment that is being made has no proof yet.
-        let is_idle = |process: &Process| process.written.is_none() && !process.suspect;
+        // What is written goes on: a segment that is being made has no proof yet. Rot shows at a
+        // start alone, and a snapshot that was just sent may be loaded before.
+        let is_idle = |process: &Process| {
+            let is_still = process.written.is_none() && !process.suspect;
+            is_still && !process.desk.remembers(self.now_us)
+        };
         let is_well = host.process.as_ref().is_some_and(is_idle)
             && host.disk_trouble_until_us <= self.now_us
             && !host.power_fails

@@ -48,6 +48,12 @@ impl Desk {
     pub(super) fn is_receiving(&self) -> bool {
         self.partial.is_some()
     }
+
+    /// Whether a snapshot is remembered: it is loaded once more if it is offered again.
+    pub(super) fn remembers(&self, now_us: u64) -> bool {
+        let stored = self.stored.as_ref();
+        stored.is_some_and(|(_, at_us)| now_us < at_us + REMEMBER_US)
+    }
 }
 
 /// What makes two offers the same.
