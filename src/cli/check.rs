@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::config::keys::{Key, TABLE, Treatment, find};
+use crate::config::keys::{Key, TABLE, Treatment, find, known_as};
 use crate::config::{Config, Invalid, Loaded, Member, Setting, Verdict};
 use crate::net::peer::Secret;
 
@@ -142,9 +142,4 @@ fn origin(settings: &[Setting], name: &str) -> String {
     setting.map_or("default".to_owned(), |setting| {
         setting.given.origin.to_string()
     })
-}
-
-/// The name of a key without the prefix of system properties.
-fn known_as(key: &str) -> &str {
-    key.strip_prefix("zookeeper.").unwrap_or(key)
 }

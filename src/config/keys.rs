@@ -64,6 +64,11 @@ pub fn find(name: &str) -> Option<&'static Key> {
     })
 }
 
+/// The name of a key without the prefix of system properties, which a file may do without.
+pub fn known_as(key: &str) -> &str {
+    key.strip_prefix("zookeeper.").unwrap_or(key)
+}
+
 /// More wrong letters than these are another word.
 const SLIPS_MAX: usize = 2;
 

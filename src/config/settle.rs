@@ -274,11 +274,7 @@ struct Settling {
 impl Settling {
     fn keep_last_of_duplicates(&mut self, given: Vec<Given>) {
         for given in given {
-            let name = given
-                .key
-                .strip_prefix("zookeeper.")
-                .unwrap_or(&given.key)
-                .to_owned();
+            let name = keys::known_as(&given.key).to_owned();
             let later = given.origin.clone();
             let setting = Setting {
                 given,
@@ -533,7 +529,7 @@ impl Settling {
                 .push(format!("no effect here: {}", meaningless.join(", ")));
         }
         let unknown = self.names_of(Verdict::Unknown).into_iter().map(|name| {
-            match keys::nearest(name.strip_prefix("zookeeper.").unwrap_or(&name)) {
+            match keys::nearest(keys::known_as(&name)) {
                 Some(known) => format!("{name} (did you mean {known}?)"),
                 None => name,
             }

@@ -31,16 +31,20 @@ impl World {
         server < voters && server + self.params.founding.late >= voters
     }
 
+    /// Whether so many of the founders are enough.
+    fn may_found(&self, count: usize, founders: usize) -> bool {
+        match self.params.founding.by_majority {
+            true => count > founders / 2,
+            false => count == founders,
+        }
+    }
+
     /// Who leads has founded the ensemble with all that it needed.
     pub(super) fn check_founders(&self) -> Verdict {
         let founders = self.params.membership().voters;
         let is_there = |id: &&u64| self.hosts[**id as usize - 1].boot > 0;
         let there = founders.iter().filter(is_there).count();
-        let are_enough = match self.params.founding.by_majority {
-            true => there > founders.len() / 2,
-            false => there == founders.len(),
-        };
-        match are_enough {
+        match self.may_found(there, founders.len()) {
             true => Ok(()),
             false => {
                 let what = format!("D12: {there} servers of {founders:?} begin without the others");
@@ -105,11 +109,7 @@ impl World {
             founder == server || self.checks.logs[founder].durable() == 0
         };
         let empty = founders.iter().filter(is_empty).count();
-        let are_enough = match self.params.founding.by_majority {
-            true => empty > founders.len() / 2,
-            false => empty == founders.len(),
-        };
-        let may_found = founders.contains(&id) && are_enough;
+        let may_found = founders.contains(&id) && self.may_found(empty, founders.len());
         is_quiet
             && is_told_of_others
             && have_others
