@@ -130,9 +130,9 @@ impl MemLog {
         }
     }
 
-    /// The snapshot of this entry is not there any more.
-    pub fn lose_snapshot(&mut self, index: u64) {
-        self.snapshot = self.snapshot.take().filter(|mark| mark.index != index);
+    /// The snapshot of this entry is not there any more. Returns whether it was the newest.
+    pub fn lose_snapshot(&mut self, index: u64) -> bool {
+        self.snapshot.take_if(|mark| mark.index == index).is_some()
     }
 
     /// Whether somebody needs a newer snapshot than there is; asked once.
@@ -391,10 +391,10 @@ mod tests {
         assert_eq!(offered(&log, 2), None, "entry 3 is gone");
         log.set_snapshot(mark(3, &[1, 2, 3]));
         assert_eq!(offered(&log, 3), Some(3));
-        log.lose_snapshot(2);
+        assert!(!log.lose_snapshot(2));
         assert_eq!(offered(&log, 3), Some(3));
         assert!(!log.take_snapshot_wanted());
-        log.lose_snapshot(3);
+        assert!(log.lose_snapshot(3));
         assert_eq!(offered(&log, 3), None);
         assert!(log.take_snapshot_wanted());
         log.set_snapshot(mark(3, &[1, 2, 3]));

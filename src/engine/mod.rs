@@ -299,6 +299,8 @@ pub enum Event {
     SnapshotSent { to: u64, ok: bool },
     /// The snapshot of this entry cannot be read, and so not be sent to anyone.
     SnapshotUnreadable { index: u64 },
+    /// The snapshot of this entry was no good and is removed.
+    SnapshotDiscarded { index: u64 },
     /// This server will stop soon: if it leads, another server is to lead instead.
     HandOver,
     /// A snapshot that another server sent is durable here, and this is its state.
@@ -477,6 +479,7 @@ impl Engine {
         let applied = machine.applied();
         let base = (applied.index, applied.term);
         let is_new = base.0 == 0 && entries.is_empty() && hard_state == Default::default();
+        let snapshot_due = snapshot_due || recover::lacks_snapshot(base.1, &entries);
         let log = MemLog::new(&hard_state, &membership, base, entries, options.log_kept);
         let id = u64::from(origin.server);
         let replica = Replica::new(id, log, applied.index, is_new, &logger)
@@ -601,7 +604,13 @@ impl Engine {
             }
             Event::PeerLost(id) => self.peer_lost(id),
             Event::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
-            Event::SnapshotUnreadable { index } => self.replica.lost_snapshot(index),
+            Event::SnapshotUnreadable { index } => {
+                self.replica.lost_snapshot(index);
+            }
+            Event::SnapshotDiscarded { index } => {
+                // The next start needs one where this log begins.
+                self.snapshot.due |= self.replica.lost_snapshot(index);
+            }
             Event::HandOver => self.hand_over(),
             Event::SnapshotReceived(received) => {
                 let newest = self.received.as_ref().map_or(0, |newest| newest.0.index);

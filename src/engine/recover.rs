@@ -260,6 +260,17 @@ impl Survivor {
     }
 }
 
+/// Whether a log goes on in a cluster of its own without the snapshot that must follow: its entries
+/// come after one of this term.
+pub(super) fn lacks_snapshot(base_term: u64, entries: &[LogEntry]) -> bool {
+    let terms = || entries.iter().map(|entry| entry.term);
+    // Elections never take that many at once.
+    std::iter::once(base_term)
+        .chain(terms())
+        .zip(terms())
+        .any(|(before, after)| after >= before + TERMS)
+}
+
 /// Nobody is there to be told.
 struct NoOne;
 

@@ -1036,6 +1036,21 @@ fn a_snapshot_that_is_due_is_asked_for_once() {
     assert_eq!(bench.turn(), None);
 }
 
+#[test]
+fn a_snapshot_takes_the_place_of_one_that_was_discarded() {
+    let (mut bench, _) = Bench::start(Options::default(), true);
+    let index = bench.shared.state.read().machine.applied().index;
+    let mut tell = |event, snapshots| {
+        bench.engine.handle(event, 0, &mut Outputs::default());
+        bench.turn();
+        assert_eq!(bench.snapshots, snapshots);
+    };
+    tell(Event::SnapshotTaken { index, bytes: 1 }, 1);
+    // One that was offered in vain.
+    tell(Event::SnapshotDiscarded { index: index + 1 }, 1);
+    tell(Event::SnapshotDiscarded { index }, 2);
+}
+
 /// Creates a number of znodes, each with a snapshot written at once if one is asked for. Returns
 /// how many were created before each snapshot.
 fn writes_before_snapshots(bench: &mut Bench, writes: usize) -> Vec<usize> {

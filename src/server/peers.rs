@@ -188,10 +188,14 @@ impl Host for Local {
             | Fault::RejectedSnapshot { .. }
             | Fault::NewerImage { .. },
         ) = loaded
-            && let Err(fault) = self.log.discard_snapshot(index, term)
         {
-            let reason = fault.survived();
-            tracing::warn!(reason, "a snapshot that is no good stays on the disk");
+            match self.log.discard_snapshot(index, term) {
+                Ok(()) => self.doorbell.event(Event::SnapshotDiscarded { index }),
+                Err(fault) => {
+                    let reason = fault.survived();
+                    tracing::warn!(reason, "a snapshot that is no good stays on the disk");
+                }
+            }
         }
         let machine = loaded?;
         // Older ones go only for one that is good.
@@ -339,7 +343,8 @@ mod tests {
         let config = StorageConfig::new(dir.path(), 1);
         let (_, storage) = Storage::open(config, load).unwrap();
         let log = storage.start(|_, _| {}, |fault| panic!("{fault}")).unwrap();
-        let local = Local::new(engine(1).shared(), Arc::default(), log);
+        let doorbell = Arc::<Doorbell>::default();
+        let local = Local::new(engine(1).shared(), doorbell.clone(), log);
         let receive = |index, format| {
             let (chunks, digest) = image(format);
             let meta = SnapshotMeta {
@@ -364,6 +369,11 @@ mod tests {
 
         receive(7, 1).unwrap();
         assert!(is_there(7));
+        let events = doorbell.events();
+        assert!(
+            matches!(events[..], [Event::SnapshotReceived(_)]),
+            "{events:?}"
+        );
         let newer = receive(8, 1_000).unwrap_err().to_string();
         let expected = "holds a state of format 1000, which this zkraft does not know; start the \
                         newer zkraft that wrote it";
@@ -372,6 +382,15 @@ mod tests {
         let is_rejected = matches!(rejected, Fault::RejectedSnapshot { .. });
         assert!(is_rejected, "{rejected}");
         assert!(!is_there(8) && !is_there(9));
+        // What goes may be the one that there was, sent again.
+        let events = doorbell.events();
+        let [
+            Event::SnapshotDiscarded { index: 8 },
+            Event::SnapshotDiscarded { index: 9 },
+        ] = events[..]
+        else {
+            panic!("{events:?}");
+        };
 
         // One that cannot be opened may be as good as any.
         symlink("nowhere", path(10)).unwrap();

@@ -546,19 +546,23 @@ class Server:
     def close(self) -> None:
         """Ends the process if it runs and removes what this object created.
 
-        Raises if zkraft does not stop as it must, unless an error is under way already.
+        Raises if zkraft does not stop as it must, or ended otherwise than told before, unless an
+        error is under way already.
         """
         self._close(is_judged=sys.exc_info()[1] is None)
 
     def _close(self, is_judged: bool) -> None:
+        is_judged = is_judged and self.kind == "zkraft"
         try:
-            if not self.running():
-                return
-            if is_judged and self.kind == "zkraft":
-                self.stop_well()
-            else:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.stop()
+            if self.running():
+                if is_judged:
+                    self.stop_well()
+                else:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self.stop()
+            if is_judged:
+                deaths = self.deaths()
+                assert not deaths, f"a server {deaths[0]}"
         finally:
             if "LAB_KEEP" not in os.environ:
                 shutil.rmtree(self.home, ignore_errors=True)

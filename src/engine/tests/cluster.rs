@@ -1960,6 +1960,9 @@ fn a_survivor_becomes_a_cluster_of_its_own_with_all_that_it_has() {
     alone.pass(500);
     assert_eq!(alone.members(), (vec![survivor], vec![]));
     assert!(alone.shared(survivor).is_serving());
+    // The one that should have followed at once is made up for.
+    let taken: Vec<u64> = alone.snapshots.keys().map(|(server, _)| *server).collect();
+    assert_eq!(taken, [survivor]);
     assert!(alone.has(survivor, "/acknowledged") && alone.has(survivor, "/only-here"));
     assert!(alone.knows(survivor, given.session));
     {

@@ -112,8 +112,9 @@ class Member(lab.Server):
 
 class Ensemble:
     """Three servers, and observers if they have numbers of their own in the network. As a context
-    manager it ends them; after an error their logs are kept. `dynamic`: their lines are in a file
-    that `dynamicConfigFile` names."""
+    manager it ends them, and raises if one of zkraft ended otherwise than told before; after an
+    error their logs are kept. `dynamic`: their lines are in a file that `dynamicConfigFile`
+    names."""
 
     def __init__(
         self,
@@ -141,13 +142,19 @@ class Ensemble:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, lab.Skipped):
+        deaths = self.deaths() if self.kind == "zkraft" else []
+        if isinstance(error, Exception) and not isinstance(error, lab.Skipped) or deaths:
             self.keep_logs()
         for server in self.servers.values():
             # Stopped together, not one after the other: nobody is to take over any more.
             if server.running():
                 server.kill9()
             server.close()
+        assert error is not None or not deaths, deaths[0]
+
+    def deaths(self) -> list[str]:
+        """What those of `lab.Server` are, of all."""
+        return [f"server {n} {death}" for n, s in self.servers.items() for death in s.deaths()]
 
     def start(self) -> None:
         """Starts those that do not run, and waits until all serve."""

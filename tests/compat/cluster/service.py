@@ -96,8 +96,7 @@ class Service:
 
     def deaths(self) -> list[str]:
         """What those of `lab.Server` are, of all three."""
-        servers = self.ensemble.servers.items()
-        return [f"server {number} {death}" for number, s in servers for death in s.deaths()]
+        return self.ensemble.deaths()
 
     def log_tail(self, lines: int = 15) -> str:
         tails = (server.log_tail(lines) for server in self.ensemble.servers.values())
