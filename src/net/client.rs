@@ -215,8 +215,7 @@ impl Client<'_> {
         }
     }
 
-    /// The answer to a four-letter word, `None` if these bytes are not one; empty if it takes too
-    /// long.
+    /// The answer to a four-letter word, `None` if these bytes are not one.
     async fn answer_word(&self, word: [u8; 4], argument: &[u8]) -> Option<Vec<u8>> {
         let words = &self.context.words;
         if !words.may_block(word) {
@@ -224,14 +223,14 @@ impl Client<'_> {
         }
         let (words, argument) = (words.clone(), argument.to_vec());
         let answer = tokio::task::spawn_blocking(move || words.answer(word, &argument));
-        let answer = Box::pin(timeout(WORD_PATIENCE, answer)).await;
-        Some(
-            answer
-                .ok()
-                .and_then(Result::ok)
-                .flatten()
-                .unwrap_or_default(),
-        )
+        let answer = match Box::pin(timeout(WORD_PATIENCE, answer)).await {
+            Ok(answer) => answer.ok().flatten().unwrap_or_default(),
+            Err(_) => {
+                let seconds = WORD_PATIENCE.as_secs();
+                format!("The disk has not answered for {seconds} s.\n").into_bytes()
+            }
+        };
+        Some(answer)
     }
 
     /// Reads what is there. False: the client has ended the connection.
