@@ -48,7 +48,8 @@
 //! minute): a task that had to send first read nothing, and tried again for ever; 1795787435315 and
 //! 1795789902287 (both aimed, long): where a majority founds, a wiped founder and one that had lost
 //! its power before it had anything may found another cluster, which is not to be played;
-//! 1795789007289 (aimed, long): who is being sent a large state need not serve yet; 1795804746492
+//! 1795789007289 (aimed, long): who is being sent a large state need not serve yet, and
+//! 1795824821398 (long) nor need those who miss a majority without it; 1795804746492
 //! (long): a learner whose disk has rot may be given one of two votes, which is beyond repair.
 //! 1795816937065 (aimed, long): a removed founder that is empty, and the last other one once it is
 //! wiped, found another cluster as they are configured to; 1795818866386 (long): the disk of a
@@ -173,4 +174,5 @@ pub const LONG: &[(u64, bool)] = &[
     (1795789007289, true),
     (1795787435315, true),
     (1795804746492, false),
+    (1795824821398, false),
 ];
