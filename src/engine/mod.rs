@@ -63,7 +63,7 @@ pub use peer::PeerMessage;
 pub use recover::{Alone, Survivor, SurvivorFacts, Unfit};
 pub use replica::Append;
 pub use shared::{Entropy, NotAdmitted, Shared, State};
-pub use status::{PeerStatus, Role, Status};
+pub use status::{PeerStatus, Role, SYNCED_WITHIN, Status};
 
 use agreement::Agreement;
 use barrier::{Barrier, Purpose};

@@ -278,10 +278,16 @@ impl Engine {
         let peers = self.bound_peers();
         let staying = |voter: &&u64| target.voters.contains(voter);
         let staying: Vec<u64> = membership.voters.iter().filter(staying).copied().collect();
-        let is_there = |voter: &&u64| {
-            **voter == self.id || peers.iter().any(|peer| peer.id == **voter && peer.active)
+        // Nothing would be decided before the rest are sent what they lack (§12.5).
+        let (first, committed) = (self.replica.first_index(), self.replica.committed());
+        let is_synced = |voter: &&u64| {
+            let mut others = peers
+                .iter()
+                .filter(|peer| peer.id == **voter && peer.active);
+            **voter == self.id
+                || others.any(|peer| peer.matched + 1 >= first && peer.is_synced(committed))
         };
-        if staying.iter().filter(is_there).count() <= staying.len() / 2 {
+        if staying.iter().filter(is_synced).count() <= staying.len() / 2 {
             // A new leader has heard of those who elected it, and of nobody else yet.
             let is_new = self.now_ms <= self.leading_since_ms + ACTIVE_MS;
             entry.no_quorum = true;

@@ -546,6 +546,11 @@ impl Replica {
         peers
     }
 
+    /// The first entry of the log: who lacks an earlier one needs a snapshot.
+    pub fn first_index(&self) -> u64 {
+        self.raw.raft.raft_log.first_index()
+    }
+
     /// The last entry of the log, committed or not.
     pub fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()

@@ -57,6 +57,17 @@ pub struct PeerStatus {
     pub snapshot: bool,
 }
 
+/// Who lacks more entries than this is not in sync: an entry holds many writes, and some are always
+/// under way.
+pub const SYNCED_WITHIN: u64 = 1_000;
+
+impl PeerStatus {
+    /// Whether it has nearly all that is committed. `committed`: the last such entry.
+    pub fn is_synced(&self, committed: u64) -> bool {
+        !self.snapshot && self.matched + SYNCED_WITHIN >= committed
+    }
+}
+
 /// A server that was not heard for so long, in ms, is not counted on: some heartbeats.
 pub(super) const ACTIVE_MS: u64 = 500;
 

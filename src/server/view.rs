@@ -31,9 +31,6 @@ pub struct ServerView {
     trace_mask: AtomicI64,
 }
 
-/// Entries that a server may lack and still be in sync: some milliseconds of work.
-const SYNCED_WITHIN: u64 = 1_000;
-
 impl ServerView {
     pub fn new(
         config: &Config,
@@ -342,9 +339,7 @@ fn ensemble_view(
     let heard = |voter: bool| {
         let peers = status.peers.iter();
         let active: Vec<_> = peers.filter(|p| p.voter == voter && p.active).collect();
-        let is_synced = |peer: &&&PeerStatus| {
-            !peer.snapshot && peer.matched + SYNCED_WITHIN >= status.committed
-        };
+        let is_synced = |peer: &&&PeerStatus| peer.is_synced(status.committed);
         Heard {
             active: active.len() as u64,
             synced: active.iter().filter(is_synced).count() as u64,
@@ -393,7 +388,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::engine::{Engine, Options, Setup};
+    use crate::engine::{Engine, Options, SYNCED_WITHIN, Setup};
     use crate::net::peer::Traffic;
     use crate::proto::log::Membership;
 

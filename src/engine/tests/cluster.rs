@@ -1507,6 +1507,33 @@ fn who_is_known_to_be_gone_or_may_not_know_its_disk_is_not_counted_on() {
 }
 
 #[test]
+fn those_that_stay_are_in_sync_before_another_is_removed() {
+    let builds = vec![Build::of(FEATURE_LEVEL); 3];
+    let mut cluster = Cluster::built(&[1, 2, 3], &builds, 100, false, &keep_little);
+    cluster.pass_linking(2_000);
+    let (leader, behind) = (cluster.leader(), cluster.follower());
+    let third = 6 - leader - behind;
+    let (mut client, _) = cluster.client(leader);
+    cluster.send(&client, 1, &create("/big", 0));
+    client.frames();
+    cluster.isolate(behind);
+    write_much(&mut cluster, &mut client);
+    cluster.broken_transfers = true;
+    cluster.cut.clear();
+    cluster.pass(500);
+    cluster.send(&client, 2, &reconfig("", &third.to_string()));
+    cluster.pass(1_000);
+    assert_eq!(client.frames(), [failed(2, ErrorCode::NewConfigNoQuorum)]);
+    assert_eq!(cluster.members(), (vec![1, 2, 3], vec![]));
+    cluster.broken_transfers = false;
+    cluster.pass_linking(1_000);
+    cluster.send(&client, 3, &reconfig("", &third.to_string()));
+    cluster.pass(1_000);
+    assert_eq!(client.frames(), [ok(3)]);
+    assert_eq!(cluster.members().0.len(), 2);
+}
+
+#[test]
 fn a_reconfig_is_judged_by_the_state_that_it_will_meet() {
     // Nothing of the others is bound: a change that counts on them has no quorum.
     let mut cluster = Cluster::strangers(3, 100, true);
