@@ -41,15 +41,16 @@
 //! stopped with a panic if its log did not know yet of the snapshot that it had been sent; that who
 //! was away while others joined refused them; that a leader which was to leave asked observers to
 //! lead; that strangers were never forgotten; that a server whose new disk was just being bound was
-//! removed for that disk. The tests of these are in `engine::tests::cluster`.
+//! removed for that disk; and 1795824821398 (long) that a server was removed while another of two
+//! that stay had yet to be sent a snapshot, so that nothing was decided until it had it. The tests
+//! of these are in `engine::tests::cluster`.
 //!
 //! Of the simulator are 1795718068944 (long): what came just when a pause ended passed what had
 //! come before; 1795760674105 (aimed, long, and not among those below since it takes over a
 //! minute): a task that had to send first read nothing, and tried again for ever; 1795787435315 and
 //! 1795789902287 (both aimed, long): where a majority founds, a wiped founder and one that had lost
 //! its power before it had anything may found another cluster, which is not to be played;
-//! 1795789007289 (aimed, long): who is being sent a large state need not serve yet, and
-//! 1795824821398 (long) nor need those who miss a majority without it; 1795804746492
+//! 1795789007289 (aimed, long): who is being sent a large state need not serve yet; 1795804746492
 //! (long): a learner whose disk has rot may be given one of two votes, which is beyond repair.
 //! 1795816937065 (aimed, long): a removed founder that is empty, and the last other one once it is
 //! wiped, found another cluster as they are configured to; 1795818866386 (long): the disk of a
