@@ -261,8 +261,8 @@ impl Replica {
         self.raw.mut_store().set_snapshot(mark);
     }
 
-    /// The snapshot of this entry cannot be read: whoever needs one is not given it. Returns whether
-    /// it was the newest.
+    /// The snapshot of this entry cannot be read: whoever needs one is not given it. Returns
+    /// whether it was the newest.
     pub fn lost_snapshot(&mut self, index: u64) -> bool {
         self.raw.mut_store().lose_snapshot(index)
     }
