@@ -290,8 +290,16 @@ impl Engine {
         if staying.iter().filter(is_synced).count() <= staying.len() / 2 {
             // A new leader has heard of those who elected it, and of nobody else yet.
             let is_new = self.now_ms <= self.leading_since_ms + ACTIVE_MS;
+            if is_new {
+                return None;
+            }
+            tracing::warn!(
+                ?staying,
+                "a reconfig is refused: of the voters that stay too few are there and in sync; ask \
+                 again when `zkraft status` shows that they are"
+            );
             entry.no_quorum = true;
-            return (!is_new).then_some(entry);
+            return Some(entry);
         }
         let joining = target.voters.iter().chain(&target.observers);
         let joining = joining
