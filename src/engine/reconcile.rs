@@ -279,13 +279,10 @@ impl Engine {
         let staying = |voter: &&u64| target.voters.contains(voter);
         let staying: Vec<u64> = membership.voters.iter().filter(staying).copied().collect();
         // Nothing would be decided before the rest are sent what they lack (§12.5).
-        let (first, committed) = (self.replica.first_index(), self.replica.committed());
+        let committed = self.replica.committed();
         let is_synced = |voter: &&u64| {
-            let mut others = peers
-                .iter()
-                .filter(|peer| peer.id == **voter && peer.active);
-            **voter == self.id
-                || others.any(|peer| peer.matched + 1 >= first && peer.is_synced(committed))
+            let mut others = peers.iter().filter(|peer| peer.active);
+            **voter == self.id || others.any(|peer| peer.id == **voter && peer.is_synced(committed))
         };
         if staying.iter().filter(is_synced).count() <= staying.len() / 2 {
             // A new leader has heard of those who elected it, and of nobody else yet.

@@ -531,6 +531,7 @@ impl Replica {
             return Vec::new();
         }
         let learners = self.raw.raft.prs().conf().learners();
+        let first = self.raw.raft.raft_log.first_index();
         let others = self.raw.raft.prs().iter();
         let mut peers: Vec<PeerStatus> = others
             .filter(|(id, _)| **id != self.id)
@@ -540,15 +541,11 @@ impl Replica {
                 active: false,
                 matched: progress.matched,
                 snapshot: progress.state == ProgressState::Snapshot,
+                beyond_log: progress.matched + 1 < first,
             })
             .collect();
         peers.sort_unstable_by_key(|peer| peer.id);
         peers
-    }
-
-    /// The first entry of the log: who lacks an earlier one needs a snapshot.
-    pub fn first_index(&self) -> u64 {
-        self.raw.raft.raft_log.first_index()
     }
 
     /// The last entry of the log, committed or not.

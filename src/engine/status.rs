@@ -55,6 +55,8 @@ pub struct PeerStatus {
     pub matched: u64,
     /// Whether it is being sent a snapshot.
     pub snapshot: bool,
+    /// Whether it lacks entries that are not in the log any more, as far as is known.
+    pub beyond_log: bool,
 }
 
 /// Who lacks more entries than this is not in sync: an entry holds many writes, and some are always
@@ -64,7 +66,7 @@ pub const SYNCED_WITHIN: u64 = 1_000;
 impl PeerStatus {
     /// Whether it has nearly all that is committed. `committed`: the last such entry.
     pub fn is_synced(&self, committed: u64) -> bool {
-        !self.snapshot && self.matched + SYNCED_WITHIN >= committed
+        !self.snapshot && !self.beyond_log && self.matched + SYNCED_WITHIN >= committed
     }
 }
 

@@ -449,7 +449,7 @@ mod tests {
             voter: true,
             active: true,
             matched,
-            snapshot: false,
+            ..PeerStatus::default()
         }
     }
 

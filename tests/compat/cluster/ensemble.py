@@ -143,7 +143,8 @@ class Ensemble:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         deaths = self.deaths() if self.kind == "zkraft" else []
-        if isinstance(error, Exception) and not isinstance(error, lab.Skipped) or deaths:
+        is_failure = isinstance(error, Exception) and not isinstance(error, lab.Skipped)
+        if is_failure or deaths:
             self.keep_logs()
         for server in self.servers.values():
             # Stopped together, not one after the other: nobody is to take over any more.
