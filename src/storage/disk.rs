@@ -47,6 +47,16 @@ pub trait File: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `data`, growing the file as needed. Durable only after [`File::sync_data`].
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes zeros from one offset to another, as [`File::write_at`] does.
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let mut offset = from;
+        while offset < to {
+            let length = ZEROS.0.len().min((to - offset) as usize);
+            self.write_at(&ZEROS.0[..length], offset)?;
+            offset += length as u64;
+        }
+        Ok(())
+    }
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file holds no bytes.
@@ -58,6 +68,12 @@ pub trait File: Send + Sync {
     /// Makes everything written so far, and the length, durable.
     fn sync_data(&self) -> io::Result<()>;
 }
+
+/// Zeros to write, from where the disk can take them without a copy. An idle server has better uses
+/// for more of them.
+#[repr(align(4096))]
+pub(super) struct Zeros(pub [u8; 64 << 10]);
+pub(super) static ZEROS: Zeros = Zeros([0; 64 << 10]);
 
 /// The file system of this machine.
 #[derive(Clone, Copy, Debug, Default)]

@@ -355,7 +355,7 @@ impl Wal {
         if end > self.prepared {
             let ahead = (end + self.prepare_bytes()).min(self.options.segment_bytes);
             self.prepared = segment::to_sectors(ahead.max(end));
-            write_zeros(&*self.file, end, self.prepared)?;
+            self.file.write_zeros(end, self.prepared)?;
         }
         Ok(())
     }
@@ -444,21 +444,6 @@ impl Wal {
     fn current(&self) -> &Segment {
         self.segments.last().expect("there is a current segment")
     }
-}
-
-/// In pieces of what is always there: an idle server has better uses for a mebibyte.
-fn write_zeros(file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
-    /// Where the disk can take them from without a copy.
-    #[repr(align(4096))]
-    struct Zeros([u8; 64 << 10]);
-    static ZEROS: Zeros = Zeros([0; 64 << 10]);
-    let mut offset = from;
-    while offset < to {
-        let length = ZEROS.0.len().min((to - offset) as usize);
-        file.write_at(&ZEROS.0[..length], offset)?;
-        offset += length as u64;
-    }
-    Ok(())
 }
 
 fn create_segment(
