@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -239,7 +241,7 @@ impl Client<'_> {
             input.reserve(self.read_bytes);
         }
         let room = input.capacity() - input.len();
-        match self.stream.try_read_buf(input) {
+        match read_all(self.stream, input) {
             Ok(0) => Ok(false),
             Ok(count) => {
                 self.metrics().bytes_received_count.add(count as u64);
@@ -494,6 +496,30 @@ async fn write_all(stream: &TcpStream, mut output: &[u8]) -> std::io::Result<()>
     Ok(())
 }
 
+/// Reads into the room that `input` has. If that is not filled, there is nothing more, and the
+/// stream is readable when something comes: nobody has to ask and be told so.
+fn read_all(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
+    let mut count = None;
+    let tried = stream.try_io(Interest::READABLE, || {
+        let room = input.spare_capacity_mut();
+        let read = SockRef::from(stream).recv(room)?;
+        count = Some(read);
+        // Zero is the end, of which nobody is told again.
+        match (1..room.len()).contains(&read) {
+            true => Err(ErrorKind::WouldBlock.into()),
+            false => Ok(()),
+        }
+    });
+    match count {
+        Some(count) => {
+            // SAFETY: recv has filled so many bytes of the spare capacity.
+            unsafe { input.set_len(input.len() + count) };
+            Ok(count)
+        }
+        None => tried.map(|()| 0),
+    }
+}
+
 async fn read_some(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
     loop {
         stream.readable().await?;
@@ -556,5 +582,44 @@ mod tests {
         let mut received = vec![0; length];
         client.read_exact(&mut received).await.unwrap();
         assert_eq!(task.await.unwrap().as_ref(), b"ping");
+    }
+
+    #[tokio::test]
+    async fn what_came_whole_is_not_asked_for_again() {
+        const NOW: Duration = Duration::ZERO;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let mut input = BytesMut::with_capacity(8);
+        for _ in 0..3 {
+            client.write_all(b"ping").await.unwrap();
+            server.readable().await.unwrap();
+            assert_eq!(read_all(&server, &mut input).unwrap(), 4);
+            assert_eq!(input.as_ref(), b"ping");
+            assert!(timeout(NOW, server.readable()).await.is_err());
+            let again = read_all(&server, &mut input).unwrap_err();
+            assert_eq!(again.kind(), ErrorKind::WouldBlock);
+            input = BytesMut::with_capacity(8);
+        }
+        // What fills the room may not be all, and the end is there however much came with it.
+        client.write_all(b"more than eight").await.unwrap();
+        drop(client);
+        let mut all = Vec::new();
+        loop {
+            server.readable().await.unwrap();
+            let mut input = BytesMut::with_capacity(8);
+            match read_all(&server, &mut input).unwrap() {
+                0 => break,
+                count => assert_eq!(count, input.len()),
+            }
+            all.extend_from_slice(&input);
+        }
+        assert_eq!(all, b"more than eight");
+        server.readable().await.unwrap();
+        assert_eq!(
+            read_all(&server, &mut BytesMut::with_capacity(8)).unwrap(),
+            0
+        );
     }
 }
