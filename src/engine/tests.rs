@@ -579,6 +579,64 @@ fn a_client_that_asked_for_much_behind_a_write_gets_it() {
     assert!(!client.closed);
 }
 
+/// What is brought near for reads that came together changes nothing of their answers.
+#[test]
+fn reads_of_a_large_tree_are_answered_together_as_one_by_one() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.client();
+    let mut xid = 0;
+    for parent in 0..10 {
+        let child = |n| create(&format!("/{parent}/{n}"), 0);
+        let nodes = [create(&format!("/{parent}"), 0)].into_iter();
+        for node in nodes.chain((0..900).map(child)) {
+            xid += 1;
+            bench.send(&client, xid, &node);
+        }
+        assert_eq!(client.frames().len(), 901);
+    }
+    let paths = [
+        "/7/899", "/7/900", "/x/y", "/", "", "x", "//", "/7/", "/é", "/9",
+    ];
+    let reads: Vec<_> = (0..5)
+        .flat_map(|_| paths)
+        .flat_map(|path| {
+            let (path, watch) = (Text::from(path), false);
+            let data = Request::GetData {
+                path: path.clone(),
+                watch,
+            };
+            [data, exists(&path), Request::Ping]
+        })
+        .collect();
+    let frame = |request: &Request| {
+        let mut frame = BytesMut::new();
+        frame.put_i32(1);
+        frame.put_i32(request.opcode());
+        request.encode(&mut frame);
+        frame
+    };
+    let mut input = BytesMut::new();
+    for read in &reads {
+        client.receive(&frame(read), bench.now_ms).unwrap();
+        let frame = frame(read);
+        input.put_i32(frame.len() as i32);
+        input.put_slice(&frame);
+    }
+    let one_by_one = client.frames();
+    assert_eq!(one_by_one.len(), reads.len());
+    // The last is not whole yet, and comes later.
+    let rest = input.split_off(input.len() - 3);
+    for part in [BytesMut::new(), rest] {
+        input.unsplit(part);
+        let output = &mut client.output.borrow_mut();
+        let connection = &client.connection;
+        let taken = connection.receive(&mut input, FRAME_BYTES_MAX, || bench.now_ms, output);
+        taken.unwrap();
+    }
+    assert!(input.is_empty());
+    assert_eq!(client.frames(), one_by_one);
+}
+
 #[test]
 fn unanswered_writes_are_bounded_by_their_bytes_too() {
     let mut bench = Bench::with(Options {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use crate::proto::log;
+use crate::wire::request::path_at_start;
 use crate::wire::{Acl, Answer, ErrorCode, Id, SessionId, Stat, Text, Zxid};
 
 pub mod acl;
@@ -41,6 +42,7 @@ pub use level::{FEATURE_LEVEL, LEVEL_SETTING, LOCAL_SESSIONS};
 pub use origin::{CommandId, OriginId};
 pub use path::PATH_BYTES_MAX;
 pub use session::{Attached, FIRST_GENERATION, LOCAL_GENERATION, SessionInfo};
+pub use tree::NEAR_AT_ONCE;
 
 use digest::{Part, Term};
 use origin::Origins;
@@ -209,6 +211,12 @@ impl Machine {
             self.run(command, None, sink);
         }
         self.no_quorum = false;
+    }
+
+    /// Prepares for requests for these paths, if that makes them faster. Changes nothing; see
+    /// [`Tree::bring_near`].
+    pub fn bring_near<'a>(&self, paths: impl Iterator<Item = &'a str>) {
+        self.tree.bring_near(paths);
     }
 
     /// Passes an entry that holds no commands, such as a change of membership.
@@ -419,10 +427,22 @@ impl Machine {
         let Some(skipped) = self.origins.admit(origin, batch.first) else {
             return;
         };
-        for (number, command) in (batch.first..).zip(&batch.commands).skip(skipped as usize) {
-            let id = CommandId { origin, number };
-            self.origins.advance(id);
-            self.run(command, Some(id), sink);
+        let mut number = batch.first + skipped;
+        let commands = batch.commands.get(skipped as usize..).unwrap_or_default();
+        for commands in commands.chunks(NEAR_AT_ONCE) {
+            if commands.len() > 1 {
+                self.bring_near(
+                    commands
+                        .iter()
+                        .filter_map(|command| path_at_start(&command.body)),
+                );
+            }
+            for command in commands {
+                let id = CommandId { origin, number };
+                self.origins.advance(id);
+                self.run(command, Some(id), sink);
+                number += 1;
+            }
         }
     }
 

@@ -381,6 +381,70 @@ fn a_command_is_applied_once() {
     );
 }
 
+/// What is brought near for a batch changes nothing, whatever its commands say.
+#[test]
+fn a_batch_in_a_large_tree_is_its_commands_one_by_one() {
+    let run = |batch: usize| {
+        let mut rig = Rig::new();
+        let many = (0..9_000).map(|n| client(1, 1, &create(&format!("/{n}"), 0)));
+        rig.run_unchecked(many.collect());
+        let paths = [
+            "/7", "/7/x", "/none/x", "/", "", "x", "//", "/7/", "/é", "/8999",
+        ];
+        let requests = paths.iter().flat_map(|path| {
+            let (path, version) = (Text::from(*path), -1);
+            let data = Some(Bytes::from(vec![1; 300]));
+            [
+                create(&path, 0),
+                Request::SetData {
+                    path: path.clone(),
+                    data,
+                    version,
+                },
+                Request::Delete { path, version },
+            ]
+        });
+        let mut commands: Vec<_> = requests.map(|request| client(1, 1, &request)).collect();
+        for body in [
+            &b""[..],
+            b"\0\0",
+            b"\xff\xff\xff\xff",
+            b"\0\0\0\x02\xff\xff",
+        ] {
+            commands.push(log::Command {
+                session: 1,
+                generation: 1,
+                op: crate::wire::op::SET_DATA,
+                body: body.into(),
+            });
+        }
+        let firsts = (rig.number + 1..).step_by(batch);
+        let batches = firsts.zip(commands.chunks(batch)).map(|(first, commands)| {
+            let origin = log::Origin {
+                server: 1,
+                disk: 9,
+                incarnation: 1,
+            };
+            log::Batch {
+                origin: Some(origin),
+                first,
+                commands: commands.to_vec(),
+            }
+        });
+        let journal = rig.entry(log::Entry {
+            time_ms: 1,
+            batches: batches.collect(),
+            ..log::Entry::default()
+        });
+        let told = format!("{:?} {:?}", journal.lines, journal.outcomes);
+        assert_eq!(journal.outcomes.len(), commands.len());
+        (rig.machine.digest(), told)
+    };
+    let one_by_one = run(1);
+    assert_eq!(run(NEAR_AT_ONCE + 3), one_by_one);
+    assert_eq!(run(1_000), one_by_one);
+}
+
 #[test]
 fn an_attachment_fences_the_one_before() {
     let mut rig = Rig::new();

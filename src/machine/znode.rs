@@ -214,6 +214,26 @@ impl Znode {
         self.has_data = earlier.has_data;
     }
 
+    /// Loads all fields; what it returns means nothing.
+    pub fn look_at_fields(&self) -> u64 {
+        let first = self.czxid.0 as u64 ^ self.owner as u64;
+        let last = u64::from(self.parent.0) ^ u64::from(self.has_data);
+        first ^ last ^ self.content.as_ptr() as u64
+    }
+
+    /// The same for the first part of the content.
+    pub fn look_at_content(&self) -> u64 {
+        const LINE: usize = 64;
+        let lines = self.content.iter().step_by(LINE).take(4);
+        let last = self
+            .content
+            .last()
+            .filter(|_| self.content.len() < 4 * LINE);
+        lines
+            .chain(last)
+            .fold(0, |all, byte| all ^ u64::from(*byte))
+    }
+
     /// The data for a reply: large data is shared, not copied.
     pub fn shared_data(&self) -> Option<Bytes> {
         let data = self.data()?;

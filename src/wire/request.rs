@@ -142,10 +142,15 @@ pub enum SubRequest {
 /// The path and the watch flag of an `exists`, `getData` or `getChildren`, where they lie.
 /// `None` for anything that [`Request::decode`] would refuse or repair.
 pub fn path_and_watch(body: &[u8]) -> Option<(&str, bool)> {
+    let path = path_at_start(body)?;
+    let watch = *body.get(4 + path.len())? != 0;
+    Some((path, watch))
+}
+
+/// The path that the body of a request for one znode begins with.
+pub fn path_at_start(body: &[u8]) -> Option<&str> {
     let length = usize::try_from(int_at(body, 0)?).ok()?;
-    let path = body.get(4..4 + length)?;
-    let watch = *body.get(4 + length)? != 0;
-    Some((std::str::from_utf8(path).ok()?, watch))
+    std::str::from_utf8(body.get(4..4 + length)?).ok()
 }
 
 /// The number that stands at an offset.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
-use crate::machine::Caller;
+use crate::machine::{Caller, NEAR_AT_ONCE};
 use crate::watch::ConnectionId;
 use crate::wire::{
     ConnectRequest, FrameLength, HEADER_BYTES, Id, Request, SessionId, frame_length, op, request,
@@ -283,7 +283,7 @@ impl Connection {
         let identities = state.map(|_| self.identities());
         let mut submissions = Vec::new();
         let is_fenced = self.shared.is_fenced();
-        let mut answered = 0;
+        let mut answered = 0_u64;
         let mut last = None;
         let next = loop {
             if !self.is_ready(&inner, now_ms) || is_full || out.len() > most {
@@ -319,6 +319,9 @@ impl Connection {
                         session: inner.session,
                         identities,
                     };
+                    if answered.is_multiple_of(NEAR_AT_ONCE as u64) {
+                        bring_near(state, input, frame_bytes_max);
+                    }
                     let body = &frame[HEADER_BYTES..];
                     if !may_answer || !self.answer(state, &caller, xid, opcode, body, out) {
                         break Next::Single(split_frame(input, length));
@@ -626,6 +629,26 @@ enum Next {
     Read,
     /// This frame needs a look of its own.
     Single(Bytes),
+}
+
+/// Prepares for the reads that `input` holds, if there is more than one.
+fn bring_near(state: &State, input: &[u8], frame_bytes_max: usize) {
+    let mut rest = input;
+    let mut next = || {
+        let FrameLength::Body(length) = frame_length(rest, frame_bytes_max) else {
+            return None;
+        };
+        let frame = rest.get(4..4 + length)?;
+        rest = &rest[4 + length..];
+        request::path_at_start(frame.get(HEADER_BYTES..)?)
+    };
+    let first = next();
+    if let Some(second) = next() {
+        let paths = first.into_iter().chain([second]);
+        state
+            .machine
+            .bring_near(paths.chain(std::iter::from_fn(next)));
+    }
 }
 
 /// Takes the frame that `input` starts with, without its length.
