@@ -256,12 +256,14 @@ impl Fault {
         }
     }
 
-    /// Wraps a failed sync. A full disk may show only here.
+    /// Wraps a failed sync. A full disk may show only here; a directory has to be opened for it.
     pub fn sync(path: &Path, source: io::Error) -> Self {
+        let is_not_open = matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Self::io("sync", path, source)
             }
+            _ if is_not_open => Self::io("sync", path, source),
             _ => Self::Sync {
                 path: path.to_owned(),
                 source,
@@ -344,6 +346,12 @@ mod tests {
             assert!(said.contains(advice), "{said}");
         }
         assert!(said(libc::ELOOP).ends_with("(os error 40)"));
+        let error = io::Error::from_raw_os_error(libc::EMFILE);
+        assert_eq!(
+            Fault::sync(Path::new("/data/log"), error).to_string(),
+            "cannot sync /data/log: Too many open files (os error 24); raise the limit of open \
+             files (ulimit -n) and start again"
+        );
     }
 
     #[test]

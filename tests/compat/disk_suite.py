@@ -599,8 +599,9 @@ def no_more_files() -> None:
             pid = server.process.pid
             taken = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()) + 1
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken, taken))
-            expected = ("cannot create", "(os error 24)", "raise the limit of open files")
-            stopped(server, f"{data}/log/segment.", *expected)
+            # A new segment opens its file, the same for what goes past the cache, and its directory.
+            expected = ("zkraft stopped: cannot ", "(os error 24)", "raise the limit of open files")
+            stopped(server, f" {data}/log", *expected)
             ledger.join()
             server.start()
             check(server, ledger)
