@@ -399,6 +399,8 @@ class Server:
         self.wrapper = tuple(wrapper)
         # Of zkraft: which build it is; the one under test if that is not said.
         self.binary: Path | None = None
+        # Of ZooKeeper: the jars it runs from; Debian's if that is not said.
+        self.class_path: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
         # What the process was last told by this object, and how it ended without being told.
         # A nemesis ends and starts servers while a suite asks for their deaths.
@@ -647,7 +649,7 @@ class Server:
             ],
             *self.jvm_args,
             "-cp",
-            zookeeper_class_path(),
+            self.class_path or zookeeper_class_path(),
             "org.apache.zookeeper.server.quorum.QuorumPeerMain",
             str(self._config_file),
         ]

@@ -16,6 +16,7 @@ A target that is missed is said to be missed. It is not a failed case: how fast 
 proves nothing about the code. A case fails if it could not be measured.
 
 Parts: pairs, latency, size (and restart), idle, flat, snapshot; of three: pairs, latency, idle.
+Only if asked for: versions, which tells how far ZooKeeper 3.9.5 is from 3.8.0.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ ZNODES = 1_000_000
 # Sets a second while snapshots are taken.
 RATE = 20_000
 PARTS = ("pairs", "latency", "size", "idle", "flat", "snapshot")
+ON_REQUEST = ("versions",)
 PARTS_OF_THREE = ("pairs", "latency", "idle")
 # What users run: the values of ZooKeeper's sample file.
 TIMING = {"tickTime": "2000", "initLimit": "10", "syncLimit": "5"}
@@ -73,6 +75,8 @@ PAIRS = (
     Pair("fan-out to 500 watchers", "fan-out", ("--clients", "500"), faster=6),
 )
 
+# Of these, so many from the first tell how far two ZooKeepers are from each other.
+COMPARED = 4
 
 SPREAD = ("--clients", "9")
 PAIRS_OF_THREE = (
@@ -153,6 +157,8 @@ class Speed:
         self.quick = quick
         self.report = report
         self.rows: list[Row] = []
+        # What is not about zkraft: lines of text.
+        self.notes: list[str] = []
 
     def bench(self, workload: str, *options: str) -> dict:
         """Runs the load generator and returns what it measured."""
@@ -375,6 +381,26 @@ class Speed:
                     worst[0] - worst[1] <= 5,
                 )
 
+    def versions(self) -> None:
+        """How far the newest ZooKeeper is from the one that the table has."""
+        with self.report.case(f"ZooKeeper {lab.BASELINE} beside 3.8.0"):
+            self.compare_versions()
+
+    def compare_versions(self) -> None:
+        newest = lab.Server("zookeeper", jvm_args=lab.JVM_OF_ONE)
+        newest.class_path = str(lab.zookeeper_baseline() / "*")
+        with newest, self.server("zookeeper") as usual:
+            warm_ups = [30, 30]
+            for pair in PAIRS[:COMPARED]:
+                warm_up = 2 if self.quick else warm_ups.pop() if warm_ups else 10
+                measured = self.both(pair.workload, newest, usual, warm_up, *pair.options)
+                ratios = measured["ratios"]
+                self.notes.append(
+                    f"ZooKeeper {lab.BASELINE} beside 3.8.0, {pair.name}:"
+                    f" {ratios['per_second']:.2f} times the operations,"
+                    f" {ratios['server_us']:.2f} times the processor time for each"
+                )
+
     # --- Helpers --------------------------------------------------------------------------------
 
     @property
@@ -382,14 +408,15 @@ class Speed:
         return ZNODES // 20 if self.quick else ZNODES
 
     def table(self) -> str:
-        """The rows as Markdown."""
-        lines = [
-            "| | zkraft | ZooKeeper 3.8.0 | ratio | target | |",
-            "|---|---|---|---|---|---|",
-        ]
+        """The rows as Markdown, and the notes."""
+        lines = []
+        if self.rows:
+            lines.append("| | zkraft | ZooKeeper 3.8.0 | ratio | target | |")
+            lines.append("|---|---|---|---|---|---|")
         for r in self.rows:
             cells = (r.what, r.zkraft, r.other, r.ratio, r.target, r.verdict)
             lines.append("| " + " | ".join(cells) + " |")
+        lines += [f"\n{note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
 
@@ -509,7 +536,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--servers", type=int, choices=(1, 3), default=1, help="of an ensemble")
     parser.add_argument("--quick", action="store_true", help="few rounds, small trees: a trial")
-    parser.add_argument("--only", nargs="+", choices=PARTS)
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, *ON_REQUEST))
     parser.add_argument("--markdown", type=Path, help="where the table goes, too")
     arguments = parser.parse_args()
     lab.end_cleanly_on_sigterm()
@@ -517,8 +544,9 @@ def main() -> int:
     report = lab.Report("speed", f"zkraft and zookeeper{of_three}")
     known = PARTS if arguments.servers == 1 else PARTS_OF_THREE
     chosen = arguments.only or known
-    if not set(chosen) <= set(known):
-        parser.error(f"of {arguments.servers} servers there are the parts {', '.join(known)}")
+    allowed = (*known, *(ON_REQUEST if arguments.servers == 1 else ()))
+    if not set(chosen) <= set(allowed):
+        parser.error(f"of {arguments.servers} servers there are the parts {', '.join(allowed)}")
     kind = Speed if arguments.servers == 1 else SpeedOfThree
     speed = kind(arguments.quick, report)
     for name in chosen:
