@@ -597,33 +597,59 @@ fn reads_of_a_large_tree_are_answered_together_as_one_by_one() {
     let paths = [
         "/7/899", "/7/900", "/x/y", "/", "", "x", "//", "/7/", "/é", "/9",
     ];
-    let reads: Vec<_> = (0..5)
-        .flat_map(|_| paths)
-        .flat_map(|path| {
-            let (path, watch) = (Text::from(path), false);
-            let data = Request::GetData {
-                path: path.clone(),
-                watch,
-            };
-            [data, exists(&path), Request::Ping]
-        })
-        .collect();
-    let frame = |request: &Request| {
+    let header = |opcode| {
         let mut frame = BytesMut::new();
         frame.put_i32(1);
-        frame.put_i32(request.opcode());
+        frame.put_i32(opcode);
+        frame
+    };
+    let frame = |request: Request| {
+        let mut frame = header(request.opcode());
         request.encode(&mut frame);
         frame
     };
+    let data = |path: &str| Request::GetData {
+        path: path.into(),
+        watch: false,
+    };
+    let mut frames: Vec<_> = (0..4)
+        .flat_map(|_| paths)
+        .flat_map(|path| [frame(data(path)), frame(exists(path))])
+        .collect();
+    // Between others, and many together.
+    let acl = Request::GetAcl {
+        path: "/7/1".into(),
+    };
+    for (at, other) in [
+        (40, Request::Ping),
+        (30, acl),
+        (25, Request::Ping),
+        (3, data("/7/1")),
+    ] {
+        frames.insert(at, frame(other));
+    }
+    // A length below zero, one that is too long, one of no text, and no watch flag behind it.
+    for body in ["\u{7f}", "\0\0\0\u{9}", "\0\0\0\u{2}/7"].map(str::as_bytes) {
+        for at in [20, 50, 51] {
+            let mut frame = header(op::GET_DATA);
+            frame.put_slice(body);
+            frames.insert(at, frame);
+        }
+    }
+    for length in [-2, 2] {
+        let mut frame = header(op::EXISTS);
+        frame.put_i32(length);
+        frame.put_slice(b"\xff\xfe\0");
+        frames.insert(10, frame);
+    }
     let mut input = BytesMut::new();
-    for read in &reads {
-        client.receive(&frame(read), bench.now_ms).unwrap();
-        let frame = frame(read);
+    for frame in &frames {
+        client.receive(frame, bench.now_ms).unwrap();
         input.put_i32(frame.len() as i32);
-        input.put_slice(&frame);
+        input.put_slice(frame);
     }
     let one_by_one = client.frames();
-    assert_eq!(one_by_one.len(), reads.len());
+    assert_eq!(one_by_one.len(), frames.len());
     // The last is not whole yet, and comes later.
     let rest = input.split_off(input.len() - 3);
     for part in [BytesMut::new(), rest] {

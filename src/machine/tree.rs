@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::acl::{self, Acls};
 use super::index::Index;
@@ -18,11 +19,13 @@ use super::slab::Slab;
 use super::znode::{Children, Kind, NewZnode, NodeId, Znode};
 use crate::wire::{Acl, SessionId, Zxid};
 
-/// How many paths [`Tree::bring_near`] takes at once: what it looks at for them stays in the nearest
-/// caches, and a processor has no more loads under way.
+/// How many paths [`Tree::bring_near`] takes at once: what it looks at for them stays in the
+/// nearest caches, and a processor has no more loads under way.
 pub const NEAR_AT_ONCE: usize = 16;
 /// So many znodes are in the caches by themselves, and would only be looked at twice.
 const NEAR_ANYWAY: usize = 8_192;
+/// How many paths [`Recent`] remembers: about as many as have their znodes in the caches.
+const RECENT: usize = 4_096;
 
 /// How to take one change back.
 #[derive(Debug)]
@@ -43,6 +46,28 @@ enum Undo {
     },
 }
 
+/// Paths that were asked for a moment ago, some of them: whoever asks for one of these again most
+/// likely asks for others that are near as well. Nothing but speed depends on it.
+#[derive(Debug)]
+struct Recent(Box<[AtomicU32]>);
+
+impl Recent {
+    fn new() -> Self {
+        Self((0..RECENT).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// Whether the path of this hash is one of them; from now on it is.
+    fn has(&self, hash: u64) -> bool {
+        let place = &self.0[hash as usize % RECENT];
+        let mark = (hash >> 32) as u32;
+        let has = place.load(Ordering::Relaxed) == mark;
+        if !has {
+            place.store(mark, Ordering::Relaxed);
+        }
+        has
+    }
+}
+
 /// All znodes.
 #[derive(Debug)]
 pub struct Tree {
@@ -52,6 +77,7 @@ pub struct Tree {
     /// collide. Never iterated, so the seed shows nowhere.
     index: Index<NodeId>,
     hasher: foldhash::fast::RandomState,
+    recent: Recent,
     ephemerals: BTreeMap<SessionId, BTreeSet<NodeId>>,
     ephemeral_count: usize,
     /// Containers and TTL znodes.
@@ -114,17 +140,24 @@ impl Tree {
     /// Looks at what requests for these paths will look at, so that it is in the caches then. In a
     /// large tree each of them waits for the memory some five times, one after the other; here
     /// they all wait at the same time. Takes at most [`NEAR_AT_ONCE`], and is for more than one.
+    /// If the first was asked for a moment ago, all of them pass for near.
     pub fn bring_near<'a>(&self, paths: impl Iterator<Item = &'a str>) {
         if self.len() < NEAR_ANYWAY {
+            return;
+        }
+        let mut paths = paths.peekable();
+        let first = paths.peek().map(|path| self.hasher.hash_one(path));
+        if first.is_none_or(|first| self.recent.has(first)) {
             return;
         }
         let mut near = [NodeId::ROOT; NEAR_AT_ONCE];
         let mut taken = 0;
         for (id, path) in near.iter_mut().zip(paths) {
-            // The parents are few, as a rule, or are alike.
-            let (parent, name) = path.rsplit_once('/').unwrap_or_default();
-            let parent = self.lookup(parent).unwrap_or(NodeId::ROOT);
-            let likely = self.index.likely(self.hash(parent, name.as_bytes()));
+            let likely = path::split(path).and_then(|(parent, name)| {
+                // The parents are few, as a rule, or are alike.
+                let parent = self.lookup(parent)?;
+                self.index.likely(self.hash(parent, name.as_bytes()))
+            });
             *id = likely.unwrap_or(NodeId::ROOT);
             taken += 1;
         }
@@ -421,6 +454,7 @@ impl Tree {
             acls,
             index: Index::default(),
             hasher: foldhash::fast::RandomState::default(),
+            recent: Recent::new(),
             ephemerals: BTreeMap::new(),
             ephemeral_count: 0,
             cleanable: BTreeSet::new(),

@@ -214,7 +214,8 @@ impl Znode {
         self.has_data = earlier.has_data;
     }
 
-    /// Loads all fields; what it returns means nothing.
+    /// Loads fields that lie apart, and with them the lines of memory that all are in. What it
+    /// returns means nothing.
     pub fn look_at_fields(&self) -> u64 {
         let first = self.czxid.0 as u64 ^ self.owner as u64;
         let last = u64::from(self.parent.0) ^ u64::from(self.has_data);

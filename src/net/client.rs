@@ -241,7 +241,7 @@ impl Client<'_> {
             input.reserve(self.read_bytes);
         }
         let room = input.capacity() - input.len();
-        match read_all(self.stream, input) {
+        match read_now(self.stream, input) {
             Ok(0) => Ok(false),
             Ok(count) => {
                 self.metrics().bytes_received_count.add(count as u64);
@@ -496,12 +496,15 @@ async fn write_all(stream: &TcpStream, mut output: &[u8]) -> std::io::Result<()>
     Ok(())
 }
 
-/// Reads into the room that `input` has. If that is not filled, there is nothing more, and the
-/// stream is readable when something comes: nobody has to ask and be told so.
-fn read_all(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
+/// Reads what is there into the room that `input` has, of which there must be some. If it is not
+/// filled, there was no more, and the stream is readable when something comes, which the system
+/// tells of each time: nobody has to ask and be told so. (What stands behind urgent data, which no
+/// client sends, is read with what comes next.)
+fn read_now(stream: &TcpStream, input: &mut BytesMut) -> std::io::Result<usize> {
     let mut count = None;
     let tried = stream.try_io(Interest::READABLE, || {
         let room = input.spare_capacity_mut();
+        debug_assert!(!room.is_empty(), "zero bytes are the end");
         let read = SockRef::from(stream).recv(room)?;
         count = Some(read);
         // Zero is the end, of which nobody is told again.
@@ -595,10 +598,10 @@ mod tests {
         for _ in 0..3 {
             client.write_all(b"ping").await.unwrap();
             server.readable().await.unwrap();
-            assert_eq!(read_all(&server, &mut input).unwrap(), 4);
+            assert_eq!(read_now(&server, &mut input).unwrap(), 4);
             assert_eq!(input.as_ref(), b"ping");
             assert!(timeout(NOW, server.readable()).await.is_err());
-            let again = read_all(&server, &mut input).unwrap_err();
+            let again = read_now(&server, &mut input).unwrap_err();
             assert_eq!(again.kind(), ErrorKind::WouldBlock);
             input = BytesMut::with_capacity(8);
         }
@@ -609,7 +612,7 @@ mod tests {
         loop {
             server.readable().await.unwrap();
             let mut input = BytesMut::with_capacity(8);
-            match read_all(&server, &mut input).unwrap() {
+            match read_now(&server, &mut input).unwrap() {
                 0 => break,
                 count => assert_eq!(count, input.len()),
             }
@@ -618,8 +621,37 @@ mod tests {
         assert_eq!(all, b"more than eight");
         server.readable().await.unwrap();
         assert_eq!(
-            read_all(&server, &mut BytesMut::with_capacity(8)).unwrap(),
+            read_now(&server, &mut BytesMut::with_capacity(8)).unwrap(),
             0
         );
+    }
+
+    /// Its end comes when nobody asks any more.
+    #[tokio::test]
+    async fn an_end_is_told_after_all_was_read() {
+        for is_reset in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            client.write_all(b"ping").await.unwrap();
+            server.readable().await.unwrap();
+            let mut input = BytesMut::with_capacity(8);
+            assert_eq!(read_now(&server, &mut input).unwrap(), 4);
+            assert!(timeout(Duration::ZERO, server.readable()).await.is_err());
+            if is_reset {
+                SockRef::from(&client)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
+            }
+            drop(client);
+            server.readable().await.unwrap();
+            match read_now(&server, &mut input) {
+                Ok(count) => assert_eq!((count, is_reset), (0, false)),
+                Err(error) => {
+                    assert_eq!((error.kind(), is_reset), (ErrorKind::ConnectionReset, true))
+                }
+            }
+        }
     }
 }

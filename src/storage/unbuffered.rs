@@ -22,16 +22,15 @@ use super::segment::SECTOR;
 const ALIGNMENT: usize = 4096;
 /// So much is copied and written at once at most.
 const PIECE: usize = 256 << 10;
-/// Pieces of zeros in one write at most: some systems take no more than 16.
+/// Pieces of zeros in one write at most: the mebibyte that the log is filled ahead by.
+#[cfg(target_os = "linux")]
 const PIECES_MAX: usize = 16;
 
 /// How to write past the cache. Both write some of what they are to, and say how many bytes.
 pub(super) trait Direct: Send + Sync {
     fn write(&self, data: &[u8], offset: u64) -> io::Result<usize>;
-    /// Zeros.
-    fn write_zeros(&self, bytes: usize, offset: u64) -> io::Result<usize> {
-        self.write(&ZEROS.0[..ZEROS.0.len().min(bytes)], offset)
-    }
+    /// The same for that many zeros.
+    fn write_zeros(&self, bytes: usize, offset: u64) -> io::Result<usize>;
 }
 
 /// A file with a second way to write it.
@@ -255,10 +254,13 @@ mod tests {
         );
     }
 
-    /// Zeros are written by it too.
     impl<F: Fn(&[u8], u64) -> io::Result<usize> + Send + Sync> Direct for F {
         fn write(&self, data: &[u8], offset: u64) -> io::Result<usize> {
             self(data, offset)
+        }
+
+        fn write_zeros(&self, bytes: usize, offset: u64) -> io::Result<usize> {
+            self(&vec![0; bytes.min(PIECE)], offset)
         }
     }
 
@@ -292,7 +294,13 @@ mod tests {
                 RealFile::open(&at)?.write_at(part, offset)?;
                 Ok(part.len())
             };
-            write_all(&over(&path, direct), &path);
+            let file = over(&path, direct);
+            file.file.write_at(&[7; 4096], 0).unwrap();
+            file.write_zeros(0, 3072).unwrap();
+            let expected = [vec![0; 3072], vec![7; 1024]].concat();
+            assert!(fs::read(&path).unwrap() == expected, "zeros by {most}");
+            fs::write(&path, b"").unwrap();
+            write_all(&file, &path);
         }
     }
 

@@ -111,6 +111,15 @@ pub struct ConnectionStats {
     pub answered: AtomicU64,
 }
 
+/// How far one call of [`Connection::receive`] has come.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Taken.
+    frames: usize,
+    /// What is to be read for those before this one was brought near.
+    near_until: usize,
+}
+
 /// What a large read will need.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LargeRead {
@@ -210,9 +219,10 @@ impl Connection {
         clock: impl Fn() -> u64,
         out: &mut BytesMut,
     ) -> Result<usize, Refused> {
-        let mut frames = 0;
+        let mut progress = Progress::default();
         let began_ms = clock();
-        let taken = self.take_all(input, frame_bytes_max, &clock, out, &mut frames);
+        let taken = self.take_all(input, frame_bytes_max, &clock, out, &mut progress);
+        let frames = progress.frames;
         if frames > 0 {
             // Half a frame is no sign of life: who sends a byte now and then holds no session.
             self.heard(began_ms);
@@ -236,20 +246,20 @@ impl Connection {
         frame_bytes_max: usize,
         clock: &impl Fn() -> u64,
         out: &mut BytesMut,
-        frames: &mut usize,
+        progress: &mut Progress,
     ) -> Result<(), Refused> {
         loop {
-            let mut next = self.take_run(None, input, frame_bytes_max, clock, out, frames);
+            let mut next = self.take_run(None, input, frame_bytes_max, clock, out, progress);
             if matches!(next, Next::Read) {
                 let state = self.shared.state.read();
                 let state = Some(&*state);
-                next = self.take_run(state, input, frame_bytes_max, clock, out, frames);
+                next = self.take_run(state, input, frame_bytes_max, clock, out, progress);
             }
             match next {
                 Next::Stop => return Ok(()),
                 Next::Read => {}
                 Next::Single(frame) => {
-                    *frames += 1;
+                    progress.frames += 1;
                     if self.awaits_handshake() {
                         self.connect(frame, clock())?;
                     } else {
@@ -272,7 +282,7 @@ impl Connection {
         frame_bytes_max: usize,
         clock: &impl Fn() -> u64,
         out: &mut BytesMut,
-        frames: &mut usize,
+        progress: &mut Progress,
     ) -> Next {
         let mut inner = self.inner.lock();
         let now_ms = clock();
@@ -283,7 +293,7 @@ impl Connection {
         let identities = state.map(|_| self.identities());
         let mut submissions = Vec::new();
         let is_fenced = self.shared.is_fenced();
-        let mut answered = 0_u64;
+        let mut answered = 0;
         let mut last = None;
         let next = loop {
             if !self.is_ready(&inner, now_ms) || is_full || out.len() > most {
@@ -319,8 +329,9 @@ impl Connection {
                         session: inner.session,
                         identities,
                     };
-                    if answered.is_multiple_of(NEAR_AT_ONCE as u64) {
-                        bring_near(state, input, frame_bytes_max);
+                    if may_answer && progress.frames >= progress.near_until {
+                        let near = bring_near(state, input, frame_bytes_max);
+                        progress.near_until = progress.frames + near;
                     }
                     let body = &frame[HEADER_BYTES..];
                     if !may_answer || !self.answer(state, &caller, xid, opcode, body, out) {
@@ -368,7 +379,7 @@ impl Connection {
                 }
                 _ => break Next::Single(split_frame(input, length)),
             }
-            *frames += 1;
+            progress.frames += 1;
             last = Some((xid, opcode));
         };
         // While the pipeline is locked, so that the order of commands is the order of requests.
@@ -631,24 +642,34 @@ enum Next {
     Single(Bytes),
 }
 
-/// Prepares for the reads that `input` holds, if there is more than one.
-fn bring_near(state: &State, input: &[u8], frame_bytes_max: usize) {
-    let mut rest = input;
-    let mut next = || {
-        let FrameLength::Body(length) = frame_length(rest, frame_bytes_max) else {
-            return None;
-        };
-        let frame = rest.get(4..4 + length)?;
+/// Prepares for the reads that `input` starts with, if they are more than one: pings may stand
+/// between them. Returns how many frames need not be looked at again.
+fn bring_near(state: &State, input: &[u8], frame_bytes_max: usize) -> usize {
+    let mut paths = [""; NEAR_AT_ONCE];
+    let (mut found, mut frames, mut rest) = (0, 0, input);
+    while found < paths.len()
+        && let FrameLength::Body(length) = frame_length(rest, frame_bytes_max)
+        && let Some(frame) = rest.get(4..4 + length)
+        && let Some(opcode) = request::int_at(frame, 4)
+    {
+        match opcode {
+            op::PING => {}
+            op::GET_DATA | op::EXISTS | op::GET_CHILDREN | op::GET_CHILDREN2 => {
+                let Some((path, _)) = request::path_and_watch(&frame[HEADER_BYTES..]) else {
+                    break;
+                };
+                paths[found] = path;
+                found += 1;
+            }
+            _ => break,
+        }
+        frames += 1;
         rest = &rest[4 + length..];
-        request::path_at_start(frame.get(HEADER_BYTES..)?)
-    };
-    let first = next();
-    if let Some(second) = next() {
-        let paths = first.into_iter().chain([second]);
-        state
-            .machine
-            .bring_near(paths.chain(std::iter::from_fn(next)));
     }
+    if found > 1 {
+        state.machine.bring_near(paths[..found].iter().copied());
+    }
+    frames
 }
 
 /// Takes the frame that `input` starts with, without its length.
