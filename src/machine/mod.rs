@@ -213,8 +213,8 @@ impl Machine {
         self.no_quorum = false;
     }
 
-    /// Prepares for requests for these paths, if that makes them faster. Changes nothing; see
-    /// [`Tree::bring_near`].
+    /// Prepares for requests for these paths, if that makes them faster: in a large tree each waits
+    /// for the memory several times, and here all wait together. Changes nothing.
     pub fn bring_near<'a>(&self, paths: impl Iterator<Item = &'a str>) {
         self.tree.bring_near(paths);
     }

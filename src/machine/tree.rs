@@ -19,8 +19,8 @@ use super::slab::Slab;
 use super::znode::{Children, Kind, NewZnode, NodeId, Znode};
 use crate::wire::{Acl, SessionId, Zxid};
 
-/// How many paths [`Tree::bring_near`] takes at once: what it looks at for them stays in the
-/// nearest caches, and a processor has no more loads under way.
+/// How many paths [`super::Machine::bring_near`] takes at once: what it looks at for them stays in
+/// the nearest caches, and a processor has no more loads under way.
 pub const NEAR_AT_ONCE: usize = 16;
 /// So many znodes are in the caches by themselves, and would only be looked at twice.
 const NEAR_ANYWAY: usize = 8_192;
