@@ -374,7 +374,7 @@ def full_but_for_the_reserve(disk: Disk) -> None:
         print(f"  all was deleted with {disk.free() // 1024} KiB left", flush=True)
         # A start on a disk that is nearly full takes a snapshot. Two are kept then, with the log
         # from the older one on: the second of now lets everything go that was before.
-        # With more than this it is not nearly full any more, and the rest goes in due time.
+        # With more than this it is not nearly full any more, and the rest goes in due time, below.
         enough = 16 * MIB
         starts = 0
         while disk.free() <= enough:
@@ -385,6 +385,15 @@ def full_but_for_the_reserve(disk: Disk) -> None:
             with contextlib.suppress(TimeoutError):
                 lab.wait_until(lambda: disk.free() > enough, "room", seconds_max=5)
         print(f"  after {starts} more starts {disk.free() // 1024} KiB are free", flush=True)
+        client = raw.Raw(server.port, SESSION_MS)
+        for _ in range(3):
+            # A snapshot's worth of writes, small ones.
+            for number in range(2_000):
+                error, _ = client.create(f"/after-{number}")
+                assert error in (0, -110), error
+        client.close()
+        lab.wait_until(lambda: disk.free() > 32 * MIB, "all that was deleted to go")
+        print(f"  after three more snapshots {disk.free() // 1024} KiB are free", flush=True)
         check(server, ledger)
         server.kill9_running()
         server.start()
